@@ -17,23 +17,29 @@ from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.encoders.preprocessing import ConcatPreprocessing, Preprocessing
 from features.encoders.runtime import (
     EAGER,
+    ONNX,
     Network,
     Runtime,
     compile_model,
     has_export,
     in_parts,
     parse_execution,
+    start_export,
     takes_any_number,
 )
-from features.encoders.runtime_cache import EncoderRecord, write_encoder_record
+from features.encoders.runtime_cache import (
+    EncoderRecord,
+    read_encoder_record,
+    write_encoder_record,
+)
 from features.encoders.runtime_selection import (
     RuntimeTrial,
     StoredChoice,
+    are_few,
     measure_network,
     select_runtime,
 )
 from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer
-from features.encoders.weights import load_model
 from features.errors import EncoderError
 from features.slides.base import RgbArray
 
@@ -86,60 +92,39 @@ class Encoder(Protocol):
         return self.embed_async(tiles).wait()
 
 
-class TimmEncoder(Encoder):
-    """Frozen timm model on a device, run with batches of one fixed shape.
+class _BatchEncoder(Encoder):
+    """Network on a device, run with batches of one fixed shape; not thread-safe.
 
     The network, which returns one vector per image, always receives tensors of one shape, the last
     padded, so that an embedding does not depend on the other tiles of its batch.
     When the device runs out of memory, the batch size is halved for good; ``execution`` reports it.
-    Not thread-safe.
-
-    ``execution`` is ``eager``, ``compile``, ``onnx`` or ``auto``, which tries the
-    :mod:`features.encoders.runtime` whose start-up can pay off for ``n_tiles_expected`` tiles;
-    ``trials`` are its attempts, in order.
-
-    Raises
-    ------
-    EncoderError
-        If the model does not return one vector per tile, shape (1, dim), or cannot run with the
-        given runtime.
     """
+
+    _network: Network
+    _runtime: Runtime
 
     def __init__(
         self,
-        model: nn.Module,
         *,
         name: str,
+        weights_sha256: str,
         preprocessing: Preprocessing,
+        preprocessing_source: str,
         device: torch.device,
-        batch_tiles: int = BATCH_TILES,
-        execution: str = "eager",
-        n_tiles_expected: int | None = None,
-        preprocessing_source: str = "",
+        batch_tiles: int,
     ) -> None:
-        self.name = name
+        self.name, self.weights_sha256 = name, weights_sha256
         self.preprocessing_source = preprocessing_source
         self.preprocessing = self._preprocessing = preprocessing
-        self.device = device
-        self.weights_sha256 = hash_weights(model.state_dict())
-        self._cache_key = f"{name} {self.weights_sha256}"
-        model.eval().requires_grad_(requires_grad=False)
-        model = model.to(device).to(memory_format=torch.channels_last)
+        self.device, self.batch_tiles = device, batch_tiles
+        self.trials: tuple[RuntimeTrial, ...] = ()
+        self._cache_key = f"{name} {weights_sha256}"
+        self._eager: Network | None = None
         self._input: Tensor | None = None
         self._transfer = DeviceTransfer(device)
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
-        self.dim = measure_dim(model, name, self._random_pixels(1))
-        self.trials: tuple[RuntimeTrial, ...] = ()
-        runtime = None
-        if execution != "auto":
-            runtime, recorded_tiles = parse_execution(execution)
-            batch_tiles = recorded_tiles or batch_tiles
-        self.batch_tiles = batch_tiles
-        self._network, self._runtime = self._prepare_network(model, runtime, n_tiles_expected)
-        self._eager = self._network if self._runtime == EAGER and device.type == "cpu" else None
-        self._set_batch()
 
     @property
     def execution(self) -> str:
@@ -227,6 +212,57 @@ class TimmEncoder(Encoder):
         used = self._input[: len(pixels)].copy_(pixels)
         return torch.addcmul(self._shift, used, self._scale, out=used)
 
+    def _random_pixels(self, n_tiles: int) -> Tensor:
+        """Return preprocessed random tiles, float32 of shape (n_tiles, 3, side, side)."""
+        side = self._preprocessing.input_px
+        noise = np.random.default_rng(0).integers(0, 256, (n_tiles, side, side, 3), np.uint8)
+        with torch.no_grad():
+            return self._prepare(torch.from_numpy(noise).to(self.device))
+
+
+class TimmEncoder(_BatchEncoder):
+    """Frozen timm model on a device, run with batches of one fixed shape; not thread-safe.
+
+    ``execution`` is ``eager``, ``compile``, ``onnx`` or ``auto``, which tries the
+    :mod:`features.encoders.runtime` whose start-up can pay off for ``n_tiles_expected`` tiles;
+    ``trials`` are its attempts, in order. When the device runs out of memory, the batch size is
+    halved for good; ``execution`` reports it.
+
+    Raises
+    ------
+    EncoderError
+        If the model does not return one vector per tile, shape (1, dim), or cannot run with the
+        given runtime.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        batch_tiles: int = BATCH_TILES,
+        execution: str = "eager",
+        n_tiles_expected: int | None = None,
+        preprocessing_source: str = "",
+    ) -> None:
+        runtime = None
+        if execution != "auto":
+            runtime, recorded_tiles = parse_execution(execution)
+            batch_tiles = recorded_tiles or batch_tiles
+        super().__init__(
+            name=name, weights_sha256=hash_weights(model.state_dict()), device=device,
+            preprocessing=preprocessing, preprocessing_source=preprocessing_source,
+            batch_tiles=batch_tiles,
+        )  # fmt: skip
+        model.eval().requires_grad_(requires_grad=False)
+        model = model.to(device).to(memory_format=torch.channels_last)
+        self.dim = measure_dim(model, name, self._random_pixels(1))
+        self._network, self._runtime = self._prepare_network(model, runtime, n_tiles_expected)
+        self._eager = self._network if self._runtime == EAGER and device.type == "cpu" else None
+        self._set_batch()
+
     def _prepare_network(
         self, model: nn.Module, runtime: Runtime | None, n_tiles_expected: int | None
     ) -> tuple[Network, Runtime]:
@@ -243,12 +279,25 @@ class TimmEncoder(Encoder):
         self.trials = choice.trials
         return choice.network, choice.runtime
 
-    def _random_pixels(self, n_tiles: int) -> Tensor:
-        """Return preprocessed random tiles, float32 of shape (n_tiles, 3, side, side)."""
-        side = self._preprocessing.input_px
-        noise = np.random.default_rng(0).integers(0, 256, (n_tiles, side, side, 3), np.uint8)
-        with torch.no_grad():
-            return self._prepare(torch.from_numpy(noise).to(self.device))
+
+class _ExportedEncoder(_BatchEncoder):
+    """Encoder that runs by its ONNX export in the cache: neither timm nor weights are loaded."""
+
+    def __init__(self, record: EncoderRecord, *, batch_tiles: int) -> None:
+        super().__init__(
+            name=record.name, weights_sha256=record.weights_sha256, device=torch.device("cpu"),
+            preprocessing=Preprocessing.from_json(record.transform), batch_tiles=batch_tiles,
+            preprocessing_source=record.preprocessing_source,
+        )  # fmt: skip
+        self.dim, self._runtime = record.dim, ONNX
+
+    def start(self) -> bool:
+        """Start the export; return False if there is none that works."""
+        network = start_export(self._cache_key, self._random_pixels(self.batch_tiles))
+        if network is not None:
+            self._network = network
+            self._set_batch()
+        return network is not None
 
 
 class ConcatEncoder(Encoder):
@@ -258,7 +307,7 @@ class ConcatEncoder(Encoder):
     embeddings of n tiles have shape (n, dim).
     """
 
-    def __init__(self, parts: Sequence[TimmEncoder]) -> None:
+    def __init__(self, parts: Sequence[_BatchEncoder]) -> None:
         self._parts = tuple(parts)
         self.name = "+".join(part.name for part in parts)
         self.weights_sha256 = "+".join(part.weights_sha256 for part in parts)
@@ -328,6 +377,14 @@ def load_encoder(
         )
     recorded = execution.split("+")
     executions = recorded if len(recorded) == len(names) else [execution] * len(names)
+    if exported := _open_exported(
+        name, list(paths), device=device, batch_tiles=batch_tiles, execution=execution,
+        n_tiles_expected=n_tiles_expected,
+    ):  # fmt: skip
+        return exported
+
+    from features.encoders.weights import load_model  # noqa: PLC0415 - timm is slow to load
+
     parts, files = [], list[Path]()
     for one, path, one_execution in zip(names, paths, executions, strict=True):
         loaded = load_model(one, weights_path=path)
@@ -346,9 +403,41 @@ def load_encoder(
         record = EncoderRecord(
             name=whole.name, weights_sha256=whole.weights_sha256, dim=whole.dim,
             transform=whole.preprocessing.as_json(),
+            preprocessing_source=whole.preprocessing_source,
         )  # fmt: skip
         write_encoder_record(name, list(paths), record, files)
     return whole
+
+
+def _open_exported(
+    name: str,
+    weights: Sequence[Path | None],
+    *,
+    device: torch.device,
+    batch_tiles: int,
+    execution: str,
+    n_tiles_expected: int | None,
+) -> Encoder | None:
+    """Open an encoder whose export the cache holds, in a tenth of the time of loading its network.
+
+    None unless ONNX Runtime is asked for, or was the fastest here, or the tiles are few and the
+    start is all that counts.
+    """
+    record = read_encoder_record(name, weights)
+    if record is None or device.type != "cpu" or "+" in name:
+        return None
+    runtime, recorded_tiles = ONNX, None
+    if execution != "auto":
+        runtime, recorded_tiles = parse_execution(execution)
+    if runtime != ONNX:
+        return None
+    encoder = _ExportedEncoder(record, batch_tiles=recorded_tiles or batch_tiles)
+    if execution == "auto":
+        stored = encoder.stored_choice(batch_tiles)
+        few = n_tiles_expected is not None and are_few(n_tiles_expected, batch_tiles)
+        if (stored is None and not few) or (stored is not None and stored.runtime != str(ONNX)):
+            return None
+    return encoder if encoder.start() else None
 
 
 def _no_memory(name: str, device: torch.device) -> EncoderError:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from timm.data.config import resolve_model_data_config
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from features.bags.bag import as_json
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["ConcatPreprocessing", "Preprocessing", "resolve_preprocessing"]
 
@@ -32,6 +33,12 @@ class Preprocessing:
         """Return one line of JSON, equal for equal preprocessing."""
         return as_json(**self.__dict__)
 
+    @classmethod
+    def from_json(cls, text: str) -> Preprocessing:
+        """Return the preprocessing of a text by :meth:`as_json`."""
+        stated = json.loads(text)
+        return cls(**stated | {key: tuple(stated[key]) for key in ("mean", "std")})
+
 
 @dataclass(frozen=True)
 class ConcatPreprocessing:
@@ -51,6 +58,8 @@ def resolve_preprocessing(
 
     ``img_size`` is the side in px of images that the network was built for, if that was stated.
     """
+    from timm.data.config import resolve_model_data_config  # noqa: PLC0415 - timm is slow to load
+
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     config = config | {"input_px": img_size or config["input_size"][-1]} | dict(stated or {})
     # Some timm models state lanczos or random interpolation, which torch cannot do on a device.

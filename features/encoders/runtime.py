@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from features.errors import EncoderError
 
 __all__ = [
     "EAGER",
+    "ONNX",
     "ONNX_PACKAGES",
     "Network",
     "Runtime",
@@ -29,6 +31,7 @@ __all__ = [
     "has_export",
     "in_parts",
     "parse_execution",
+    "start_export",
     "start_runtime",
     "takes_any_number",
 ]
@@ -51,6 +54,8 @@ _LARGEST_EXPORT_BYTES = 1_900_000_000
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 _TILES_COMPARED = 4
+_EXPECTED = "mil_expected"
+"""Key under which an export holds eager embeddings of the first tiles it was made with."""
 
 
 _MOST_PART_TILES = 16
@@ -77,6 +82,8 @@ class Runtime:
 
 EAGER = Runtime(engine="eager")
 """The reference for all other runtimes."""
+ONNX = Runtime(engine="onnx")
+"""ONNX Runtime, whose exports the cache keeps."""
 
 
 def parse_execution(text: str) -> tuple[Runtime, int | None]:
@@ -243,53 +250,79 @@ def _require_onnx(runtime: Runtime, device: torch.device, model: nn.Module) -> N
 
 
 def _onnx_network(model: nn.Module, example: Tensor, cache_key: str) -> Network:
-    """Run with ONNX Runtime on as many threads as torch uses; export what the cache has not.
+    """Run with ONNX Runtime on as many threads as torch uses; export what the cache has not."""
+    part = example[: _onnx_part_tiles(len(example))]
+    name = _export_name(cache_key, tuple(part.shape))
+    exported = runtime_cache.load(name) if cache_key else None
+    if exported is not None:
+        with suppress(Exception):  # A damaged entry is made again.
+            return _run_export(exported, example)[0]
+    exported = _export(model, part)
+    network, _ = _run_export(exported, example)
+    if cache_key:
+        runtime_cache.store(name, exported)
+    return network
+
+
+def start_export(cache_key: str, example: Tensor) -> Network | None:
+    """Start the ONNX export that the cache has for an encoder, without its network.
+
+    The embeddings of the example, shape (batch, 3, side, side), whose first tiles must be those it
+    was exported with, are compared with the eager ones, which the export holds. None if there is no
+    such export, or it cannot run or gives others here.
+    """
+    part = example[: _onnx_part_tiles(len(example))]
+    exported = runtime_cache.load(_export_name(cache_key, tuple(part.shape)))
+    if exported is None:
+        return None
+    with suppress(Exception):  # What is damaged or missing is found when the network is loaded.
+        network, expected = _run_export(exported, example)
+        values = torch.tensor(json.loads(expected[_EXPECTED]))
+        if _relative_error(network(part)[: len(values)], values) <= _LARGEST_ERROR["float32"]:
+            return network
+    return None
+
+
+def _run_export(exported: bytes, example: Tensor) -> tuple[Network, Mapping[str, str]]:
+    """Return a network that runs an export, and the texts stored with it.
 
     Each thread takes a part of the batch through all layers: threads that share a layer would wait
     for each other after it, and for the slowest wherever other processes use the cores.
     """
     import onnxruntime  # noqa: PLC0415 - an extra, and heavy
 
-    n_threads = torch.get_num_threads()
-    part = example[: _onnx_part_tiles(len(example))]
-    n_at_once = min(n_threads, -(-len(example) // len(part)))
-    name = _export_name(cache_key, tuple(part.shape))
-    exported = runtime_cache.load(name) if cache_key else None
+    n_threads, part_tiles = torch.get_num_threads(), _onnx_part_tiles(len(example))
+    n_at_once = min(n_threads, -(-len(example) // part_tiles))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(1, n_threads // n_at_once)
     options.log_severity_level = 3
     # Threads that spin while they wait would take the cores from the threads that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = None
-    if exported is not None:
-        with suppress(Exception):  # A damaged entry is made again.
-            session = onnxruntime.InferenceSession(
-                exported, options, providers=["CPUExecutionProvider"]
-            )
-    if session is None:
-        exported = _export(model, part)
-        session = onnxruntime.InferenceSession(
-            exported, options, providers=["CPUExecutionProvider"]
-        )
-        if cache_key:
-            runtime_cache.store(name, exported)
+    session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
 
     def run_part(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
 
     pool = ThreadPoolExecutor(n_at_once, thread_name_prefix="backbone-part")
-    return in_parts(run_part, batch_tiles=len(part), pool=pool)
+    network = in_parts(run_part, batch_tiles=part_tiles, pool=pool)
+    return network, session.get_modelmeta().custom_metadata_map
 
 
 def _export(model: nn.Module, part: Tensor) -> bytes:
-    """Export a model to ONNX for batches of the shape of ``part``, (batch, 3, side, side) in px."""
+    """Export a model to ONNX for batches of the shape of ``part``, (batch, 3, side, side) in px.
+
+    Eager embeddings of its first tiles are stored with it, for :func:`start_export`.
+    """
     with torch.no_grad():
         program = torch.onnx.export(
             model, (part.contiguous(),), dynamo=True, verbose=False, input_names=["pixels"]
         )
+        expected = model(part[:_TILES_COMPARED]).float()
     if program is None:
         raise RuntimeError("the exporter returned nothing")
-    content: bytes = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    proto.metadata_props.add(key=_EXPECTED, value=json.dumps(expected.tolist()))
+    content: bytes = proto.SerializeToString()
     return content
 
 

@@ -83,14 +83,16 @@ def _remove_oldest(folder: Path, suffix: str) -> None:
 class EncoderRecord:
     """What the fingerprint of bags needs to know of an encoder, without loading it.
 
-    ``preprocessing`` returns the JSON text of an encoder's preprocessing by ``as_json()``; ``dim``
-    is the length of an embedding.
+    ``preprocessing`` returns the JSON text of an encoder's preprocessing by ``as_json()``,
+    ``preprocessing_source`` says where its mean and standard deviation come from; ``dim`` is the
+    length of an embedding.
     """
 
     name: str
     weights_sha256: str
     dim: int
     transform: str
+    preprocessing_source: str
 
     @property
     def preprocessing(self) -> EncoderRecord:
@@ -128,7 +130,8 @@ def write_encoder_record(
 
 def _record_name(name: str, weights: Sequence[Path | None]) -> str:
     versions = [metadata.version(package) for package in ("mil-slides", "timm")]
-    return f"{cache_key('encoder', name, *weights, *versions)}.json"
+    given = weights if any(weights) else ()
+    return f"{cache_key('encoder', name, *given, *versions)}.json"
 
 
 def _state(path: str) -> list[int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from features.encoders import runtime_cache
 from features.encoders.runtime import (
     EAGER,
+    ONNX,
     ONNX_PACKAGES,
     Network,
     Runtime,
@@ -34,6 +35,7 @@ __all__ = [
     "RuntimeForecast",
     "RuntimeTrial",
     "StoredChoice",
+    "are_few",
     "candidate_runtimes",
     "forecast_selection",
     "measure_network",
@@ -123,7 +125,7 @@ def candidate_runtimes(device: torch.device) -> list[Runtime]:
         reduced = [Runtime(engine="eager", precision=name) for name in half]
         return [EAGER, *reduced, *(Runtime(engine="compile", precision=p) for p in precisions)]
     if device.type == "cpu":
-        return [EAGER, Runtime(engine="onnx"), Runtime(engine="compile")]
+        return [EAGER, ONNX, Runtime(engine="compile")]
     return [EAGER]
 
 
@@ -146,7 +148,7 @@ def select_runtime(
     and a later run on this machine begins with them. The example is as for :func:`compile_model`,
     of shape (batch, 3, side_px, side_px); the default is to try all candidates for its device.
     """
-    if n_tiles_expected is not None and _are_few(n_tiles_expected, len(example)):
+    if n_tiles_expected is not None and are_few(n_tiles_expected, len(example)):
         return RuntimeChoice(runtime=EAGER, network=model, trials=())
     n_tiles = n_tiles_expected or math.inf
     stored = StoredChoice.read(cache_key, tuple(example.shape), example.device)
@@ -262,7 +264,7 @@ class StoredChoice:
 
     def forecast(self, eager_tiles_per_s: float, n_tiles: float) -> RuntimeForecast:
         """Return what :func:`select_runtime` will begin with, and the seconds that takes."""
-        few = math.isnan(eager_tiles_per_s) or _are_few(n_tiles, self.batch_tiles)
+        few = math.isnan(eager_tiles_per_s) or are_few(n_tiles, self.batch_tiles)
         if few or self.runtime == str(EAGER) or not self.pays_off(n_tiles):
             return RuntimeForecast(runtime=EAGER, tiles_per_s=eager_tiles_per_s, start_s=0.0)
         gain = self.rates[self.runtime] / self.rates[str(EAGER)]
@@ -341,7 +343,7 @@ def forecast_selection(
     if runtime is not None:
         engine = runtime.engine
         return RuntimeForecast(runtime=runtime, tiles_per_s=gained(engine), start_s=started(engine))
-    if math.isnan(tiles_per_s) or _are_few(n_tiles_expected, batch_tiles):
+    if math.isnan(tiles_per_s) or are_few(n_tiles_expected, batch_tiles):
         return RuntimeForecast(runtime=EAGER, tiles_per_s=tiles_per_s, start_s=0.0)
     measures = (
         2 * _measuring_s(tiles_per_s, batch_tiles) <= _MOST_SHARE * n_tiles_expected / tiles_per_s
@@ -366,7 +368,7 @@ def forecast_selection(
     return RuntimeForecast(runtime=best, tiles_per_s=rate, start_s=start_s)
 
 
-def _are_few(n_tiles: float, batch_tiles: int) -> bool:
+def are_few(n_tiles: float, batch_tiles: int) -> bool:
     """Return whether a selection would take about as long as the tiles themselves."""
     return n_tiles <= _FEW_BATCHES * batch_tiles
 

@@ -153,19 +153,26 @@ def local_weights(name: str) -> str:
     config = get_pretrained_cfg(name, allow_unregistered=True)
     if config is None:
         return ""
-    names = [config.hf_hub_filename] if config.hf_hub_filename else WEIGHT_FILES
-    cached = config.hf_hub_id is not None and cached_file(config.hf_hub_id, names) is not None
     url = str(config.url or "")
     downloaded = (
         bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
     )
-    return "hub cache" if cached or downloaded else ""
+    return "hub cache" if downloaded or _timm_hub_file(name) else ""
+
+
+def _timm_hub_file(name: str) -> Path | None:
+    """Return the weights of a timm name in the hub's cache, or None."""
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or config.hf_hub_id is None:
+        return None
+    names = [config.hf_hub_filename] if config.hf_hub_filename else WEIGHT_FILES
+    return cached_file(config.hf_hub_id, names)
 
 
 def _load(config: ModelConfig) -> tuple[nn.Module, ModelConfig, Path | None]:
     """Build the network of a configuration with its weights, and return what it was built from.
 
-    The path is that of the weights, None if they are timm's own from the hub.
+    The path is that of the weights, None if it is not known.
     """
     if config.weights_path is not None:
         state = read_checkpoint(config.weights_path)
@@ -182,7 +189,7 @@ def _load(config: ModelConfig) -> tuple[nn.Module, ModelConfig, Path | None]:
         )
         return *_with_weights(config, read_checkpoint(path), path), path
     if config.architecture not in _PACKAGES:
-        return _from_timm(config), config, None
+        return _from_timm(config), config, _timm_hub_file(config.architecture)
     weights = packaged_weights(config.architecture)
     if weights is None:
         package = _PACKAGES[config.architecture][0]

@@ -7,10 +7,11 @@ JSON object: seconds until then, and the most memory that the process held, MB.
     python -m tests.benchmarks.startup --slides 50000
 
 With ``--warm``: the same command again over 100 finished slides; a new slide of few tiles with the
-default backbone, until its bag is written; and ``--tiles`` tiles of resnet50 with random weights,
-eagerly and by the runtime that is chosen, first with an empty cache and then with a filled one, in
-turn. Each is a process of its own; seconds on the clock and of processor time, medians. A runtime
-is chosen for long runs only, so that without a filled cache this one may run eagerly.
+default backbone, until its bag is written, by its export in the cache and eagerly; and ``--tiles``
+tiles of resnet50 with random weights, eagerly and by the runtime that is chosen, first with an
+empty cache and then with a filled one, in turn. Each is a process of its own; seconds on the clock
+and of processor time, medians. A runtime is chosen for long runs only, so that without a filled
+cache this one may run eagerly.
 
     python -m tests.benchmarks.startup --warm --rounds 3
 """
@@ -118,7 +119,7 @@ def measure_warm(folder: Path, *, n_tiles: int, n_rounds: int) -> dict[str, dict
         "--execution", "eager",
     ]  # fmt: skip
     run_embed(folder / "many", folder / "bags", *finished)
-    run_embed(folder / "few.tif", folder / "first")  # fills the cache
+    run_embed(folder / "few.tif", folder / "first", "--execution", "onnx")  # fills the cache
     large = folder / "large.tif"
     write_bench_slide(large, width_px=23_296, height_px=23_296, codec="jpeg", noise_sigma=1.0,
                       tissue_share=0.25)  # fmt: skip
@@ -130,6 +131,7 @@ def measure_warm(folder: Path, *, n_tiles: int, n_rounds: int) -> dict[str, dict
     for number in range(n_rounds):
         for kind, slides, options in (
             ("finished", folder / "many", finished), ("new_slide", folder / "few.tif", []),
+            ("new_slide_eager", folder / "few.tif", ["--execution", "eager"]),
             ("eager", large, [*resnet, "--execution", "eager"]), ("empty_cache", large, resnet),
             ("filled_cache", large, resnet),
         ):  # fmt: skip

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from features.encoders import runtime, runtime_cache, runtime_selection
-from features.encoders.encoder import load_encoder
+from features.encoders import runtime, runtime_cache, runtime_selection, weights
+from features.encoders.encoder import Encoder, load_encoder
 from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
 from features.encoders.runtime_selection import StoredChoice, select_runtime
-from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
+from tests.features.encoders.test_encoder import CPU, TINY, random_tiles, tiny_state
 from tests.features.encoders.test_runtime import EAGER, ONNX, pixels, tiny
 
 
@@ -123,8 +125,61 @@ def test_an_encoder_is_known_until_its_file_changes(tmp_path: Path) -> None:
     assert read_encoder_record(TINY, [path]) == EncoderRecord(
         name=TINY, weights_sha256=encoder.weights_sha256, dim=64,
         transform=encoder.preprocessing.as_json(),
+        preprocessing_source=encoder.preprocessing_source,
     )  # fmt: skip
     assert read_encoder_record(TINY, [None]) is None
     save_file(tiny_state(seed=1), path)
     os.utime(path, (1, 1))
     assert read_encoder_record(TINY, [path]) is None
+
+
+@pytest.mark.ci
+def test_an_export_runs_without_its_network_until_something_changes(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "w.safetensors"
+    save_file(tiny_state(), path)
+
+    def load(execution: str = "auto", n_tiles: int | None = 3, batch_tiles: int = 2) -> Encoder:
+        return load_encoder(
+            TINY, weights_path=path, device=CPU, batch_tiles=batch_tiles, execution=execution,
+            n_tiles_expected=n_tiles,
+        )  # fmt: skip
+
+    first, tiles = load("onnx"), random_tiles(3)
+    loaded: list[str] = []
+
+    def count(name: str, **options: Path | None) -> weights.LoadedModel:
+        loaded.append(name)
+        return whole(name, **options)
+
+    whole = weights.load_model
+    monkeypatch.setattr(weights, "load_model", count)
+    for again in (load(), load("onnx"), load(first.execution, n_tiles=10**6)):
+        assert not loaded
+        assert again.embed(tiles).tobytes() == first.embed(tiles).tobytes()
+        for name in ("name", "weights_sha256", "preprocessing", "preprocessing_source", "dim"):
+            assert getattr(again, name) == getattr(first, name)
+        assert again.execution == first.execution == "onnx float32 batch 2"
+    assert load("eager").execution == "eager float32 batch 2"
+    np.testing.assert_allclose(load("eager").embed(tiles), first.embed(tiles), atol=1e-4)
+    assert load(batch_tiles=16).execution == "eager float32 batch 16"  # no export of that shape
+    choice = StoredChoice(
+        runtime="eager float32", rates={"eager float32": 2.0, "o": 1.0}, batch_tiles=2
+    )
+    choice.write(f"{TINY} {first.weights_sha256}", (2, 3, 160, 160), CPU)
+    assert load().execution == "eager float32 batch 2"  # eager was faster here
+    (export,) = cache.glob("*.onnx")
+    model = onnx.load(export)
+    (stored,) = model.metadata_props
+    stored.value = json.dumps((np.array(json.loads(stored.value)) + 1).tolist())
+    onnx.save(model, export)
+    loaded.clear()
+    assert load("onnx").embed(tiles).tobytes() == first.embed(tiles).tobytes()
+    assert loaded == [TINY]  # an export that disagrees is compared with the network itself
+    export.write_bytes(export.read_bytes()[:1000])
+    assert load("onnx").embed(tiles).tobytes() == first.embed(tiles).tobytes()
+    save_file(tiny_state(seed=1), path)
+    os.utime(path, (1, 1))
+    assert load("onnx").weights_sha256 != first.weights_sha256
