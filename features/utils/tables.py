@@ -198,15 +198,15 @@ def find_column(
     *,
     where: object,
     what: str,
-    has_option: bool = False,
+    option: str = "",
 ) -> str:
     """Return the first of ``names`` that is a column of ``table``, shape (rows, columns).
 
     ``Image_ID``, ``image id`` and ``imageId`` are spellings of ``image_id``. Raises TableError if
     there is none, or two with different cells are spellings of it: the message names the file
     ``where``, ``what`` the column contains, all columns, the one that may be meant, and the row
-    that looks like the header. With ``has_option``, every command that reads such a table has
-    ``--column`` to name one.
+    that looks like the header. ``option`` is that of every command that reads such a table by
+    which a column can be named, such as ``--column``.
     """
     columns = [str(column) for column in table.columns]
     for name in (*(name for name in names if name in columns), *names):
@@ -224,8 +224,8 @@ def find_column(
             return same[0]
     hint = ""
     if near := suggest_column(columns, names):
-        option = ", or name it with --column" if has_option else ""
-        hint = f"Did you mean {near!r}? Rename it in the table{option}."
+        with_option = f", or name it with {option}" if option else ""
+        hint = f"Did you mean {near!r}? Rename it in the table{with_option}."
     elif row := _find_header(table, names):
         hint = f"Row {row} looks like the header: make it the first row."
     raise TableError(

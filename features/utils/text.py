@@ -17,6 +17,7 @@ __all__ = [
     "percent",
     "pluralize",
     "printable",
+    "spelling_hint",
     "strip_blanks",
 ]
 
@@ -182,3 +183,19 @@ def nearest_names(name: str, known: Collection[str], *, n: int = 3) -> tuple[str
         name, list(known)[:_MAX_COMPARED], n=n, cutoff=_MIN_SIMILARITY
     )
     return tuple(dict.fromkeys([*same, *sorted(parts, key=len), *similar]))[:n]
+
+
+def spelling_hint(names: Iterable[str], known: Iterable[str]) -> str:
+    """Return advice if one of the names is another spelling of a known one; empty if none is.
+
+    Examples
+    --------
+    >>> spelling_hint(["7", "12"], ["007", "012"])
+    "'7' looks like '007': write it the same way in both."
+    """
+    keys = {lookalike_key(name): name for name in known}
+    for name in names:
+        other = keys.get(lookalike_key(name), name)
+        if other != name:
+            return f"{name!r} looks like {other!r}: write it the same way in both."
+    return ""

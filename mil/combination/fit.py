@@ -235,6 +235,16 @@ def _same_patients(runs: Sequence[RunPredictions]) -> tuple[RunPredictions, ...]
     """Return runs on their shared patients; raise for one that saw a patient differently."""
     aligned = align_runs(runs)
     first = aligned[0]
+    for whole in runs:
+        if len(whole.patient_ids) != len(first.patient_ids):
+            missing = sorted(set(whole.patient_ids) - set(first.patient_ids))
+            raise RunError(
+                whole.path,
+                actual=f"trained on {pluralize(len(missing), 'patients')} that another run lacks, "
+                f"first {missing[0]!r}",
+                expected="the same patients in all runs",
+                hint="Embed the missing slides and train again, or leave the patients out of both.",
+            )
     for whole, run in zip(runs[1:], aligned[1:], strict=True):
         if not same_folds(first.fold, run.fold):
             raise RunError(
@@ -251,16 +261,6 @@ def _same_patients(runs: Sequence[RunPredictions]) -> tuple[RunPredictions, ...]
                 f"{first.path}, first {changed[0]!r}",
                 expected="the same slides of each patient",
                 hint="Embed the missing slides for both encoders and train again.",
-            )
-    for whole in runs:
-        if len(whole.patient_ids) != len(first.patient_ids):
-            missing = sorted(set(whole.patient_ids) - set(first.patient_ids))
-            raise RunError(
-                whole.path,
-                actual=f"trained on {pluralize(len(missing), 'patients')} that another run lacks, "
-                f"first {missing[0]!r}",
-                expected="the same patients in all runs",
-                hint="Embed the missing slides and train again, or leave the patients out of both.",
             )
     return aligned
 

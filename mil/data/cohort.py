@@ -219,7 +219,7 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     names = ROLES[role]
     if role == "slide":
         names = (_BAG,) if _BAG in table else names[1:]
-    return find_column(table, names, where=where, what=what, has_option=True)
+    return find_column(table, names, where=where, what=what, option="--column")
 
 
 def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = None) -> pd.DataFrame:

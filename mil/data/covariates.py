@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from features.utils.tables import find_column, read_table
+from features.utils.tables import column_key, find_column, read_table
 from features.utils.text import is_missing_word, normalize_name, strip_blanks
 from mil.data.cohort import (
     ROLES,
@@ -89,12 +89,16 @@ def with_covariates(
     patient = find_role(table, "patient", where=cohort.path, columns=columns)
     reserved = {name for role in ("slide", "patient", "label") for name in ROLES[role]}
     reserved |= {name for role, name in (columns or {}).items() if role != "center"}
+    reserved = set(map(column_key, reserved))
     cells = {}
     known = []
     for given in covariates:
         name = given.name if isinstance(given, Covariate) else given
-        column = find_column(table, [name], where=cohort.path, what=f"covariate {name!r}")
-        if column in reserved:
+        column = find_column(
+            table, [name], where=cohort.path, what=f"covariate {name!r}",
+            option="" if isinstance(given, Covariate) else "--covariates",
+        )  # fmt: skip
+        if column_key(column) in reserved:
             raise CohortError(
                 cohort.path, actual=f"covariate {name!r} is the column of ids or labels",
                 expected="a clinical column, known before the diagnosis",

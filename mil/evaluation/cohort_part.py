@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from features.utils.tables import read_table
+from features.utils.text import spelling_hint
 from mil.data.cohort import Cohort, match_ids
 from mil.errors import CohortError
 
@@ -36,6 +37,7 @@ def read_part(path: Path, cohort: Cohort) -> tuple[str, ...]:
             actual=f"{len(unknown)} of its ids are not in {cohort.path} "
             f"({', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''})",
             expected="patients or slides of that table, whose labels are known",
+            hint=spelling_hint(unknown, patient_of),
         )
     wanted = {patient_of[name] for name in ids}
     return tuple(name for name in cohort.patient_ids if name in wanted)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from features.utils.tables import column_key, read_table
+from features.utils.text import spelling_hint
 from mil.arrays import Floats
 from mil.data.cohort import Cohort, match_ids
 from mil.errors import PredictionsError
@@ -114,13 +115,20 @@ def predicted_patients(path: Path, cohort: Cohort) -> tuple[str, ...]:
     Raises
     ------
     PredictionsError
-        If the table has no column of ids.
+        If it has none of them.
     TableError
-        If the table cannot be read.
+        If the table cannot be read, or has no column of ids.
     """
     table = read_table(path)
-    ids, patient_of, _ = match_ids(table, cohort, _ID_COLUMNS, where=path)
+    ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path)
     present = {patient_of[name] for name in ids if name in patient_of}
+    if not present:
+        raise PredictionsError(
+            path,
+            actual=f"none of the patients of {cohort.path}; its first: {_abbreviate(list(ids))}",
+            expected=f"{nouns} such as {_abbreviate(list(patient_of))}",
+            hint=spelling_hint(ids, patient_of),
+        )
     return tuple(name for name in cohort.patient_ids if name in present)
 
 
@@ -165,7 +173,8 @@ def _find_classes(
             path,
             actual=f"no column {absent[0]!r} among {', '.join(table.columns)}",
             expected=f"one column per class: {', '.join(cohort.classes)}",
-            hint="If one column holds the probability of a single class, name it with --class.",
+            hint=spelling_hint(table.columns, absent)
+            or "If one column holds the probability of a single class, name it with --class.",
         )
     known = [n for n in known_classes if n in table and n not in cohort.classes]
     sums = read_probabilities(path, table, [*cohort.classes, *known]).sum(axis=1)
@@ -329,7 +338,8 @@ def check_same_ids(
             actual=f"{len(unknown)} {what} that {cohort.path} does not have "
             f"({_abbreviate(unknown)})",
             expected="predictions and labels of the same patients",
-            hint="To score only those with labels, give the table of labels with --patients too.",
+            hint=spelling_hint(unknown, known - set(ids))
+            or "To score only those with labels, give the table of labels with --patients too.",
         )
     if missing := sorted(known - set(ids)):
         raise PredictionsError(

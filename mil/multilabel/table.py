@@ -108,7 +108,9 @@ def read_label_table(
     rows = read_slide_rows(path, labelled=False, columns=columns)
     table = read_table(path)
     for name in names:
-        column = find_column(table, [name], where=path, what="a column of 0 and 1 for each label")
+        column = find_column(
+            table, [name], where=path, what="a column of 0 and 1 for each label", option="--labels"
+        )
         rows[f"label {name}"] = _zeros_and_ones(path, table[column], name)
     for column, owner in (("patient", "slide"), ("centre", "patient")):
         if column in rows:

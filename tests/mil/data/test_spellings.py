@@ -12,7 +12,7 @@ from features.utils.tables import read_table
 from mil.data.cohort import Cohort, cohort_notes, read_cohort
 from mil.errors import CohortError
 from mil.evaluation.cohort_part import read_part
-from mil.evaluation.predictions import read_predictions
+from mil.evaluation.predictions import predicted_patients, read_predictions
 
 ROWS = [("a", "p1", "A", "Bern"), ("b", "p2", "B", "Bern"), ("c", "p3", "A", "Ulm")]
 
@@ -143,6 +143,23 @@ def test_predictions_and_parts_know_spellings_of_headers(tmp_path: Path, header:
     apart.write_text(f"{header},A,B\np1,0.7,0.3\np2,0.2,0.8\np3,0.6,0.4\n")
     assert read_predictions(apart, cohort, class_name=None).proba[1].tolist() == [0.2, 0.8]
     assert read_part(apart, cohort) == ("p1", "p2", "p3")
+
+
+def test_other_spellings_in_predictions_and_parts_are_pointed_at(tmp_path: Path) -> None:
+    cohort = read(tmp_path, ROWS)
+    table = tmp_path / "p.csv"
+    table.write_text("patient_id,A,B\nP1,0.7,0.3\nP2,0.2,0.8\nP3,0.6,0.4\n")
+    advice = "'P1' looks like 'p1': write it the same way in both"
+    for refuse in (
+        lambda: read_predictions(table, cohort, class_name=None),
+        lambda: predicted_patients(table, cohort),
+        lambda: read_part(table, cohort),
+    ):
+        with pytest.raises(MilError, match=advice):
+            refuse()
+    table.write_text("patient_id,a,b\np1,0.7,0.3\np2,0.2,0.8\np3,0.6,0.4\n")
+    with pytest.raises(MilError, match="'a' looks like 'A'"):
+        read_predictions(table, cohort, class_name=None)
 
 
 def test_an_ordinary_table_has_no_note(tmp_path: Path) -> None:

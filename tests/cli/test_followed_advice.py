@@ -1,0 +1,107 @@
+"""Advice of the commands on runs: each message is followed, and leads to what it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mil.training.config import TrainConfig
+from tests.cli.running import mil, mil_ok
+from tests.studies import train_on, write_encoded_cohort
+
+pytestmark = pytest.mark.ci
+QUICK = TrainConfig(head="mean", n_members=1, n_components=4, fixed_steps=2)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPatch) -> Path:
+    """Runs a and b on the same folds, "other" on others; new patients in odd tables."""
+    folder = tmp_path_factory.mktemp("study")
+    encoders = {"a": 1.2, "b": 0.8}
+    table = write_encoded_cohort(folder, "train", n_patients=24, encoders=encoders)
+    new = write_encoded_cohort(folder, "new", n_patients=20, encoders=encoders, prefix="x")
+    for run, encoder, seed in (("a", "a", 0), ("b", "b", 0), ("other", "b", 9)):
+        train_on(folder, table, encoder, run=run, config=QUICK, seed=seed)
+    rows = pd.read_csv(new, dtype=str)
+    rows.rename(columns={"patient_id": "case id"}).to_csv(folder / "renamed.csv", index=False)
+    rows.assign(label=rows["label"].str.lower()).to_csv(folder / "small.csv", index=False)
+    for name in "ab":
+        judged = pd.read_csv(folder / "runs" / name / "judged.csv", dtype=str)
+        columns = {"calibrated_CE": "CE", "calibrated_LAA": "LAA"}
+        judged[["patient_id", *columns]].rename(columns=columns).to_csv(
+            folder / f"{name}.csv", index=False
+        )
+    return folder
+
+
+def follow(command: list[object], advice: str, then: list[object], *, exit_code: int = 1) -> None:
+    """A command fails with an advice, and what the advice says succeeds."""
+    failed = mil(*command)
+    assert failed.exit_code == exit_code, failed.output
+    assert advice in " ".join(failed.output.replace("│", " ").split())
+    mil_ok(*then)
+
+
+def test_advice_of_compare_and_combine_works(study: Path, tmp_path: Path) -> None:
+    runs, page = study / "runs", ["--out", tmp_path / "page.html"]
+    files = [study / "a.csv", study / "b.csv"]
+    with_labels = [*files, "--cohort", study / "train.csv", *page]
+    follow(["compare", *files, *page], "Give the table of labels with --cohort",
+           ["compare", *with_labels])  # fmt: skip
+    follow(["combine", *with_labels, "--run", tmp_path / "no"], "leave --run out for a report",
+           ["combine", *with_labels], exit_code=2)  # fmt: skip
+    both = ["combine", runs / "a", "--run", tmp_path / "both"]
+    advice = f"Train it with 'mil train --folds-of {runs / 'a'}'"
+    failed = mil(*both, runs / "other")
+    assert failed.exit_code == 1
+    assert advice in failed.output
+    mil_ok("train", "--folds-of", runs / "a", "--cohort", study / "train.csv", "--bags",
+           study / "bags" / "b", "--run", tmp_path / "again", "--head", "mean")  # fmt: skip
+    mil_ok(*both, tmp_path / "again")
+    infer = ["infer", "--run", tmp_path / "both", "--patients", study / "new.csv", "--out",
+             tmp_path / "out.csv", "--bags", study / "bags" / "a"]  # fmt: skip
+    follow(infer, "Give their folder with --bags too", [*infer, "--bags", study / "bags" / "b"])
+
+
+def test_advice_of_evaluate_and_recalibrate_works(study: Path, tmp_path: Path) -> None:
+    on = [study / "runs" / "a", "--bags", study / "bags" / "a", "--cohort"]
+    evaluate, page = ["evaluate", *on], ["--out", tmp_path / "page.html"]
+    recalibrate, new = ["recalibrate", *on], ["--run", tmp_path / "new"]
+    named = [study / "renamed.csv", "--column", "patient=case id"]
+    advice = "Did you mean 'case id'? Rename it in the table, or name it with --column."
+    follow([*evaluate, *named[:1], *page], advice, [*evaluate, *named, *page])
+    follow([*recalibrate, *named[:1], *new], advice, [*recalibrate, *named, *new])
+    follow([*evaluate, study / "small.csv", *page], "Give the labels the run's names",
+           [*evaluate, study / "new.csv", *page])  # fmt: skip
+    groups = [*evaluate, study / "new.csv", *page, "--by"]
+    follow([*groups, "scaner"], "Did you mean 'scanner'? Rename it in the table, or name it with "
+           "--by.", [*groups, "scanner"])  # fmt: skip
+    follow([*recalibrate, study / "new.csv", *new], "with --overwrite",
+           [*recalibrate, study / "new.csv", *new, "--overwrite"])  # fmt: skip
+
+
+def test_advice_on_settings_and_covariates_works(study: Path, tmp_path: Path) -> None:
+    rows = pd.read_csv(study / "train.csv", dtype=str)
+    rows["age"] = [f"{50 + 7 * n % 31}" for n in range(len(rows))]
+    rows.to_csv(tmp_path / "ages.csv", index=False)
+    rows.loc[3, "age"] = "61 years"
+    rows.to_csv(tmp_path / "units.csv", index=False)
+    (tmp_path / "a.toml").write_text("[training]\nfolds = 2\n")
+    (tmp_path / "b.toml").write_text("folds = 2\n")
+    (tmp_path / "c.toml").write_text("[train]\nfolds = 2\n")
+    quick = ["--folds", 2, "--set", "n_members=1", "--set", "fixed_steps=3", "--overwrite",
+             "--bags", study / "bags" / "a", "--run", tmp_path / "run", "--cohort"]  # fmt: skip
+    train = ["train", *quick[2:], study / "train.csv", "--set", "head=mean", "--config"]
+    for name, advice in (("a", "Did you mean [train]?"), ("b", "Put [train] above.")):
+        failed = mil(*train, tmp_path / f"{name}.toml")
+        assert failed.exit_code == 1
+        assert advice in failed.output
+    mil_ok(*train, tmp_path / "c.toml")
+    train = ["train", *quick, tmp_path / "ages.csv", "--covariates"]
+    follow([*train, "agee"], "or name it with --covariates", [*train, "age"])
+    train[-2] = tmp_path / "units.csv"
+    failed = mil(*train, "age")
+    assert failed.exit_code == 1
+    assert "Write numbers without unit" in failed.output  # as ages.csv has them
