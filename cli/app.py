@@ -30,6 +30,7 @@ from cli.commands.view import view
 from cli.console import (
     ErrorHandlingGroup,
     PlainCommand,
+    let_waiting_threads_sleep,
     raise_open_file_limit,
     set_error_tolerant_streams,
     treat_sigterm_as_interrupt,
@@ -89,6 +90,7 @@ def common(
 
 def main() -> None:
     """Run the command line, named ``mil`` in usage and completion however it was started."""
+    let_waiting_threads_sleep()
     raise_open_file_limit()
     set_error_tolerant_streams()
     treat_sigterm_as_interrupt()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -43,6 +44,7 @@ __all__ = [
     "PlainCommand",
     "PlainGroup",
     "finish_on_interrupt",
+    "let_waiting_threads_sleep",
     "print_json",
     "print_next",
     "print_table",
@@ -236,6 +238,15 @@ def treat_sigterm_as_interrupt() -> None:
     """Let SIGTERM end a command as Ctrl-C does: locks are released, and finished work is kept."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def let_waiting_threads_sleep() -> None:
+    """Make threads of torch that wait for each other sleep, unless the user set it otherwise.
+
+    OpenMP lets them spin by default, and reads this when torch is loaded. Training computes many
+    small products: on a busy machine the spinning threads keep the others from their work.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def raise_open_file_limit() -> None:

@@ -50,12 +50,23 @@ from tests.browser import open_tab
 
 __all__ = [
     "draw_attention", "draw_calibration", "draw_demo", "draw_map", "draw_readme",
-    "draw_typicality", "main",
+    "draw_typicality", "draw_weights", "main",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 
 _IMAGES = Path(__file__).parent / "images"
+_LEARNER_COLOURS = (
+    "#e69f00",
+    "#9ecae1",
+    "#6baed6",
+    "#3182bd",
+    "#c7e9c0",
+    "#a1d99b",
+    "#74c476",
+    "#31a354",
+)  # the attention; learners of the mean and of clusters; learners of the distribution
+_LEAST_NAMED_WEIGHT = 0.06
 _BLUE, _ORANGE = (style.colour for style in class_styles(["", ""]))
 
 
@@ -361,6 +372,35 @@ def draw_typicality(measured: Path, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def draw_weights(page: Path, path: Path) -> None:
+    """Draw the weights of the learners by kind of signal, from the table of the page on heads."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("| signal in |"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip(" `") for cell in line.strip("|").split("|")])
+    learners, kinds = rows[0][1:], [row[0] for row in rows[2:]]
+    weights: Floats = np.array([row[1:] for row in rows[2:]], float)  # (kinds, learners)
+    figure = Figure(figsize=(8.2, 1.0 + 0.42 * len(kinds)), layout="constrained")
+    axes = figure.subplots()
+    starts = weights.cumsum(axis=1) - weights
+    for name, colour, left, width in zip(
+        learners, _LEARNER_COLOURS, starts.T, weights.T, strict=True
+    ):
+        axes.barh(range(len(kinds)), width, left=left, color=colour, edgecolor="white", label=name)
+        for row, (at, size) in enumerate(zip(left, width, strict=True)):
+            if size >= _LEAST_NAMED_WEIGHT:
+                axes.text(at + size / 2, row, f"{size:.2f}", ha="center", va="center", fontsize=8)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="weight in the stack, mean over cohorts")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw all pictures; without ``--demo`` those that need no run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -372,6 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_attention(_IMAGES / "attention-mil.svg")
     draw_calibration(_IMAGES / "calibration.svg")
     draw_map(_IMAGES / "map.svg")
+    draw_weights(_IMAGES.parent / "reference" / "heads.md", _IMAGES / "stack-weights.svg")
     if options.typicality:
         draw_typicality(options.typicality, _IMAGES / "typicality.svg")
     if options.demo:

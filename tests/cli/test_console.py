@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cli.console import print_next, progress_bar
+from cli.console import let_waiting_threads_sleep, print_next, progress_bar
 from cli.shared.output import _TITLES, print_scores
 from mil.evaluation.metrics import Interval
 from tests.cli.running import mil_ok
 from tests.fakes import write_cohort
+
+
+@pytest.mark.parametrize(("own", "expected"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str, expected: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    if not own:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    let_waiting_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_paths_of_next_commands_are_quoted_for_the_shell(
