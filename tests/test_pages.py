@@ -239,10 +239,12 @@ def test_on_paper_all_patients_of_a_report_are_seen(world: Path, tab: Tab) -> No
 def test_the_viewer_fits_its_screen_without_errors_or_barriers(
     server: ViewServer, tab: Tab, size: tuple[int, int]
 ) -> None:
-    show(tab, server.url, size)
-    tab.wait_for(SETTLED)
-    assert how_wide(tab) <= size[0]
-    assert barriers(tab) == []
+    show(tab, server.url, size, scheme="dark" if size == PHONE else "light")
+    for n_panes in (1, 2):
+        tab.wait_for(f"typeof panes === 'object' && panes.length === {n_panes} && {SETTLED}")
+        assert how_wide(tab) <= size[0]
+        assert barriers(tab) == []
+        tab.press("s")  # side by side
     assert tab.errors == []
 
 

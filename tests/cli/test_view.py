@@ -593,6 +593,14 @@ def test_in_a_browser_keys_go_through_tiles_overlays_rulers_and_panes(
         tab.wait_for("byId('patient').textContent === 'Patient new'")
         tab.press("s")
         assert tab.evaluate("panes.length === 1 && panes[0].patient.number === 0")
+        tab.wait_for(SETTLED)
+        zooms = []
+        for key in "0+-":
+            tab.press(key)
+            zooms.append(tab.evaluate("active.viewer.viewport.getZoom()"))
+        assert zooms[0] == zooms[2] < zooms[1]
+        tab.press("/")
+        assert tab.evaluate("document.activeElement.id") == "filter"
         assert tab.errors == []
 
 

@@ -17,7 +17,6 @@ class Pane {
     this.tile = -1;
     this.busySince = 0;
     this.box = make("section", "", "pane");
-    this.box.ariaLabel = "Slide";
     this.canvas = make("div", "", "canvas");
     this.caption = make("p", "", "caption");
     this.busy = make("p", "", "busy");

@@ -62,7 +62,10 @@ function step(by) {
 // Show what belongs to the active pane: facts, slides and most attended tiles of its patient.
 function showActive(notice = "") {
   const { patient, slide } = active;
-  for (const pane of panes) pane.box.classList.toggle("active", pane === active && panes.length > 1);
+  for (const [number, pane] of panes.entries()) {
+    pane.box.ariaLabel = `Slide ${number + 1}`;
+    pane.box.classList.toggle("active", pane === active && panes.length > 1);
+  }
   if (!patient) return;
   list.choose(patient.number);
   byId("patient").textContent = `Patient ${patient.patient_id}`;
