@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,13 @@ from torch import Tensor
 from features.errors import EncoderError
 from features.utils.torch_io import safe_torch_load
 
-__all__ = ["convert_transformers_keys", "first_line", "hash_weights", "read_checkpoint"]
+__all__ = [
+    "convert_transformers_keys",
+    "first_line",
+    "hash_weights",
+    "read_checkpoint",
+    "select_network",
+]
 
 _WRAPPERS = (
     "state_dict_ema", "model_ema", "teacher", "target_encoder", "state_dict", "model",
@@ -71,7 +78,7 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, at most 160 characters."""
     return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:160]
 
@@ -79,9 +86,35 @@ def first_line(error: Exception) -> str:
 def _unwrap(content: Mapping[object, object]) -> dict[str, Tensor]:
     """Return the tensors of the innermost known wrapper."""
     inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+    if inner is None and not _holds_tensors(content):
+        others = [value for value in content.values() if _holds_tensors(value)]
+        inner = others[0] if len(others) == 1 else None
     if isinstance(inner, dict):
         return _unwrap(inner)
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(one, Tensor) for one in value.values())
+
+
+def select_network(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors below the one prefix under which a state dict has a network's names.
+
+    At least half of the expected names must be there. Without such a prefix, or with several, the
+    state dict is returned as it is.
+    """
+    counts: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for n_before in range(len(parts)):
+            if ".".join(parts[n_before:]) in expected:
+                counts[".".join([*parts[:n_before], ""]) if n_before else ""] += 1
+    found = [prefix for prefix, count in counts.items() if 2 * count >= len(expected)]
+    if len(found) != 1:
+        return state
+    (prefix,) = found
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.encoders.checkpoints import hash_weights
+from features.encoders.checkpoints import first_line, hash_weights
 from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.encoders.preprocessing import ConcatPreprocessing, Preprocessing
 from features.encoders.runtime import (
@@ -460,8 +460,19 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
     EncoderError
         If the output is a feature map, several tensors or anything but one vector.
     """
-    with torch.inference_mode():
-        output = model(pixels)
+    side = pixels.shape[-1]
+    try:
+        with torch.inference_mode():
+            output = model(pixels)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise EncoderError(
+            f"backbone {name!r}",
+            actual=f"it cannot take an image of {side} px ({first_line(error)})",
+            expected=f"a network for images of shape (1, 3, {side}, {side})",
+            hint="State its input with --model-arg input_px=PX.",
+        ) from error
     if isinstance(output, Tensor) and output.ndim == 2:
         return int(output.shape[1])
     shape = f"a {type(output).__name__}"

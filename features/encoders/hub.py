@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -19,10 +21,20 @@ from huggingface_hub.errors import (
 from features.encoders.checkpoints import first_line
 from features.errors import EncoderError
 
-__all__ = ["WEIGHT_FILES", "cached_file", "download_file"]
+__all__ = ["WEIGHT_FILES", "cached_file", "download_file", "require_hub_id"]
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of weights in a repository of the hub, in the order in which they are tried."""
+
+
+def require_hub_id(hub_id: str) -> None:
+    """Raise EncoderError for what cannot be a repository of the hub."""
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", hub_id, re.ASCII) is None:
+        raise EncoderError(
+            f"backbone 'hf-hub:{hub_id}'",
+            actual="not the name of a repository",
+            expected="hf-hub:OWNER/NAME, e.g. hf-hub:timm/resnet50.a1_in1k",
+        )
 
 
 def cached_file(hub_id: str, names: Sequence[str]) -> Path | None:
@@ -56,7 +68,7 @@ def download_file(hub_id: str, names: Sequence[str]) -> Path:
             error = reason
         except (GatedRepoError, RepositoryNotFoundError) as reason:
             raise _refused(hub_id, names, reason) from reason
-        except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as reason:
+        except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as reason:
             raise _unreachable(hub_id, names, reason) from reason
     raise EncoderError(
         f"https://huggingface.co/{hub_id}",

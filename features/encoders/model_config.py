@@ -12,9 +12,10 @@ from typing import Any
 import timm.layers
 from torch import nn
 
-from features.encoders.hub import WEIGHT_FILES, cached_file, download_file
+from features.encoders.hub import WEIGHT_FILES, cached_file, download_file, require_hub_id
 from features.encoders.names import name_with_args, split_model_args
 from features.encoders.pathology import find_pathology_encoder
+from features.encoders.preprocessing import require_colours
 from features.errors import EncoderError
 
 __all__ = [
@@ -103,6 +104,7 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
     elif source == "local-dir" and rest:
         config = _from_folder(config, Path(rest), beside)
     elif source in ("hf-hub", "hf_hub") and rest:
+        require_hub_id(rest)
         path = beside if beside is not None and beside.is_file() else None
         path = path or cached_file(rest, ["config.json"]) or download_file(rest, ["config.json"])
         config = replace(_from_json(config, path), hub_id=rest)
@@ -110,7 +112,9 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
         stated = _from_json(config, beside)
         if stated.architecture.split(".")[0] == name.split(".")[0]:
             config = replace(stated, without_file=config)
-    return _with_args(config, model_args)
+    config = _with_args(config, model_args)
+    require_colours(f"backbone {config.name!r}", config.preprocessing, source=config.source)
+    return config
 
 
 def layer_args(config: ModelConfig) -> dict[str, Any]:
@@ -184,8 +188,8 @@ def _from_json(config: ModelConfig, path: Path) -> ModelConfig:
         preprocessing = {
             "mean": stated.get("mean"), "std": stated.get("std"),
             "interpolation": stated.get("interpolation"),
-            "input_px": int(stated["input_size"][-1]) if stated.get("input_size") else None,
         }  # fmt: skip
+        size = list(stated.get("input_size") or ())
         model_args = dict(content.get("model_args") or {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise EncoderError(
@@ -195,6 +199,15 @@ def _from_json(config: ModelConfig, path: Path) -> ModelConfig:
             hint="Name the architecture with --backbone and its arguments with --model-arg "
             "KEY=VALUE, and give the weights with --weights.",
         ) from error
+    if size:
+        if len(size) != 3 or size[0] != 3 or size[1] != size[2] or type(size[2]) is not int:
+            raise EncoderError(
+                path,
+                actual=f"input_size {stated['input_size']!r}",
+                expected="three colours of a square in px, e.g. [3, 224, 224]",
+                hint="Change it there; other inputs are not supported.",
+            )
+        preprocessing["input_px"] = size[2]
     pooling = model_args.pop("global_pool", stated.get("global_pool") or content.get("global_pool"))
     model_args.pop("num_classes", None)
     tag = str(stated.get("tag") or "")
@@ -217,16 +230,9 @@ def _with_args(config: ModelConfig, model_args: Mapping[str, Any]) -> ModelConfi
     pooling = str(model_args.get("pooling", config.pooling))
     if pooling and pooling not in POOLINGS:
         raise EncoderError(
-            "--model-arg pooling", actual=repr(pooling), expected=", ".join(POOLINGS)
+            "--model-arg pooling", actual=f"pooling {pooling!r}", expected=", ".join(POOLINGS)
         )
     stated = {key: model_args[key] for key in _PREPROCESSING if key in model_args}
-    for key in ("mean", "std"):
-        if key in stated and not _is_colour(stated[key]):
-            raise EncoderError(
-                f"--model-arg {key}",
-                actual=repr(stated[key]),
-                expected=f"three numbers from 0 to 1, e.g. {key}=[0.5,0.5,0.5]",
-            )
     others = {k: v for k, v in model_args.items() if k != "pooling" and k not in stated}
     return replace(
         config,
@@ -235,12 +241,4 @@ def _with_args(config: ModelConfig, model_args: Mapping[str, Any]) -> ModelConfi
         model_args={**config.model_args, **others},
         preprocessing={**config.preprocessing, **stated},
         source="--model-arg" if {"mean", "std"} & set(stated) else config.source,
-    )
-
-
-def _is_colour(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(isinstance(one, int | float) and 0 <= one <= 1 for one in value)
     )

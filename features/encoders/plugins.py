@@ -10,7 +10,7 @@ from torch import nn
 
 from features.encoders.checkpoints import first_line
 from features.encoders.names import split_model_args
-from features.encoders.preprocessing import Preprocessing
+from features.encoders.preprocessing import Preprocessing, require_colours
 from features.errors import EncoderError
 
 __all__ = ["ENTRY_POINT_GROUP", "PluginEncoder", "find_plugin", "plugin_names"]
@@ -56,7 +56,7 @@ def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None
         encoder = points[0].load()(weights_path=weights_path, **model_args)
     except EncoderError:
         raise
-    except Exception as error:  # The code is not ours.
+    except (Exception, SystemExit) as error:  # The code is not ours.
         raise EncoderError(
             where,
             actual=f"it could not be loaded ({type(error).__name__}: {first_line(error)})",
@@ -68,6 +68,7 @@ def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None
             actual=f"it returned a {type(encoder).__name__}",
             expected=f"a features.encoders.plugins.{PluginEncoder.__name__}",
         )
+    require_colours(where, vars(encoder.preprocessing), source=encoder.source)
     return encoder
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from features.bags.bag import as_json
+from features.errors import EncoderError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ConcatPreprocessing", "Preprocessing", "resolve_preprocessing"]
+__all__ = ["ConcatPreprocessing", "Preprocessing", "require_colours", "resolve_preprocessing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,31 @@ class ConcatPreprocessing:
     def as_json(self) -> str:
         """Return one line of JSON, equal for equal preprocessing."""
         return as_json(parts=[part.__dict__ for part in self.parts])
+
+
+def require_colours(where: str, stated: Mapping[str, Any], *, source: str) -> None:
+    """Raise EncoderError if a stated ``mean`` or ``std`` is not three numbers on a scale of 0 to 1.
+
+    ``where`` and ``source``, which says where they were stated, are words of the message.
+    """
+    for key, least in (("mean", "from 0"), ("std", "above 0")):
+        values = stated.get(key)
+        if values is None:
+            continue
+        is_valid = (
+            isinstance(values, Sequence)
+            and len(values) == 3
+            and all(type(one) in (int, float) and 0 <= one <= 1 for one in values)
+            and (key == "mean" or all(values))
+        )
+        if not is_valid:
+            raise EncoderError(
+                where,
+                actual=f"{key} {values!r} ({source})",
+                expected=f"three numbers {least} to 1, e.g. [0.5,0.5,0.5]",
+                hint=f"State it with --model-arg {key}=[RED,GREEN,BLUE]; divide values of 0 to 255 "
+                "by 255.",
+            )
 
 
 def resolve_preprocessing(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import timm
 import torch
 from huggingface_hub import CacheNotFound, scan_cache_dir
-from timm.models import get_pretrained_cfg
 
 from features.encoders.encoder import TimmEncoder, measure_dim
 from features.encoders.model_config import resolve_model_config
@@ -17,6 +16,7 @@ from features.encoders.weights import (
     DEFAULT_BACKBONE,
     build_untrained,
     local_weights,
+    pretrained_config,
     require_known,
 )
 from features.errors import EncoderError
@@ -99,7 +99,8 @@ def encoder_info(name: str) -> EncoderInfo:
     """Describe an encoder, with or without a tag in its name: input px, dimension, parameters.
 
     The network is built on torch's meta device, which computes nothing but shapes. A network whose
-    output for one image is not of shape (1, dim) has the reason in ``unusable``.
+    output for one image is not of shape (1, dim), and a name that is unknown, have the reason in
+    ``unusable``; no error is raised.
     """
     info = EncoderInfo(name=name, licence=_licence(name), weights_here=local_weights(name))
     if entry := find_pathology_encoder(name):
@@ -143,7 +144,7 @@ def measure_encoder(
 
 
 def _licence(name: str) -> str:
-    config = get_pretrained_cfg(name, allow_unregistered=True)
+    config = pretrained_config(name)
     stated = str((config and config.license) or "")
     return "" if stated == "unknown" else stated
 

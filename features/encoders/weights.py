@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from features.encoders.checkpoints import first_line, read_checkpoint
+from features.encoders.checkpoints import first_line, read_checkpoint, select_network
 from features.encoders.hub import WEIGHT_FILES, cached_file, download_file
 from features.encoders.model_config import ModelConfig, layer_args, resolve_model_config
 from features.encoders.names import DEFAULT_BACKBONE
@@ -33,6 +34,7 @@ __all__ = [
     "load_model",
     "local_weights",
     "packaged_weights",
+    "pretrained_config",
     "require_known",
 ]
 
@@ -150,7 +152,7 @@ def local_weights(name: str) -> str:
         return "package"
     if entry := find_pathology_encoder(name):
         return "hub cache" if cached_file(entry.hub_id, WEIGHT_FILES) else ""
-    config = get_pretrained_cfg(name, allow_unregistered=True)
+    config = pretrained_config(name)
     if config is None:
         return ""
     url = str(config.url or "")
@@ -160,9 +162,16 @@ def local_weights(name: str) -> str:
     return "hub cache" if downloaded or _timm_hub_file(name) else ""
 
 
+def pretrained_config(name: str) -> PretrainedCfg | None:
+    """Return what timm states of the weights of a name with or without tag, None if nothing."""
+    with suppress(RuntimeError):  # There is no such tag.
+        return get_pretrained_cfg(name, allow_unregistered=True)
+    return None
+
+
 def _timm_hub_file(name: str) -> Path | None:
     """Return the weights of a timm name in the hub's cache, or None."""
-    config = get_pretrained_cfg(name, allow_unregistered=True)
+    config = pretrained_config(name)
     if config is None or config.hf_hub_id is None:
         return None
     names = [config.hf_hub_filename] if config.hf_hub_filename else WEIGHT_FILES
@@ -242,6 +251,7 @@ def _with_weights(
 ) -> tuple[nn.Module, ModelConfig]:
     """Build a model with exactly these weights; those of a classifier are dropped."""
     pooled = build_untrained(config)
+    state = select_network(state, getattr(pooled, "model", pooled).state_dict())
     if stated := _args_of_state(getattr(pooled, "model", pooled), state, config):
         config = replace(config, model_args={**config.model_args, **stated})
         pooled = build_untrained(config)
@@ -267,6 +277,16 @@ def _with_weights(
             hint="Name the backbone these weights belong to with --backbone, and what it was built "
             "with by --model-arg KEY=VALUE, e.g. mlp_layer=SwiGLUPacked.",
         )
+    for key, value in given.items():
+        is_number = value.is_floating_point() and bool(value.sum().isfinite())
+        if expected[key].is_floating_point() and not is_number:
+            raise EncoderError(
+                source,
+                actual=f"{key!r} is of {value.dtype}" * (not value.is_floating_point())
+                or f"{key!r} is not finite",
+                expected="finite floating-point weights",
+                hint="Use the checkpoint of another epoch, or one that is not quantised.",
+            )
     model.load_state_dict(given)
     return pooled, config
 

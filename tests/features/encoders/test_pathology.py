@@ -141,6 +141,12 @@ def test_weights_of_transformers_embed_as_transformers_does(
         lambda state: {"model": {"state_dict": {f"model.{k}": v for k, v in state.items()}}},
         lambda state: {k: v.half() for k, v in state.items()},
         lambda state: {k: v.bfloat16() for k, v in state.items()},
+        lambda state: {"ema": state, "epoch": 3},
+        lambda state: {"state_dict": {f"model.net.{k}": v for k, v in state.items()}},
+        lambda state: (
+            {f"base_model.model.{k}": v for k, v in state.items()}
+            | {f"text.{k}": v for k, v in list(state.items())[:9]}
+        ),
         lambda state: {"module._orig_mod.backbone." + k: v.double() for k, v in state.items()},
     ],
 )
@@ -249,7 +255,7 @@ def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
         ("resnet18", ["pooling=token"], "expected a VisionTransformer"),
         (TINY, ["mlp_layer=NoSuchLayer"], "no layer 'NoSuchLayer'"),
         (TINY, ["mean=0.5"], "three numbers from 0 to 1"),
-        (TINY, ["std=[127, 127, 127]"], "three numbers from 0 to 1"),
+        (TINY, ["std=[127, 127, 127]"], "three numbers above 0 to 1"),
         (TINY, ["no_such_argument=1"], "timm cannot build it"),
         ("unii", [], "Did you mean .*uni"),
         ("virchow3", [], "Did you mean .*virchow2"),
@@ -270,6 +276,53 @@ def test_a_folder_with_another_configuration_is_refused(content: str, tmp_path: 
     (tmp_path / "mine" / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(EncoderError, match=r"not a configuration of timm.*--model-arg"):
         load_model(f"local-dir:{tmp_path / 'mine'}")
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"mean": [127, 127, 127]}, r"mean \[127, 127, 127\] \(config.json\).*--model-arg mean"),
+        ({"mean": "x"}, "three numbers from 0 to 1"),
+        ({"mean": [0.5]}, "three numbers from 0 to 1"),
+        ({"std": [0, 1, 1]}, "three numbers above 0 to 1"),
+        ({"input_size": [1, 64, 64]}, r"input_size \[1, 64, 64\]"),
+        ({"input_size": [3, 64, 128]}, "a square in px"),
+        ({"input_size": "64"}, "a square in px"),
+    ],
+)
+def test_a_folder_with_impossible_preprocessing_is_refused(
+    stated: Any, message: str, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "mine", pretrained_cfg=stated)
+    with pytest.raises(EncoderError, match=message):
+        load_model(f"local-dir:{tmp_path / 'mine'}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda v: v * float("nan"), "is not finite"),
+        (lambda v: v / 0, "is not finite"),
+        (lambda v: v.to(torch.int8), "is of torch.int8"),
+        (lambda v: v.to(torch.complex64), "is of torch.complex64"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(spoil: Any, message: str, tmp_path: Path) -> None:
+    state = tiny_state()
+    torch.save(state | {"norm.weight": spoil(state["norm.weight"])}, tmp_path / "w.pth")
+    with pytest.raises(EncoderError, match=f"'norm.weight' {message}"):
+        load_model(TINY, weights_path=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:uni", "hf-hub:a/b/c", "hf-hub:a b/c", "hf-hub:a/b@main"])
+def test_what_is_no_repository_is_refused(name: str) -> None:
+    with pytest.raises(EncoderError, match="expected hf-hub:OWNER/NAME"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("name", ["resnet50.nonsense", "nonsense", "uni?depth=-1", ""])
+def test_what_cannot_be_built_is_described_as_unusable(name: str) -> None:
+    assert encoder_info(name).unusable
 
 
 def test_a_folder_without_weights_names_them(tmp_path: Path) -> None:
