@@ -232,8 +232,9 @@ def infer(
             typicality=typicality, tta=tta, as_json=as_json,
         )  # fmt: skip
     explain = "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides}"
-    score = "mil score {out} --cohort labels.csv"
-    commands = [score, explain] if several is None else [f"{score} --labels {{labels}}"]
+    commands = ["mil score {out} --cohort labels.csv", explain]
+    if several is not None:
+        commands = ["mil score {out} --cohort labels.csv --labels {labels}"]
     print_next(
         *([] if as_json else commands),
         labels=",".join(several.names if several else ()),

@@ -217,6 +217,7 @@ def score_label_files(
         "95 %, bootstrap over patients."
     )
     print_calibration_note(settings)
+    print_next("open RUN/report.html")
 
 
 def _print_training(summary: LabelSummary, bags_dir: Path | str) -> None:
