@@ -35,7 +35,7 @@ from mil.evaluation.run_predictions import (
     read_run_predictions,
     write_held_out_predictions,
 )
-from mil.inference.bundle import ModelBundle, load_bundle, write_json
+from mil.inference.bundle import ModelBundle, check_apart, load_bundle, write_json
 from mil.inference.conformal import COVERAGE, CrossConformal
 from mil.inference.training_slides import linked_patients
 
@@ -52,7 +52,7 @@ COMBINATION, MEAN = "combination", "equal weights"
 """Names of the combination, and of equal weights, in comparisons with the runs."""
 
 N_FOLDS, N_REPEATS = 5, 5
-"""Folds and repeats of the cross-fits of files, whose folds are unknown."""
+"""Folds of the cross-fits of weights, and their repeats for files."""
 
 _CROSS_FITTED = (
     "the combination is cross-fitted: its weights were fitted on other patients, whose predictions "
@@ -107,9 +107,9 @@ def combine_runs(
 
     The weights are fitted on the log of the runs' calibrated out-of-fold probabilities, shape
     (repeats, patients, runs, classes). Scores and out-of-fold probabilities use weights fitted on
-    the other folds, without patients that share a slide with one of the fold. Prediction sets
-    compare the mean log probability of the runs' learners of each fold, so that they guarantee what
-    those of the runs do.
+    other patients, in five drawn folds, none of whom shares a slide with the patient. Prediction
+    sets compare the mean log probability of the runs' learners of each fold, so that they guarantee
+    what those of the runs do.
 
     Raises
     ------
@@ -126,6 +126,7 @@ def combine_runs(
         raise InputError(
             "runs", actual=f"{', '.join(map(str, paths))}", expected="two or more different ones"
         )
+    check_apart(run_dir, paths)
     names = [name.replace("/", "-") for name in short_names(paths)]
     for path in paths:
         if (path / "combination.json").is_file():
@@ -206,12 +207,7 @@ def combine_predictions(
     labels = models.labels
     proba = np.stack([model.proba[0] for model in models.models], axis=1)
     logits = clipped_log(proba)
-    fold = np.stack(
-        [
-            stratified_fold_ids(labels, n_folds=N_FOLDS, seed=(seed, repeat))
-            for repeat in range(N_REPEATS)
-        ]
-    )
+    fold = _draw_folds(labels, N_REPEATS, seed=seed)
     combined, _ = cross_fit_weights(
         np.broadcast_to(logits, (N_REPEATS, *logits.shape)), labels, fold
     )
@@ -229,6 +225,19 @@ def combine_predictions(
         weights=dict(zip(names, calibrator.weights_.tolist(), strict=True)),
         comparison=compare_models(together, seed=seed, n_resamples=n_resamples),
     )
+
+
+def _draw_folds(labels: Ints, n_repeats: int, *, seed: int) -> Ints:
+    """Return folds to cross-fit weights on, shape (repeats, patients).
+
+    They are not those of the runs. The calibrators of a run differ by fold: without a fold's
+    mistakes one is bolder, and those of the other folds, which saw them, are more cautious. Weights
+    of cautious predictions alone are too large for bold ones, and the scores are then far too bad.
+    """
+    repeats = [
+        stratified_fold_ids(labels, n_folds=N_FOLDS, seed=(seed, r)) for r in range(n_repeats)
+    ]
+    return np.stack(repeats)
 
 
 def _same_patients(runs: Sequence[RunPredictions]) -> tuple[RunPredictions, ...]:
@@ -317,8 +326,9 @@ def _score(
     The combination is compared with equal weights and with each run.
     """
     run, fold, logits = aligned.run, aligned.fold, clipped_log(aligned.proba)
-    combined, _ = cross_fit_weights(logits, run.labels, fold, groups=aligned.groups)
-    mean = _mean_calibrated(logits, run.labels, fold, groups=aligned.groups)
+    drawn = _draw_folds(run.labels, len(fold), seed=seed)
+    combined, _ = cross_fit_weights(logits, run.labels, drawn, groups=aligned.groups)
+    mean = _mean_calibrated(logits, run.labels, drawn, groups=aligned.groups)
     models = [(COMBINATION, combined), (MEAN, mean)]
     models += [(name, aligned.proba[:, :, index]) for index, name in enumerate(aligned.names)]
     together = AlignedModels(

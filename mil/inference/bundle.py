@@ -46,6 +46,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "ModelBundle",
+    "check_apart",
     "load_bundle",
     "save_bundle",
     "write_json",
@@ -241,6 +242,18 @@ def save_bundle(bundle: ModelBundle) -> None:
     if bundle.provenance is not None:
         write_provenance(bundle.path, bundle.provenance)
     write_json(bundle.path / "model.json", with_digests(_describe(bundle), bundle.path))
+
+
+def check_apart(run_dir: Path, sources: Sequence[Path]) -> None:
+    """Raise RunError for a new run in the folder of one that it is made from, or within it."""
+    for source in sources:
+        if run_dir.resolve().is_relative_to(source.resolve()):
+            raise RunError(
+                run_dir,
+                actual=f"the folder of the run {source}, or one in it",
+                expected="a folder of its own, as the run that it is made from stays",
+                hint="Name another with --run.",
+            )
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -26,7 +26,13 @@ from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.evaluation.run_predictions import write_held_out_predictions
 from mil.inference.assembly import as_training_slide
-from mil.inference.bundle import ModelBundle, load_bundle, save_bundle, write_json
+from mil.inference.bundle import (
+    ModelBundle,
+    check_apart,
+    load_bundle,
+    save_bundle,
+    write_json,
+)
 from mil.inference.conformal import COVERAGE, CrossConformal, min_calibration_size
 from mil.inference.predict import PatientPrediction, predict
 from mil.inference.prediction_sets import HeldOut, PredictionSets
@@ -127,6 +133,7 @@ def recalibrate(
         If the folder cannot be written.
     """
     bundle, run_dir = load_bundle(run), Path(run_dir)
+    check_apart(run_dir, [Path(run)])
     cohort = cohort.sorted_by_id()
     check_labels(cohort, bundle.classes)
     predictions = predict(bundle, cohort, bags)

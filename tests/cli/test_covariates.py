@@ -195,10 +195,9 @@ def test_pages_of_tiles_do_without_clinical_data_and_say_so(world: Path, tmp_pat
 
 def test_a_column_that_is_the_same_in_a_fold_is_named(world: Path, tmp_path: Path) -> None:
     table = pd.read_csv(world / "train.csv", dtype=str)
-    table["smoker"] = "no"
-    table.loc[[0, 2], "smoker"] = "yes"  # of one centre
-    table.loc[[0, 2], "center_id"] = "c"
-    table.loc[[1, 3], "center_id"] = "c"
+    odd = table["patient_id"].isin(["000", "001", "002", "003"])
+    table["smoker"] = np.where(table["patient_id"].isin(["000", "001"]), "yes", "no")
+    table.loc[odd, "center_id"] = "c"
     table.to_csv(tmp_path / "train.csv", index=False)
     result = mil_ok("train", "--cohort", tmp_path / "train.csv", "--bags", world / "bags", "--run",
                     tmp_path / "run", "--covariates", "smoker", "--by", "centre",

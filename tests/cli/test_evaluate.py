@@ -104,6 +104,9 @@ def test_a_run_is_recalibrated_on_local_patients_and_knows_them_again(world: Pat
     again = mil("recalibrate", local, *options)
     assert again.exit_code == 1
     assert "not empty" in again.output
+    itself = mil("recalibrate", local, *options, "--overwrite")
+    assert itself.exit_code == 1
+    assert "a folder of its own" in itself.output
     refused = mil("recalibrate", local, *options[:-1], world / "runs" / "twice")
     assert refused.exit_code == 1
     assert "0 patients of class" in refused.output

@@ -47,3 +47,11 @@ def test_one_run_and_a_combination_of_combinations_are_refused(tmp_path: Path) -
     (other / "combination.json").write_text("{}")
     with pytest.raises(MilError, match="Name the runs that it combines"):
         combine_runs([first, other], tmp_path / "all")
+
+
+@pytest.mark.parametrize("where", ["first", "first/all", "first/../first/all"])
+def test_a_combination_in_the_folder_of_a_run_is_refused(tmp_path: Path, where: str) -> None:
+    runs = [write_judged_run(tmp_path / name, LOGITS, LABELS) for name in ("first", "other")]
+    with pytest.raises(MilError, match="a folder of its own"):
+        combine_runs(runs, tmp_path / where)
+    assert (runs[0] / "judged.csv").is_file()
