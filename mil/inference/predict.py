@@ -449,7 +449,7 @@ def _is_out_of_range(bundle: ModelBundle, bags: Mapping[str, Bag]) -> bool:
     total, n_values = 0.0, 0
     with torch.inference_mode():
         for bag in bags.values():
-            whitened = whitening(torch.from_numpy(np.asarray(bag.features, np.float32))[None])
+            whitened = whitening(torch.from_numpy(np.asarray(bag.features)).float()[None])
             total += float(whitened.double().square().sum())
             n_values += whitened.numel()
     return not total <= n_values * MAX_WHITENED**2

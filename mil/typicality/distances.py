@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from mil.arrays import Bools, Float32s, Floats, Ints
 __all__ = ["CoreTiles", "MeanTiles"]
 
 _SMALLEST_SQUARE = 1e-5  # below it, distances are errors of rounding to float16 and of sums
-_ROWS_PER_BLOCK = 1024
+_VALUES_PER_BLOCK = 2**22  # 16 MiB of distances at a time, however many core tiles there are
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +59,9 @@ class MeanTiles:
         pooled variance of both patients, so that patients with few tiles are not far for that. They
         are infinite where one has no finite tile.
         """
-        squares = _squares(self.means, other.means).astype(np.float64)
+        own, others = np.square(self.means).sum(axis=1), np.square(other.means).sum(axis=1)
+        squares = (own[:, None] + others - 2 * self.means @ other.means.T).astype(np.float64)
+        squares[squares < _SMALLEST_SQUARE] = 0
         n_own, n_other = self.counts[:, None], other.counts[None]
         pooled = (self.squares[:, None] + other.squares) / np.maximum(n_own + n_other - 2, 1)
         squares -= pooled * (1 / np.maximum(n_own, 1) + 1 / np.maximum(n_other, 1))
@@ -94,9 +97,9 @@ class CoreTiles:
         present = np.flatnonzero(self.counts)
         if len(present):
             starts = np.cumsum(self.counts[present]) - self.counts[present]
-            for rows in _blocks(len(projected)):
-                squares = _squares(projected[rows], self.tiles)
-                nearest[rows, present] = np.sqrt(np.minimum.reduceat(squares, starts, axis=1))
+            for rows, relative, own in _relative_squares(projected, self._augmented):
+                least = np.minimum.reduceat(relative, starts, axis=1)
+                nearest[rows, present] = _roots(least + own[:, None])
         return nearest
 
     def nearest(self, projected: Float32s, *, without: Bools) -> Float32s:
@@ -106,24 +109,38 @@ class CoreTiles:
         left out; the result has shape (tiles,), float32.
         """
         kept = np.repeat(~without, self.counts)
-        core = self.tiles if kept.all() else self.tiles[kept]
         result = np.full(len(projected), np.inf, np.float32)
-        if len(core):
-            for rows in _blocks(len(projected)):
-                result[rows] = np.sqrt(_squares(projected[rows], core).min(axis=1))
+        if kept.any():
+            core = self._augmented if kept.all() else self._augmented[:, kept]
+            for rows, relative, own in _relative_squares(projected, core):
+                result[rows] = _roots(relative.min(axis=1) + own)
         return result
 
+    @cached_property
+    def _augmented(self) -> Float32s:
+        """Tiles times -2, and below them their squared lengths, shape (components + 1, tiles)."""
+        squares = np.square(self.tiles).sum(axis=1, keepdims=True)
+        return np.ascontiguousarray(np.concatenate([-2 * self.tiles, squares], axis=1).T)
 
-def _squares(projected: Float32s, core: Float32s) -> Float32s:
-    """Return squared distances, shape (tiles, core tiles); infinite for tiles of NaN."""
-    squares = projected @ core.T
-    squares *= -2
-    squares += np.square(projected).sum(axis=1, keepdims=True)
-    squares += np.square(core).sum(axis=1)
+
+def _relative_squares(
+    projected: Float32s, augmented: Float32s
+) -> Iterator[tuple[slice, Float32s, Float32s]]:
+    """Yield rows, their squared distances less their own squared length, and that length.
+
+    The distances have shape (rows, core tiles), the lengths (rows,). What is least among them is
+    least with the length too, which is added afterwards, to one number in place of thousands.
+    """
+    n_rows = max(1, _VALUES_PER_BLOCK // augmented.shape[1])
+    for at in range(0, len(projected), n_rows):
+        tiles = projected[at : at + n_rows]
+        ones = np.ones((len(tiles), 1), np.float32)
+        relative = np.concatenate([tiles, ones], axis=1) @ augmented
+        yield slice(at, at + n_rows), relative, np.square(tiles).sum(axis=1)
+
+
+def _roots(squares: Float32s) -> Float32s:
+    """Return the roots of squared distances; infinite for tiles of NaN."""
     squares[squares < _SMALLEST_SQUARE] = 0
     squares[np.isnan(squares)] = np.inf
-    return np.asarray(squares, np.float32)
-
-
-def _blocks(n_rows: int) -> list[slice]:
-    return [slice(at, at + _ROWS_PER_BLOCK) for at in range(0, n_rows, _ROWS_PER_BLOCK)]
+    return np.sqrt(squares)

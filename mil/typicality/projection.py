@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mil.arrays import Float32s, Ints
 from mil.data.features import Features
@@ -15,6 +16,8 @@ __all__ = ["N_COMPONENTS", "project_tiles", "spread_indices"]
 
 N_COMPONENTS = 64
 """Components of a projected tile; fewer where an embedding has fewer numbers."""
+
+_LEAST_SQUARE = 1e-20  # of a length; beyond it and its inverse float32 loses digits of products
 
 
 def project_tiles(tiles: Features) -> Float32s:
@@ -25,15 +28,20 @@ def project_tiles(tiles: Features) -> Float32s:
     1984; Achlioptas, 2003). Nothing is learned from any patient. The result has shape (tiles,
     components), float32; rows of embeddings with a NaN or an infinity are NaN.
     """
-    values = np.asarray(tiles, np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
-        # Dividing by the largest number first keeps squares within float32.
-        unit = values / np.where(largest > 0, largest, 1)
-        length = np.linalg.norm(unit, axis=1, keepdims=True)
-        unit /= np.where(length > 0, length, 1)
-    dim = values.shape[1]
-    projected = unit if dim <= N_COMPONENTS else unit @ _signs(dim)
+        # NumPy takes longer to convert float16 than all the rest takes; torch does not.
+        values = torch.from_numpy(np.asarray(tiles)).float().numpy()
+        squares = np.einsum("td,td->t", values, values)
+        is_extreme = ~((squares > _LEAST_SQUARE) & (squares < 1 / _LEAST_SQUARE))
+        if is_extreme.any():
+            # Dividing by the largest number first keeps squares within float32.
+            values = values.copy()
+            largest = np.abs(values[is_extreme]).max(axis=1, keepdims=True, initial=0.0)
+            values[is_extreme] /= np.where(largest > 0, largest, 1)
+            squares = np.einsum("td,td->t", values, values)
+        dim = values.shape[1]
+        projected = values.copy() if dim <= N_COMPONENTS else values @ _signs(dim)
+        projected /= np.sqrt(np.where(squares > 0, squares, 1))[:, None]
     projected[~np.isfinite(projected).all(axis=1)] = np.nan
     return np.asarray(projected, np.float32)
 

@@ -25,8 +25,8 @@ DEFAULT_LEVEL = 0.05
 SAMPLED_TILES = 256
 """Tiles of a patient, evenly spaced, that a p-value is computed from."""
 
-_CORE_TILES = 4096
-_CORE_TILES_PER_PATIENT = (6, 64)
+_CORE_TILES = 2048
+_CORE_TILES_PER_PATIENT = (5, 64)  # five take 0.77 MB of 1,000 patients
 _UNLIKE_TILES = 0.01  # share of the training patients' tiles beyond the limit of a tile
 
 

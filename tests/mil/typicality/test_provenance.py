@@ -81,3 +81,24 @@ def test_bags_of_earlier_versions_state_neither_stain_nor_reader(tmp_path: Path)
 
 def test_earlier_runs_have_none(tmp_path: Path) -> None:
     assert read_provenance(tmp_path) is None
+
+
+def test_real_slides_of_one_stain_are_alike_and_of_another_are_not(mil_data: Path) -> None:
+    from features.embedding.config import EmbedConfig
+    from features.tiling.slide_tiles import open_slide_tiles
+
+    config, metas = EmbedConfig(), {}
+    for name in ("cmu-1-small-region.svs", "cmu-1-small-region.pyramid.tiff", "kidney-48-5.tif"):
+        given = 0.25 if name.startswith("kidney") else None
+        with open_slide_tiles(
+            mil_data / "slides" / name, tiles=config.tiles, tissue=config.tissue, given_mpp=given
+        ) as opened:
+            tissue = opened.tissue
+        assert tissue.tissue_rgb is not None
+        metas[name] = replace(
+            META, background_rgb=tissue.background_rgb, tissue_rgb=tissue.tissue_rgb
+        )
+    skin, copy, kidney = metas.values()
+    trained = Provenance.of([skin])
+    assert trained.compare(copy) == ()
+    assert [note.kind for note in trained.compare(kidney)] == ["stain"]

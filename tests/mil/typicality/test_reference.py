@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,40 @@ def test_a_large_bag_is_scored_by_evenly_spaced_tiles() -> None:
     assert len(scored.tile_indices) == 256
     assert scored.tile_indices[-1] == 999_999
     assert spread_indices(10, 20).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-12, 1e15, 1e37])
+def test_the_size_of_numbers_makes_no_difference(scale: float) -> None:
+    tiles = make_tiles(np.random.default_rng(1))
+    mixed = np.concatenate([tiles * scale, tiles]).astype(np.float32)
+    both = project_tiles(mixed)
+    assert np.isfinite(both).all()
+    # Numbers below 1e-38 have few digits.
+    np.testing.assert_allclose(both[:20], both[20:], atol=0.01 if scale < 1e-38 else 1e-6)
+
+
+def test_a_thousand_patients_take_less_than_a_megabyte(tmp_path: Path) -> None:
+    patients = cohort(1000, n_tiles=6, dim=N_COMPONENTS)
+    names = [f"{index:036d}" for index in range(1000)]  # as long as a UUID
+    reference = fit(
+        dict(zip(names, patients.values(), strict=True)),
+        centres=[f"Hospital {index % 9}" for index in range(1000)],
+    )
+    write_reference(tmp_path, reference)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 0.95e6
+
+
+def test_memory_does_not_grow_with_tiles() -> None:
+    reference = fit(cohort(30, n_tiles=200))
+    large = np.tile(make_tiles(np.random.default_rng(2)).astype(np.float16), (5000, 1))
+    tracemalloc.start()
+    try:
+        assert len(reference.tile_distances(large)) == 100_000
+        reference.score(large)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * 2**20
 
 
 def test_every_tile_can_be_compared() -> None:
