@@ -9,7 +9,7 @@ import typer
 
 from cli.console import print_json, print_next, spinner, stdout
 from cli.options import ClassName, ColumnNames, JsonOutput, LabelTable, Seed, flag
-from cli.shared.arguments import parse_columns
+from cli.shared.arguments import keep_inputs, parse_columns
 from cli.shared.combination import write_summary
 from cli.shared.output import print_caveats, print_model_scores
 from cli.shared.runs import require_free
@@ -76,7 +76,9 @@ def combine(
         )
     if not files and run is None:
         raise typer.BadParameter("name the new run", param_hint="--run")
+    keep_inputs([out] if out else [], [*files, cohort])
     if run is not None:
+        keep_inputs([run], models, option="--run")
         require_free(run, overwrite=overwrite)
     with spinner("combining"):
         from mil.combination.fit import combine_predictions, combine_runs

@@ -17,7 +17,7 @@ from cli.console import (
     stdout,
 )
 from cli.options import ColumnNames, JsonOutput
-from cli.shared.arguments import parse_columns
+from cli.shared.arguments import keep_inputs, parse_columns
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
 
@@ -79,6 +79,7 @@ def describe(
     used.
     """
     names = parse_columns(columns)
+    keep_inputs([out], [train])
     if label is not None and "label" in names:
         raise typer.BadParameter("give either --label or --column label=", param_hint="--label")
     with spinner("loading"):

@@ -9,7 +9,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, stdout
 from cli.options import BagsSources, CohortTable, ColumnNames, JsonOutput, Seed
-from cli.shared.arguments import parse_columns
+from cli.shared.arguments import keep_inputs, parse_columns
 from cli.shared.output import print_caveats
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def evaluate(
     could not be predicted, or only from part of their slides.
     """
     names = parse_columns(columns)
+    tables = out.with_suffix(".csv"), out.with_suffix(".details.csv")
+    keep_inputs([out, *tables], [cohort])
     groups_of = [name for text in (by or "").split(",") if (name := text.strip())]
     with spinner("evaluating"):
         from cli.shared.models import predict_model
@@ -97,10 +99,8 @@ def evaluate(
             groups=groups,
             seed=seed,
         )
-        write_predictions(out.with_suffix(".csv"), predictions, classes=model.classes)
-        write_details(
-            out.with_suffix(".details.csv"), predictions, classes=model.classes, typicality=True
-        )
+        write_predictions(tables[0], predictions, classes=model.classes)
+        write_details(tables[1], predictions, classes=model.classes, typicality=True)
         write_validation(
             out, validated, run=run.resolve().name, cohort=cohort.name,
             trained=read_run_scores(run), seed=seed,
@@ -109,7 +109,7 @@ def evaluate(
         print_json({"run": str(run), "page": str(out), **validated.as_dict()})
     else:
         _print(validated)
-        stdout.print(f"Page: {out}; predictions: {out.with_suffix('.csv')}")
+        stdout.print(f"Page: {out}; predictions: {tables[0]}")
     print_caveats(f"note: {note}" for note in validated.notes)
     if not as_json:
         print_next(

@@ -30,7 +30,7 @@ from cli.options import (
     TilePx,
     Weights,
 )
-from cli.shared.arguments import require_one_resolution, resolve_mpp_table
+from cli.shared.arguments import keep_inputs, require_one_resolution, resolve_mpp_table
 from cli.shared.executors import checkpoint_paths
 from features.utils.text import percent, pluralize
 
@@ -92,6 +92,7 @@ def fit(
     Exit codes: 0 done, 1 examples cannot be used or are too few, 2 usage.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
+    keep_inputs([out], [table, mpp_table, *(weights or ())])
     with spinner("loading the backbone"):
         from features.encoders.config import EncoderConfig
         from features.filters.classifier import EmbeddingSpec, write_filter

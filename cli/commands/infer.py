@@ -28,6 +28,7 @@ from cli.options import (
     flag,
 )
 from cli.shared.arguments import (
+    keep_inputs,
     only_folder,
     parse_columns,
     reject_options,
@@ -166,6 +167,7 @@ def infer(
     prior, or were predicted from part of their slides.
     """
     names = parse_columns(columns)
+    keep_inputs([out, out.with_name(f"{out.stem}.details.csv")], [patients, series, mpp_table])
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     require_ray_for_address(engine, address)
     if slides is not None and series is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "files_of",
     "folder_for_bags",
+    "keep_inputs",
     "only_folder",
     "parse_columns",
     "reject_options",
@@ -89,6 +90,18 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
     for option, value in given.items():
         if value:
             raise typer.BadParameter(why, param_hint=option)
+
+
+def keep_inputs(
+    outputs: Iterable[Path], inputs: Iterable[Path | None], *, option: str = "--out"
+) -> None:
+    """Raise if a file or folder that a command is to write is one that it reads."""
+    read = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path.resolve() in read:
+            raise typer.BadParameter(
+                f"it would replace {path}, which is read; name another", param_hint=option
+            )
 
 
 def only_folder(folders: Sequence[Path]) -> Path:

@@ -33,6 +33,7 @@ MIN_PATIENTS_PER_CLASS = 5
 """Fewest scored patients of each class; the bootstrap of fewer has no meaning."""
 
 _GROUP_METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
+_MOST_NAMED = 3
 _REASONS = {
     "no_bag": "no bag of any slide",
     "no_tissue": "no tissue on any slide",
@@ -332,8 +333,11 @@ def _notes(scored: Sequence[PatientPrediction], left_out: Mapping[str, str]) -> 
             f"{pluralize(n_trained, 'patients')} of the training, by id or by the content of a "
             "slide, left out of all scores"
         )
-    if n_others := len(left_out) - n_trained:
-        notes.append(f"{pluralize(n_others, 'patients')} left out of all scores for other reasons")
+    others = [name for name, why in left_out.items() if not why.startswith("the run was trained")]
+    if others:
+        some = ", ".join(f"{name}: {left_out[name]}" for name in others[:_MOST_NAMED])
+        more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+        notes.append(f"{pluralize(len(others), 'patients')} left out of all scores ({some}{more})")
     if n_partly := sum(p.status == "slides_missing" for p in scored):
         notes.append(f"{pluralize(n_partly, 'patients')} predicted from part of their slides")
     if n_whitened := sum(p.used_for_whitening for p in scored):

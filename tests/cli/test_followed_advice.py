@@ -105,3 +105,30 @@ def test_advice_on_settings_and_covariates_works(study: Path, tmp_path: Path) ->
     failed = mil(*train, "age")
     assert failed.exit_code == 1
     assert "Write numbers without unit" in failed.output  # as ages.csv has them
+
+
+def test_no_command_replaces_what_it_reads(study: Path, tmp_path: Path) -> None:
+    """Also of what is written beside the page, under another suffix."""
+    table, page, details = (tmp_path / f"t.{kind}" for kind in ("csv", "html", "details.csv"))
+    for copy in (table, details):
+        copy.write_bytes((study / "new.csv").read_bytes())
+    of_bags = ["--bags", study / "bags" / "a"]
+    files = [table, study / "b.csv", "--cohort", study / "train.csv"]
+    runs = [study / "runs" / name for name in "ab"]
+    for command in (
+        ["evaluate", runs[0], *of_bags, "--cohort", table, "--out", page],
+        ["evaluate", runs[0], *of_bags, "--cohort", details, "--out", page],
+        ["infer", "--run", runs[0], *of_bags, "--patients", table, "--out", table],
+        ["infer", "--run", runs[0], *of_bags, "--patients", details, "--out", table],
+        ["describe", table, "--out", tmp_path / "." / "t.csv"],
+        ["compare", *files, "--out", table],
+        ["combine", *files, "--out", table],
+        ["filter", "fit", table, "--out", table],
+        ["combine", *runs, "--run", runs[1], "--overwrite"],
+        ["recalibrate", runs[0], *of_bags, "--cohort", table, "--run", runs[0], "--overwrite"],
+    ):
+        refused = mil(*command)
+        assert refused.exit_code == 2, command
+        assert "it would replace" in refused.output
+    assert table.read_bytes() == details.read_bytes() == (study / "new.csv").read_bytes()
+    assert (runs[0] / "model.json").is_file()
