@@ -78,7 +78,6 @@ def combine(
         raise typer.BadParameter("name the new run", param_hint="--run")
     keep_inputs([out] if out else [], [*files, cohort])
     if run is not None:
-        keep_inputs([run], models, option="--run")
         require_free(run, overwrite=overwrite)
     with spinner("combining"):
         from mil.combination.fit import combine_predictions, combine_runs

@@ -233,10 +233,14 @@ def infer(
             model, cohort, refs, out, (stated, shares), coverage=coverage, abstain=abstain,
             typicality=typicality, tta=tta, as_json=as_json,
         )  # fmt: skip
-    explain = "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides}"
-    commands = ["mil score {out} --cohort labels.csv", explain]
-    if several is not None:
-        commands = ["mil score {out} --cohort labels.csv --labels {labels}"]
+    commands = (
+        ["mil score {out} --cohort labels.csv --labels {labels}"]
+        if several is not None
+        else [
+            "mil score {out} --cohort labels.csv",
+            "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides}",
+        ]
+    )
     print_next(
         *([] if as_json else commands),
         labels=",".join(several.names if several else ()),

@@ -9,7 +9,7 @@ import typer
 
 from cli.console import print_json, print_next, spinner, stdout
 from cli.options import BagsSource, CohortTable, ColumnNames, JsonOutput, Seed, flag
-from cli.shared.arguments import keep_inputs, parse_columns
+from cli.shared.arguments import parse_columns
 from cli.shared.output import print_caveats
 from cli.shared.runs import add_run_covariates, require_free
 from features.utils.text import pluralize
@@ -42,7 +42,6 @@ def recalibrate(
     Exit codes: 0 done, 1 run, table or bags cannot be used, 2 usage.
     """
     names = parse_columns(columns)
-    keep_inputs([run], [source], option="--run")
     require_free(run, overwrite=overwrite)
     with spinner("recalibrating"):
         from mil.data.cohort import read_cohort

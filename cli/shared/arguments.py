@@ -92,15 +92,13 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
             raise typer.BadParameter(why, param_hint=option)
 
 
-def keep_inputs(
-    outputs: Iterable[Path], inputs: Iterable[Path | None], *, option: str = "--out"
-) -> None:
-    """Raise if a file or folder that a command is to write is one that it reads."""
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Raise if a file that a command is to write is one that it reads."""
     read = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
         if path.resolve() in read:
             raise typer.BadParameter(
-                f"it would replace {path}, which is read; name another", param_hint=option
+                f"it would replace {path}, which is read; name another", param_hint="--out"
             )
 
 

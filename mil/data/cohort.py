@@ -62,7 +62,7 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _RESERVED_CLASSES = frozenset({"bag_id", "center_id", "image_id", "patient_id", "slide_id"})
 """Columns of ids in tables of predictions, in which each class is a column as well."""
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
-_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+_JOINED_ROWS = r"(?s)[\r\n].*[,;\t]|[,;\t].*[\r\n]"
 _MONTH = "jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _MANGLED_ID = re.compile(
     rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({_MONTH})|({_MONTH})[- ]\d\d",
@@ -247,7 +247,7 @@ def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = Non
         centres = table[find_role(table, "center", where=path, columns=columns)]
         named["centre"] = centres.map(lambda c: "" if is_missing_word(c) else _one_form(c))
     _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
-    _check_printable(path, named)
+    _check_joined_rows(path, named)
     for column in ("slide", "patient"):
         _check_mangled_ids(path, named[column])
     named["slide"] = named["slide"].map(without_suffix)
@@ -338,16 +338,16 @@ def _check_nonempty(path: Path, named: pd.DataFrame) -> None:
             )
 
 
-def _check_printable(path: Path, named: pd.DataFrame) -> None:
-    """Raise for line breaks and other control characters inside an id, label or centre."""
+def _check_joined_rows(path: Path, named: pd.DataFrame) -> None:
+    """Raise for an id, label or centre that holds whole rows of the table."""
     for column in named:
-        odd = named[column][named[column].str.contains(_CONTROL)]
-        if len(odd):
+        joined = named[column][named[column].str.contains(_JOINED_ROWS)]
+        if len(joined):
             raise CohortError(
-                f"{path}, row {odd.index[0] + 2}",
-                actual=f"{column} {odd.iloc[0]!r}, with a line break or control character",
-                expected="a name in one line",
-                hint="Retype the cell; an unclosed quotation mark joins rows into one cell.",
+                f"{path}, row {joined.index[0] + 2}",
+                actual=f"{column} {joined.iloc[0][:40]!r}..., which holds several rows",
+                expected="one name in a cell",
+                hint="Close the quotation mark that opens in this row or before it.",
             )
 
 

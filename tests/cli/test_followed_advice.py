@@ -124,11 +124,17 @@ def test_no_command_replaces_what_it_reads(study: Path, tmp_path: Path) -> None:
         ["compare", *files, "--out", table],
         ["combine", *files, "--out", table],
         ["filter", "fit", table, "--out", table],
-        ["combine", *runs, "--run", runs[1], "--overwrite"],
-        ["recalibrate", runs[0], *of_bags, "--cohort", table, "--run", runs[0], "--overwrite"],
     ):
         refused = mil(*command)
         assert refused.exit_code == 2, command
         assert "it would replace" in refused.output
     assert table.read_bytes() == details.read_bytes() == (study / "new.csv").read_bytes()
-    assert (runs[0] / "model.json").is_file()
+    cohort = ["--cohort", study / "train.csv"]
+    for command in (
+        ["combine", *runs, "--run", runs[1], "--overwrite"],
+        ["recalibrate", runs[0], *of_bags, *cohort, "--run", runs[0], "--overwrite"],
+    ):
+        refused = mil(*command)
+        assert refused.exit_code == 1, command
+        assert "a folder of its own" in refused.output
+    assert all((run / "model.json").is_file() for run in runs)

@@ -130,10 +130,10 @@ def test_ids_with_hyphens_are_ids(tmp_path: Path, name: str) -> None:
     assert name in read(tmp_path, [ROWS[0], ("b", name, "B", "")]).patient_ids
 
 
-@pytest.mark.parametrize("cell", ['"p\n2"', "p\x072", '"p2\u2028x"'])
-def test_ids_of_several_lines_are_refused(tmp_path: Path, cell: str) -> None:
-    with pytest.raises(CohortError, match=r"row 3: patient 'p.*line break or control character"):
-        read(tmp_path, [ROWS[0], ("b", cell, "B", "")])
+@pytest.mark.parametrize("rows", ["p2,B,\nc,p3", "p2;B\nc;p3", "p2\nc,p3"])
+def test_a_quotation_mark_left_open_joins_no_rows(tmp_path: Path, rows: str) -> None:
+    with pytest.raises(CohortError, match=r"row 3: patient 'p2.*holds several rows.*Close"):
+        read(tmp_path, [ROWS[0], ("b", f'"{rows}"', "B", "")])
 
 
 @pytest.mark.parametrize("header", ["Patient_ID", "patient id", "patientId"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mil.data.cohort import Cohort, Patient
-from mil.errors import CohortError
+from mil.errors import CohortError, MilError
 from mil.evaluation.metrics import auroc, weighted_log_loss
 from mil.evaluation.subgroups import MISSING, SEVERAL, read_subgroups
 from mil.inference.predict import PatientPrediction
@@ -151,5 +151,5 @@ def test_subgroups_are_read_per_patient(tmp_path: Path) -> None:
     groups = read_subgroups(path, cohort, ["scanner"])["scanner"]
     assert groups[:4] == (SEVERAL, MISSING, "A", "A")
     for names, words in ((["sex"], "no column 'sex'"), (["id"], "groups")):
-        with pytest.raises(CohortError, match=words):
+        with pytest.raises(MilError, match=words):
             read_subgroups(path, cohort, names)
