@@ -26,6 +26,7 @@ _FLAT = 1.0  # covariance of channels up to which a pixel may be white glass, le
 _FLAT_PX = 9  # wider than the grain of tissue, of one to three pixels
 _FLAT_NEAR_PX = 5  # to the centre of the flattest window
 _MIN_GREEN = 50  # glass lets a fifth of the light through
+_LEAST_OF_BRIGHTEST = 0.4  # in each channel: aged, yellow glass has a half, ink and stains less
 _MAX_REDNESS = 72  # red minus green: rose glass has up to 50, stained tissue more
 _MIN_SHARE = 0.01  # of the picture: a smaller area is a pale spot and not glass
 _PINK = 26  # red minus green, from which on pale tissue is likelier than glass,
@@ -99,6 +100,7 @@ def find_glass(smooth: RgbArray) -> Glass:
     """
     red, green = smooth[..., 0].astype(np.int16), smooth[..., 1].astype(np.int16)
     is_flat = (green >= _MIN_GREEN) & (red - green <= _MAX_REDNESS) & _is_flat(smooth)
+    is_flat &= smooth.min(axis=2) >= _LEAST_OF_BRIGHTEST * smooth.max(axis=2)
     rgb = _brightest_flat_colour(smooth, is_flat)
     if rgb is None:
         nothing = np.zeros(is_flat.shape, bool)

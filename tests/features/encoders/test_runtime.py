@@ -252,7 +252,7 @@ def test_a_runtime_that_is_recorded_is_forecast_as_it_is() -> None:
 def test_an_export_in_the_cache_is_forecast_to_start_soon(asked: Runtime | None) -> None:
     new, cached = (
         forecast_selection(
-            asked, tiles_per_s=50.0, batch_tiles=64, n_tiles_expected=2000,
+            asked, tiles_per_s=50.0, batch_tiles=64, n_tiles_expected=5000,
             device=torch.device("cpu"), startup_s=6.0, is_cached=is_cached,
         )
         for is_cached in (False, True)
