@@ -52,7 +52,8 @@ class Interval:
 
     def __str__(self) -> str:
         """Return text such as ``0.6612 [0.6301, 0.6933]``."""
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        ends = "not estimable" if np.isnan(self.low) else f"{self.low:.4f}, {self.high:.4f}"
+        return f"{self.value:.4f} [{ends}]"
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON: ``value``, and ``interval`` of two numbers."""

@@ -14,6 +14,7 @@ from sklearn.metrics import (
 
 from features.errors import MilError
 from mil.evaluation.metrics import (
+    Interval,
     accuracy,
     auroc,
     balanced_accuracy,
@@ -101,3 +102,8 @@ def test_weights_let_the_sample_stand_for_other_shares() -> None:
     weights = prior_weights(labels, np.array([0.2, 0.8]), n_classes=2)
     assert weights.sum() == pytest.approx(40)
     assert weights[labels == 1].sum() == pytest.approx(32)
+
+
+def test_an_interval_without_ends_says_so() -> None:
+    assert str(Interval(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
+    assert str(Interval(value=2.38, low=np.nan, high=np.nan)) == "2.3800 [not estimable]"
