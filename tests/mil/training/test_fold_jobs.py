@@ -147,7 +147,7 @@ def test_folds_on_a_ray_cluster_give_the_same_bytes_though_a_worker_is_killed(
     notes: list[str] = []
     options: dict[str, Any] = {"nested": True, "covariates": ["age"]}
     with_age = pd.read_csv(table, dtype=str)
-    with_age["age"] = [60 + number * 7 % 11 for number in range(len(with_age))]
+    with_age["age"] = [60 + int(patient) * 7 % 11 for patient in with_age["patient_id"]]
     with_age.to_csv(table.with_name("with-age.csv"), index=False)
     table = table.with_name("with-age.csv")
 
