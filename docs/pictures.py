@@ -114,9 +114,9 @@ def _pictures(explanation: Explanation, demo: Path) -> tuple[Image.Image, Image.
     )
 
 
-def _draw_reliability(axes: Axes, judged: Path, classes: Sequence[str]) -> None:
+def _draw_reliability(axes: Axes, held_out: Path, classes: Sequence[str]) -> None:
     """Draw predicted against observed shares of the last class, before and after calibration."""
-    table = pd.read_csv(judged, dtype={"patient_id": str})
+    table = pd.read_csv(held_out, dtype={"patient_id": str})
     labels = np.array([classes.index(label) for label in table["label"]], np.int64)
     axes.plot([0, 1], [0, 1], color=CHANCE_COLOUR, linestyle="dashed", linewidth=1)
     for kind, colour, marker, words in (
