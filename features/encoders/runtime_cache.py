@@ -121,9 +121,14 @@ def read_encoder_record(name: str, weights: Sequence[Path | None]) -> EncoderRec
 def write_encoder_record(
     name: str, weights: Sequence[Path | None], record: EncoderRecord, files: Sequence[Path]
 ) -> None:
-    """Remember an encoder that was loaded from files; not one whose files are unknown."""
-    states = {str(path): _state(str(path)) for path in files}
-    if states and all(states.values()):
+    """Remember an encoder that was loaded from files; not one whose files are unknown.
+
+    A ``config.json`` beside weights, which may state their preprocessing, is watched as well, also
+    one that is not there yet.
+    """
+    watched = {*files, *(file.with_name("config.json") for file in files)}
+    states = {str(path): _state(str(path)) for path in sorted(watched)}
+    if files and all(states[str(path)] for path in files):
         entry = {"encoder": record.__dict__, "files": states}
         store(_record_name(name, weights), json.dumps(entry).encode())
 

@@ -128,6 +128,11 @@ def test_an_encoder_is_known_until_its_file_changes(tmp_path: Path) -> None:
         preprocessing_source=encoder.preprocessing_source,
     )  # fmt: skip
     assert read_encoder_record(TINY, [None]) is None
+    beside = path.with_name("config.json")  # may state another mean, or another network
+    beside.write_text("{}")
+    assert read_encoder_record(TINY, [path]) is None
+    beside.unlink()
+    assert read_encoder_record(TINY, [path]) is not None
     save_file(tiny_state(seed=1), path)
     os.utime(path, (1, 1))
     assert read_encoder_record(TINY, [path]) is None
