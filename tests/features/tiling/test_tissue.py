@@ -12,7 +12,13 @@ from scipy import ndimage
 
 from features.errors import MilError
 from features.slides.base import RgbArray
-from features.tiling.tissue import TissueMask, TissueSettings, mask_downsample, segment_tissue
+from features.tiling.tissue import (
+    TissueMask,
+    TissueSettings,
+    _median_of_nine,
+    mask_downsample,
+    segment_tissue,
+)
 from tests.benchmarks._tissue_scenes import paint_scene
 from tests.fakes import real_data
 
@@ -167,6 +173,13 @@ def test_a_picture_of_tissue_alone_is_tissue() -> None:
 def test_pale_and_dark_tissue_to_every_edge_is_not_taken_for_glass(seed: int) -> None:
     scene = paint_scene("tissue: 100%", seed)
     assert scene.iou(segment(scene.overview).mask) > 0.99
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (70, 35)])
+def test_the_median_of_nine_is_that_of_scipy(shape: tuple[int, int]) -> None:
+    overview = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    expected = ndimage.median_filter(overview, (3, 3, 1), mode="nearest")
+    np.testing.assert_array_equal(_median_of_nine(overview), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (3, 3)])
