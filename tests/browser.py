@@ -98,6 +98,14 @@ class Tab:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
+    def type(self, key: str) -> None:
+        """Press a key that writes a character, or Backspace, into the field in focus."""
+        text = key if len(key) == 1 else ""
+        code = ord(key.upper()) if text else 8
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
+                      **({"text": text} if text and kind == "keyDown" else {}))  # fmt: skip
+
     def click(self, x: float, y: float) -> None:
         """Click at a position of the window, CSS px."""
         for kind in ("mousePressed", "mouseReleased"):

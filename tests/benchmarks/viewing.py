@@ -6,7 +6,12 @@ the page does. Files are warm, the viewer's own cache of tiles is not: no tile i
 Times are taken by a client over HTTP and told in ms as one JSON object; the overview, which is read
 once a slide, is told by itself.
 
+The list of 1,000 patients is timed in a browser: from a key pressed in the filter, or a click on
+the head of a column, to the picture that shows it (Event Timing of the browser, in steps of 8 ms,
+without those below 16 ms), and from one picture to the next while the list is scrolled.
+
     python -m tests.benchmarks.viewing --walks 12
+    python -m tests.benchmarks.viewing --only list
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +43,14 @@ from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.benchmarks._slides import TIFF_TILE_PX, BenchSlide, write_bench_slide
+from tests.browser import open_tab
 from tests.fakes import make_bag, write_cohort
 
 SLIDES = {  # name: width and height in px, codec, share of tissue
     "lzw": ((20_480, 20_480), "lzw", 0.3),
     "jpeg": ((20_480, 20_480), "jpeg", 0.3),
     "large": ((48_282, 101_406), "lzw", 0.12),
+    "list": ((2_048, 2_048), "jpeg", 0.3),
 }
 WINDOW_PX = (1400, 900)
 TILE_SPAN_PX0 = 448
@@ -147,6 +155,76 @@ def measure(
     return report
 
 
+TIMED_EVENTS = """
+window.took = [];
+new PerformanceObserver((list) => {
+  for (const { name, duration } of list.getEntries()) {
+    if (["keydown", "click"].includes(name)) took.push(duration);
+  }
+}).observe({ type: "event", durationThreshold: 16 });
+"""
+TIMED_FRAMES = """
+window.frames_ms = [];
+let last = 0;
+const next = (now) => {
+  if (last) frames_ms.push(now - last);
+  last = now;
+  requestAnimationFrame(next);
+};
+requestAnimationFrame(next);
+"""
+N_LISTED, PAUSE_S = 1000, 0.4
+
+
+def add_patients(viewed: ViewerState) -> None:
+    """List the patient a thousand times more, each with its own probabilities."""
+    first = viewed._predictions[0]
+    for number in range(N_LISTED):
+        share = (number * 7919 % N_LISTED + 0.5) / N_LISTED
+        viewed._predictions.append(
+            replace(
+                first, patient_id=f"patient {number}", probabilities=np.array([share, 1 - share])
+            )
+        )
+
+
+def measure_list(server: ViewServer, profile: Path) -> dict[str, object]:
+    """Times of the filter, the order and the scrolling of the list of patients."""
+    report: dict[str, object] = {}
+    middle = (
+        "(() => { const b = %s.getBoundingClientRect();"
+        " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    )
+    with open_tab(profile) as tab:
+        tab.open(server.url)
+        tab.wait_for("list && list.chosen === 0 && panes[0].item()?.getFullyLoaded()")
+        tab.evaluate(TIMED_EVENTS)
+        tab.press("/")
+        for text in ("patient 99", "999", "bench"):
+            for key in [*text, *["Backspace"] * len(text)]:
+                tab.type(key)
+                time.sleep(PAUSE_S)
+            assert tab.evaluate("byId('filter').value") == ""
+        report["key_to_picture"] = told_ms(tab.evaluate("took.splice(0)"))
+        for number in range(9):
+            tab.click(*tab.evaluate(middle % f"byId('columns').children[{number % 3}]"))
+            time.sleep(PAUSE_S)
+        report["click_to_picture"] = told_ms(tab.evaluate("took.splice(0)"))
+        x, y = tab.evaluate(middle % "byId('list')")
+        tab.evaluate(TIMED_FRAMES)
+        tab.send(
+            "Input.synthesizeScrollGesture", x=x, y=y, yDistance=-20_000, speed=4000,
+            gestureSourceType="mouse",
+        )  # fmt: skip
+        report["picture_to_picture_scrolling"] = told_ms(tab.evaluate("frames_ms"))
+        report["n_rows_scrolled_to"] = tab.evaluate("byId('rows').children.length")
+    return report
+
+
+def told_ms(times_ms: list[float]) -> dict[str, float]:
+    return told([ms / 1000 for ms in times_ms])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--walks", type=int, default=12, help="positions visited per way of asking")
@@ -162,9 +240,15 @@ def main() -> None:
             )  # fmt: skip
             zoom = DeepZoom(width_px0=width, height_px0=height)
             viewed = write_world(Path(folder), slide, zoom)
+            if name == "list":
+                add_patients(viewed)
             server = ViewServer(viewed)
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            report[name] = {"size_px": [width, height], **measure(server, slide, zoom, asked.walks)}
+            if name == "list":
+                report[name] = measure_list(server, Path(folder) / "profile")
+            else:
+                times = measure(server, slide, zoom, asked.walks)
+                report[name] = {"size_px": [width, height], **times}
             peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             report["peak_rss_gib_so_far"] = round(peak_kb / (1 << 20), 2)
             server.shutdown()

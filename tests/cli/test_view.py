@@ -593,15 +593,64 @@ def test_in_a_browser_keys_go_through_tiles_overlays_rulers_and_panes(
         tab.wait_for("byId('patient').textContent === 'Patient new'")
         tab.press("s")
         assert tab.evaluate("panes.length === 1 && panes[0].patient.number === 0")
-        tab.wait_for(SETTLED)
-        zooms = []
-        for key in "0+-":
-            tab.press(key)
-            zooms.append(tab.evaluate("active.viewer.viewport.getZoom()"))
-        assert max(zooms[0], zooms[2]) < zooms[1]
         tab.press("/")
         assert tab.evaluate("document.activeElement.id") == "filter"
         assert tab.errors == []
+
+
+@needs_browser
+def test_in_a_browser_zooming_out_undoes_zooming_in_and_both_have_an_end(
+    server: ViewServer, tmp_path: Path
+) -> None:
+    seen = (
+        "(() => { const v = active.viewer.viewport; const c = v.getCenter(); return ["
+        "v.getZoom() / v.getHomeZoom(), c.x, c.y]; })()"
+    )
+    px_per_px0 = "active.item().viewportToImageZoom(active.viewer.viewport.getZoom())"
+    with open_tab(tmp_path) as tab:
+        tab.send("Page.navigate", url=server.url)
+        tab.wait_for(SETTLED)
+        home = tab.evaluate(seen)
+        for keys in ("+-", "=-", "++--", "+-+-"):
+            for key in keys:  # while the zoom before still moves
+                tab.press(key)
+            assert tab.evaluate(seen) == pytest.approx(home), keys
+        for name in ("zoom-in", "zoom-out"):
+            tab.evaluate(f"byId('{name}').click()")
+        assert tab.evaluate(seen) == pytest.approx(home)
+        for _ in range(9):
+            tab.press("-")
+        assert tab.evaluate(seen)[0] == pytest.approx(0.9)
+        tab.press("+")
+        assert tab.evaluate(seen)[0] == pytest.approx(1.35)
+        for _ in range(15):
+            tab.press("+")
+        assert tab.evaluate(px_per_px0) == pytest.approx(4)
+        tab.press("-")
+        assert tab.evaluate(px_per_px0) == pytest.approx(4 / 1.5)
+        assert tab.errors == []
+
+
+@needs_browser
+def test_in_a_browser_on_a_phone_the_facts_of_a_tile_leave_most_of_the_slide_free(
+    server: ViewServer, tmp_path: Path
+) -> None:
+    with open_tab(tmp_path) as tab:
+        tab.resize(390, 844)
+        tab.send("Page.navigate", url=server.url)
+        tab.wait_for(SETTLED)
+        tab.press("n")
+        tab.wait_for("!byId('tile').hidden && byId('tile-picture').naturalWidth === 224")
+        covered, inside = tab.evaluate(
+            "(() => { const area = (b) => b.width * b.height; const stage = byId('stage')"
+            ".getBoundingClientRect(); const b = byId('tile').getBoundingClientRect(); return ["
+            "area(b) / area(stage), b.right <= innerWidth && byId('tile').scrollWidth <="
+            " byId('tile').clientWidth]; })()"
+        )
+        assert covered < 0.25
+        assert inside
+        tab.evaluate("byId('close').click()")
+        assert tab.evaluate("byId('tile').hidden")
 
 
 @needs_browser
@@ -633,9 +682,13 @@ def test_in_a_browser_a_thousand_patients_are_filtered_and_stepped_through(
         with open_tab(tmp_path) as tab:
             tab.send("Page.navigate", url=server.url)
             tab.wait_for(SETTLED)
-            assert tab.evaluate("byId('rows').children.length") == 1000 + len(
-                viewed._predictions[:-1000]
-            )
+            n_all = len(viewed._predictions)
+            assert tab.evaluate("list.shown.length") == n_all
+            drawn = tab.evaluate("byId('rows').children.length")
+            assert drawn < n_all  # the others follow when they are asked for
+            for _ in range(n_all // drawn + 1):
+                tab.evaluate("byId('list').scrollTop = 1e6; list.drawMore()")
+            assert tab.evaluate("byId('rows').children.length") == n_all
             tab.evaluate(
                 "byId('filter').value = 'many 99'; byId('filter').dispatchEvent(new Event('input'))"
             )
@@ -645,4 +698,9 @@ def test_in_a_browser_a_thousand_patients_are_filtered_and_stepped_through(
             assert tab.evaluate("list.chosen") == len(viewed._predictions[:-1000]) + 99
             tab.evaluate("byId('columns').children[1].firstChild.click()")
             assert tab.evaluate("byId('columns').children[1].ariaSort") == "ascending"
+            tab.evaluate("byId('filter').value = ''; list.draw()")
+            tab.evaluate("openPatient(list.order.at(-2))")  # far below the rows that are drawn
+            tab.press("ArrowDown")
+            tab.wait_for("list.chosen === list.order.at(-1)")
+            assert tab.evaluate("list.rows[list.chosen].isConnected")
             assert tab.errors == []

@@ -152,6 +152,12 @@ class Pane {
     );
   }
 
+  // The viewport limits no zoom by itself: outwards the slide would shrink to a dot.
+  zoomBy(factor) {
+    this.viewer.viewport.zoomBy(factor);
+    this.viewer.viewport.applyConstraints();
+  }
+
   umPerPx0() {
     const [x, y] = this.slide && this.slide.tiles ? this.slide.tiles.mpp_xy : [0, 0];
     return x > 0 && y > 0 ? [x, y] : null;

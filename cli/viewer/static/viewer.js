@@ -162,7 +162,11 @@ function showTilePanel(pane, index) {
     ["y, px", y.toLocaleString("en")],
   ];
   byId("tile-facts").replaceChildren(
-    ...facts.flatMap(([name, value]) => [make("dt", name), make("dd", value)]),
+    ...facts.map(([name, value]) => {
+      const row = make("div");
+      row.append(make("dt", name), make("dd", value));
+      return row;
+    }),
   );
   const picture = byId("tile-picture");
   picture.hidden = !slide.has_picture;
@@ -250,8 +254,8 @@ function writeAddress() {
   history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
 }
 
-function openAddress() {
-  const parts = new URLSearchParams(location.hash.slice(1));
+function openAddress(hash) {
+  const parts = new URLSearchParams(hash.slice(1));
   const asked = parts.get("patient");
   const number = run.patients.findIndex((each) => each.patient_id === asked);
   const [x, y, width] = ["x", "y", "width"].map((name) => Number(parts.get(name)));
@@ -270,7 +274,6 @@ function escape() {
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.matches("input, select")) return;
-  const { viewport } = active.viewer;
   const deeds = {
     ArrowDown: () => step(1),
     ArrowUp: () => step(-1),
@@ -282,9 +285,10 @@ function pressed(event) {
     m: () => setMeasures(!shared.measures),
     s: toggleSplit,
     "/": () => byId("filter").focus(),
-    "+": () => viewport.zoomBy(1.5),
-    "-": () => viewport.zoomBy(1 / 1.5),
-    0: () => viewport.goHome(),
+    "+": () => active.zoomBy(1.5),
+    "=": () => active.zoomBy(1.5), // the key of "+" without shift
+    "-": () => active.zoomBy(1 / 1.5),
+    0: () => active.viewer.viewport.goHome(),
     Escape: escape,
   };
   if (!(event.key in deeds)) return;
@@ -313,8 +317,8 @@ async function start() {
   }));
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
-  byId("zoom-in").addEventListener("click", () => active.viewer.viewport.zoomBy(1.5));
-  byId("zoom-out").addEventListener("click", () => active.viewer.viewport.zoomBy(1 / 1.5));
+  byId("zoom-in").addEventListener("click", () => active.zoomBy(1.5));
+  byId("zoom-out").addEventListener("click", () => active.zoomBy(1 / 1.5));
   byId("whole").addEventListener("click", () => active.viewer.viewport.goHome());
   byId("close").addEventListener("click", () => active.showTile(-1));
   byId("measure").addEventListener("click", () => setMeasures(!shared.measures));
@@ -322,14 +326,15 @@ async function start() {
   byId("overlay").addEventListener("change", () => setOverlay(Number(byId("overlay").value)));
   byId("opacity").addEventListener("input", setOpacity);
   document.addEventListener("keydown", pressed);
-  window.addEventListener("hashchange", openAddress); // not sent for the page's own changes
+  // Not sent for the page's own changes, which may already have replaced location.hash.
+  window.addEventListener("hashchange", ({ newURL }) => openAddress(new URL(newURL).hash));
   document.title = `${run.run} – mil view`;
   const shares = run.classes.map((name, i) => `${name} ${run.prior[i].toFixed(3)}`).join(", ");
   byId("about").textContent =
     `Run ${run.run}, head ${run.head}. Calibrated probabilities at a prior of ${shares}.` +
     (run.with_slides ? "" : " No slides were given, so that overlays have a plain background.");
   setOverlay(0);
-  openAddress();
+  openAddress(location.hash);
 }
 
 start().catch((error) => showFindings([[`Cannot be shown: ${error.message}`, "warning"]]));
