@@ -111,6 +111,16 @@ def _demo(folder: Path) -> None:
     shutil.rmtree(folder / "demo" / "bags")
 
 
+def _study(folder: Path) -> None:
+    """Write slides and tables of ``mil demo``, small ones."""
+    plan = _small(make_cohort(n_patients=36, seed=5, signal=1.0))
+    write_synthetic_cohort(
+        folder / "demo", plan, n_test_patients=12, n_workers=1, on_slide=lambda: None
+    )
+    for stale in ("bags", "runs"):
+        shutil.rmtree(folder / stale)
+
+
 def _second_run(folder: Path) -> None:
     """Train ``runs/second`` on the same folds, and write its predictions as files of others."""
     first = folder / "runs" / "first"
@@ -257,6 +267,7 @@ PREPARATIONS: dict[str, Callable[[Path], None]] = {
     "docs/how-to/image-series.md": _patches,
     "docs/how-to/move-from-other-tools.md": _others_tables,
     "docs/how-to/own-backbone.md": _checkpoints,
+    "docs/how-to/plan-a-study.md": _study,
     "docs/how-to/slides-without-mpp.md": _resolutions,
     "docs/reference/labels.md": _labels,
     "docs/start/five-minutes.md": _demo,

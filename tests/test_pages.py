@@ -213,7 +213,9 @@ def test_a_page_fits_paper(world: Path, tab: Tab, page: str) -> None:
     assert paper.startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("page", ["report", "report with covariates", "report of a label"])
+@pytest.mark.parametrize(
+    "page", ["report", "report with covariates", "labels", "report of a label"]
+)
 def test_a_report_shows_tissue_and_leads_to_explanations_and_back(
     world: Path, tab: Tab, page: str
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -17,9 +17,18 @@ from features.utils.tables import read_table
 from features.utils.text import normalize_name
 from features.visualization.heatmap import grid_from_layout, tile_layout
 from mil.inference.attention import SlideAttention
+from mil.multilabel.page import write_label_page
 from mil.multilabel.train import is_multilabel_bundle, load_multilabel_bundle
 from mil.reporting.figures import embed_image
-from mil.reporting.run_report import ShowSlide, SlidePictures, write_report
+from mil.reporting.run_report import (
+    PatientTissue,
+    ShowSlide,
+    SlidePictures,
+    patient_links,
+    read_report_data,
+    show_best,
+    write_report,
+)
 
 __all__ = ["draw_report"]
 
@@ -45,19 +54,27 @@ def draw_report(
     """
     paths = _reachable_slides(bags, slides)
     show = _slide_pictures(paths) if paths else None
-    several = is_multilabel_bundle(run)
-    folders = load_multilabel_bundle(run).folders if several else [run]
-    pages = [
+    if not is_multilabel_bundle(run):
+        return write_report(run, explanations=explanations, bags=bags, show_slide=show)
+    overview = run / "report.html"
+    labels = load_multilabel_bundle(run)
+    tissue: dict[str, Sequence[PatientTissue]] = {}
+    for name, bundle in labels.bundles.items():
         write_report(
-            folder,
-            overview=run / "report.html" if several else None,
-            explanations=explanations,
-            bags=bags,
-            show_slide=show,
+            bundle.path, overview=overview, explanations=explanations, bags=bags, show_slide=show
         )
-        for folder in folders
-    ]
-    return run / "report.html" if several else pages[0]
+        if show:
+            data = read_report_data(bundle.path, classes=bundle.classes)
+            tissue[name] = show_best(bundle, data, bags, show, class_index=1)
+    shown = [patient.patient_id for patients in tissue.values() for patient in patients]
+    counts = next(iter(labels.bundles.values())).cohort_counts
+    write_label_page(
+        overview, run.resolve().name, labels.scores,
+        {name: int(bundle.cohort_counts[1]) for name, bundle in labels.bundles.items()},
+        n_patients=int(sum(counts)), tissue=tissue,
+        links=patient_links(run, explanations, shown),
+    )  # fmt: skip
+    return overview
 
 
 def _reachable_slides(bags: Path, slides: Path | None) -> dict[str, Path]:

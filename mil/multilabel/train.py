@@ -78,10 +78,12 @@ class MultiLabelBundle:
     """Bundles of several labels, trained on the same patients and bags.
 
     Each predicts probabilities of shape (patients, 2), of which the second is of the label.
+    ``scores`` are plain values of a :class:`LabelSummary`.
     """
 
     path: Path
     bundles: Mapping[str, ModelBundle]
+    scores: Mapping[str, Any]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,12 +183,16 @@ def train_labels(
         summaries[name] = summary
     _remove_others(temporary / _FOLDER, table.names)
     result = _summarize(usable, temporary, run_dir, summaries, n_resamples=n_resamples, seed=seed)
-    write_label_page(temporary / "report.html", run_dir.name, summaries, usable, result.losses)
+    scores = result.as_dict() | {"run": run_dir.name}
+    counts = dict(zip(table.names, map(int, usable.truth.sum(axis=0)), strict=True))
+    write_label_page(
+        temporary / "report.html", run_dir.name, scores, counts, n_patients=len(usable.truth)
+    )
     write_json(
         temporary / _FILE,
         {
             "format": _FORMAT, "format_version": _FORMAT_VERSION, "labels": list(table.names),
-            "scores": result.as_dict() | {"run": run_dir.name},
+            "scores": scores,
         },
     )  # fmt: skip
     if settings:
@@ -213,6 +219,7 @@ def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
     try:
         described = json.loads((path / _FILE).read_text(encoding="utf-8"))
         version, names = int(described["format_version"]), list(map(str, described["labels"]))
+        scores = dict(described["scores"])
     except (OSError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise RunError(
             path / _FILE, actual=f"cannot be read ({type(error).__name__})",
@@ -226,7 +233,9 @@ def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
     if any("/" in name or name.startswith(".") for name in names):
         raise RunError(path / _FILE, actual=f"labels {names}", expected="names of folders")
     return MultiLabelBundle(
-        path=path, bundles={name: load_bundle(path / _FOLDER / name) for name in names}
+        path=path,
+        bundles={name: load_bundle(path / _FOLDER / name) for name in names},
+        scores=scores,
     )
 
 

@@ -67,6 +67,9 @@ def write_comparison(
     errors = shared_errors(models)
     proba = true_class_probabilities(models)
     pairs = list(combinations(range(len(models.models)), 2))
+    # The page of a run of its own is on that run: the first of a combination, the last after a
+    # recalibration.
+    judged = models.models[0].name if weights else models.models[-1].name if recalibration else ""
     html = render(
         "compare.html",
         title="A combination and its parts"
@@ -89,7 +92,7 @@ def write_comparison(
         n_comparisons=len(comparison.differences),
         n_resamples=comparison.n_resamples,
         level=LEVEL,
-        findings=_findings(comparison),
+        findings=_findings(comparison, judged=judged),
         scores=_scores_table(comparison),
         matrices=[_matrix(comparison, metric) for metric in METRICS],
         differences=_differences_table(comparison),
@@ -103,8 +106,12 @@ def write_comparison(
     write_html(path, html)
 
 
-def _findings(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return one sentence per metric, each with its level, and the notes."""
+def _findings(comparison: Comparison, *, judged: str) -> list[tuple[str, str]]:
+    """Return one sentence per metric, each with its level, and the notes.
+
+    ``judged`` is the run that the page is on, if any: where it is worse than another, the level is
+    a warning.
+    """
     found = []
     for metric, words in METRIC_WORDS.items():
         shown = [
@@ -113,7 +120,13 @@ def _findings(comparison: Comparison) -> list[tuple[str, str]]:
             if one.metric == metric and one.verdict != "no difference shown"
         ]
         sentence = f"By {words}: {'; '.join(shown) or 'no difference is shown between any two'}."
-        found.append(("good" if shown else "note", sentence))
+        is_worse = any(
+            judged in (one.first, one.second)
+            and one.verdict == ("worse" if judged == one.first else "better")
+            for one in comparison.differences
+            if one.metric == metric
+        )
+        found.append(("warning" if is_worse else "good" if shown else "note", sentence))
     return found + [("note", f"{note}.") for note in comparison.models.notes]
 
 

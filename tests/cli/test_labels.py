@@ -72,6 +72,22 @@ def test_training_gives_a_run_and_a_report_a_label(world: Path) -> None:
     assert not list(world.glob(".run*"))
 
 
+def test_the_report_is_drawn_again_from_what_the_run_holds(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    before = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    mil_ok("report", run)
+    assert (run / "report.html").read_bytes() == before
+    described = json.loads((run / "labels.json").read_text())
+    del described["scores"]["labels"]["left"]["gains"]
+    (run / "labels.json").write_text(json.dumps(described))
+    result = mil("report", run)
+    assert result.exit_code == 1
+    assert "labels.json" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
 def test_all_labels_share_their_folds(world: Path) -> None:
     tables = {(world / "run" / "labels" / n / "folds.csv").read_text() for n in NAMES.split(",")}
     assert len(tables) == 1

@@ -6,16 +6,25 @@ from mil.reporting.run_report.data import (
     read_report_data,
     write_report_data,
 )
-from mil.reporting.run_report.page import write_report
-from mil.reporting.run_report.tissue import ShowSlide, SlidePictures, patients_shown
+from mil.reporting.run_report.page import patient_links, write_report
+from mil.reporting.run_report.tissue import (
+    PatientTissue,
+    ShowSlide,
+    SlidePictures,
+    patients_shown,
+    show_best,
+)
 
 __all__ = [
+    "PatientTissue",
     "ReportData",
     "ShowSlide",
     "SlidePictures",
     "collect_report_data",
+    "patient_links",
     "patients_shown",
     "read_report_data",
+    "show_best",
     "write_report",
     "write_report_data",
 ]

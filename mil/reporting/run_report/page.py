@@ -32,7 +32,7 @@ from mil.reporting.run_report.scores import (
 from mil.reporting.run_report.tissue import ShowSlide, show_tissue
 from mil.reporting.run_report.verdict import run_verdict, score_classes, two_decimals
 
-__all__ = ["write_report"]
+__all__ = ["patient_links", "write_report"]
 
 _METRICS = ("weighted_log_loss", "auroc")
 _N_WORST = 20
@@ -92,7 +92,7 @@ def write_report(
     data = read_report_data(folder, classes=run.classes)
     scores, history = _read_scores(folder), _read_history(folder)
     seed = int(run.settings["seed"])
-    links = _links(folder, explanations, data.patient_ids) if explanations else {}
+    links = patient_links(folder, explanations, data.patient_ids)
     reliability = {
         kind: measure_reliability(data, kind, seed=seed) for kind in ("raw", "calibrated")
     }
@@ -210,9 +210,13 @@ def _uncertainty(run: ModelBundle, data: ReportData) -> dict[str, Any]:
     }
 
 
-def _links(folder: Path, explanations: Path, patient_ids: Sequence[str]) -> dict[str, str]:
-    """Return the address of each patient's explanation page, relative to the report."""
-    links = {}
+def patient_links(
+    folder: Path, explanations: Path | None, patient_ids: Sequence[str]
+) -> dict[str, str]:
+    """Return the address of each patient's explanation page, relative to a page in ``folder``."""
+    links: dict[str, str] = {}
+    if explanations is None:
+        return links
     for patient_id in patient_ids:
         page = explanations / folder_name(patient_id) / "index.html"
         if page.is_file():

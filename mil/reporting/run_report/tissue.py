@@ -18,7 +18,14 @@ from mil.inference.bundle import ModelBundle
 from mil.reporting.figures import EmbeddedImage
 from mil.reporting.run_report.data import ReportData
 
-__all__ = ["PatientTissue", "ShowSlide", "SlidePictures", "patients_shown", "show_tissue"]
+__all__ = [
+    "PatientTissue",
+    "ShowSlide",
+    "SlidePictures",
+    "patients_shown",
+    "show_best",
+    "show_tissue",
+]
 
 _N_PATIENTS = 3
 _N_ERRORS = 6
@@ -59,10 +66,28 @@ def show_tissue(
     The patients are chosen by their mean out-of-fold probabilities, shape (patients, classes); the
     attention is that of the deployed heads, which were trained on them.
     """
+    groups = {
+        heading: _show_patients(run, data, bags_dir, show, indices)
+        for heading, indices in _chosen(data)
+    }
+    return {heading: patients for heading, patients in groups.items() if patients}
+
+
+def show_best(
+    run: ModelBundle, data: ReportData, bags_dir: Path, show: ShowSlide, *, class_index: int
+) -> Sequence[PatientTissue]:
+    """Return the tissue of the patients of one class that are recognised best, best first."""
+    chosen = [indices for _, indices in _chosen(data)]
+    return _show_patients(run, data, bags_dir, show, chosen[class_index])
+
+
+def _show_patients(
+    run: ModelBundle, data: ReportData, bags_dir: Path, show: ShowSlide, indices: Sequence[int]
+) -> Sequence[PatientTissue]:
     try:
         refs = open_bags(bags_dir)
     except BagError:
-        return {}
+        return []
     slides_of: dict[str, list[str]] = {}
     for slide in run.training_slides:
         slides_of.setdefault(slide.patient_id, []).append(slide.slide_id)
@@ -94,11 +119,7 @@ def show_tissue(
             )
         )
 
-    groups = {
-        heading: [patient for index in indices if (patient := show_patient(index)) is not None]
-        for heading, indices in _chosen(data)
-    }
-    return {heading: patients for heading, patients in groups.items() if patients}
+    return [patient for index in indices if (patient := show_patient(index)) is not None]
 
 
 def patients_shown(data: ReportData) -> list[str]:
