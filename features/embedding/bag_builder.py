@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
+from functools import cache
 from importlib import metadata
 
 from features.bags.bag import UNKNOWN_RGB, UNKNOWN_SHARE, Bag, BagMeta, as_json
@@ -95,8 +96,14 @@ def software_versions(encoder: Encoder, *packages: str) -> str:
     )  # fmt: skip
     versions = {"python": platform.python_version(), "execution": encoder.execution}
     for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+        versions[name] = _version_of(name)
     return json.dumps(versions, sort_keys=True)
+
+
+@cache
+def _version_of(package: str) -> str:
+    """Version of an installed package, which is searched for on the whole path."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -26,21 +26,23 @@ class TileCache:
 
     def get(self, key: Hashable, decode: Callable[[], RgbArray]) -> RgbArray:
         """Return the pixels of a block, shape (height, width, 3), uint8; decode them if missing."""
-        own: Future[RgbArray] = Future()
         with self._lock:
-            future = self._blocks.setdefault(key, own)
-            self._blocks.move_to_end(key)
-        if future is not own:
+            future = self._blocks.get(key)
+            if future is not None:
+                self._blocks.move_to_end(key)
+            else:
+                own = self._blocks[key] = Future()
+        if future is not None:
             return future.result()
         try:
             pixels = decode()
         except BaseException as error:
             with self._lock:
                 self._blocks.pop(key, None)
-            future.set_exception(error)
+            own.set_exception(error)
             raise
         with self._lock:  # one step, so that it is not evicted before it is counted
-            future.set_result(pixels)
+            own.set_result(pixels)
             self._n_bytes += pixels.nbytes
             self._shrink()
         return pixels

@@ -28,6 +28,8 @@ __all__ = [
 
 _BAND_PX = 1 << 18
 """Pixels converted to float32 at a time (3 MB); more are slower."""
+_MOST_ROWS_UINT16 = 257
+"""Pixels of 255 whose sum is a uint16."""
 _N_CACHED = 4096
 """Overlaps cached along each axis; a few kB each."""
 _N_CACHED_WEIGHTS = 256
@@ -131,23 +133,44 @@ class AreaAccumulator:
         """Return the means, shape (rows, columns, 3), uint8; pixels not added have ``fill_rgb``."""
         image = np.empty(self._sums.shape, np.uint8)
         heights, widths = np.diff(self._rows).astype(np.float32), np.diff(self._columns)
-        fill = np.asarray(fill_rgb, np.float32)
-        for row, height in enumerate(heights):  # row by row: no second copy of the sums
-            areas = self._areas[row, :, None]
-            missing = np.clip((height * widths).astype(np.float32)[:, None] - areas, 0, None)
-            image[row] = np.rint((self._sums[row] + missing * fill) / (areas + missing))
+        step = max(1, _BAND_PX // len(widths))
+        for top in range(0, len(heights), step):  # in bands: no second copy of the sums
+            rows = np.s_[top : top + step]
+            areas = self._areas[rows]
+            whole = (heights[rows, None] * widths).astype(np.float32)
+            missing = np.maximum(whole - areas, 0)
+            areas = areas + missing
+            for channel, fill in enumerate(np.asarray(fill_rgb, np.float32)):
+                sums = self._sums[rows, :, channel] + missing * fill
+                image[rows, :, channel] = np.rint(sums / areas)
         return image
 
     def _add_band(self, pixels: RgbArray, x_px: int, y_px: int) -> None:
         height, width = pixels.shape[:2]
         down, across = self._down(y_px, height), self._across(x_px, width)
         n_rows, n_columns = len(down.sums), len(across.sums)
-        sums = down.matrix @ pixels.reshape(height, -1).astype(np.float32)
-        transposed = sums.reshape(n_rows, width, 3).swapaxes(0, 1).reshape(width, -1)
-        both = (across.matrix @ transposed).reshape(n_columns, n_rows, 3).swapaxes(0, 1)
+        if down.cell_px and across.cell_px:
+            both = _sum_cells(pixels, down.cell_px, across.cell_px)
+        else:
+            sums = down.matrix @ pixels.reshape(height, -1).astype(np.float32)
+            transposed = sums.reshape(n_rows, width, 3).swapaxes(0, 1).reshape(width, -1)
+            both = (across.matrix @ transposed).reshape(n_columns, n_rows, 3).swapaxes(0, 1)
         cells = np.s_[down.first : down.first + n_rows, across.first : across.first + n_columns]
         self._sums[cells] += both
-        self._areas[cells] += np.outer(down.sums, across.sums)
+        self._areas[cells] += down.sums[:, None] * across.sums
+
+
+def _sum_cells(pixels: RgbArray, height_px: int, width_px: int) -> npt.NDArray[np.uint32]:
+    """Sums of whole cells in whole numbers, shape (rows, columns, 3): twice as fast as matrices."""
+    n_rows = len(pixels) // height_px
+    small = np.uint16 if height_px <= _MOST_ROWS_UINT16 else np.uint32
+    down = np.add.reduce(pixels.reshape(n_rows, height_px, -1), axis=1, dtype=small)
+    sums = down.reshape(n_rows, -1, width_px * 3).astype(np.uint32)
+    while width_px % 2 == 0:  # left half and right half: numpy is slow along short axes
+        width_px //= 2
+        sums = sums[..., : width_px * 3] + sums[..., width_px * 3 :]
+    cells = sums.reshape(*sums.shape[:2], width_px, 3)
+    return np.asarray(cells.sum(axis=2, dtype=np.uint32))
 
 
 def thumbnail_accumulator(levels: Sequence[Level], level: int, downsample: int) -> AreaAccumulator:
@@ -172,11 +195,15 @@ def _area_weights(window: tuple[float, float], length: int, n_cells: int) -> csr
 
 @dataclass(frozen=True, eq=False)
 class _Overlap:
-    """Coverage of pixels by cells along one axis."""
+    """Coverage of pixels by cells along one axis.
+
+    ``cell_px`` is the number of pixels of each cell, where all are whole and as many; else 0.
+    """
 
     first: int
     matrix: csr_array
     sums: npt.NDArray[np.float32]
+    cell_px: int
 
 
 def _overlaps(edges: npt.NDArray[np.float64], start: int, length: int) -> _Overlap:
@@ -185,7 +212,13 @@ def _overlaps(edges: npt.NDArray[np.float64], start: int, length: int) -> _Overl
     end = int(np.searchsorted(edges, start + length, side="left"))
     touched = (edges[first : end + 1] - start).clip(0, length)
     matrix = _cell_coverage(touched.tobytes(), length)
-    return _Overlap(first=first, matrix=matrix, sums=np.diff(touched).astype(np.float32))
+    lengths = np.diff(touched)
+    cell_px = int(lengths[0]) if (lengths == lengths[0]).all() else 0
+    is_whole = cell_px * len(lengths) == length
+    return _Overlap(
+        first=first, matrix=matrix, sums=lengths.astype(np.float32),
+        cell_px=cell_px if is_whole else 0,
+    )  # fmt: skip
 
 
 @lru_cache(_N_CACHED_WEIGHTS)
