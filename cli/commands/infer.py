@@ -345,15 +345,14 @@ def _review_rule(run: ModelBundle) -> str:
     if run.abstention is None:
         return "whose set does not hold exactly one class"
     chosen = run.abstention
-    limits = (
-        f" [{chosen.risk_low:.1%}, {chosen.risk_high:.1%}]"
-        if chosen.risk_low is not None and chosen.risk_high is not None
-        else ""
-    )
+    limit = (
+        "" if chosen.risk_at_most is None
+        else f" (at most {chosen.risk_at_most:.1%}, with 95 % confidence)"
+    )  # fmt: skip
     return (
         f"confidence below {chosen.threshold:.3f}, or unlike the training patients, or among them; "
         f"of training patients, out-of-fold, {chosen.coverage:.0%} are above it, with "
-        f"{chosen.risk:.1%}{limits} errors instead of {chosen.risk_of_all:.1%}"
+        f"{chosen.risk:.1%} errors{limit} instead of {chosen.risk_of_all:.1%}"
     )
 
 

@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+from scipy.stats import beta
 
 from mil.arrays import Bools, Floats, Ints
-from mil.evaluation.bootstrap import stratified_bootstrap
 
 __all__ = ["AbstentionPoint", "RiskCoverage", "choose_abstention", "risk_coverage"]
 
 _RISK_SHARE = 0.5
 _MIN_PATIENTS = 10
-_N_RESAMPLES = 1000
+_CONFIDENCE = 0.95
+_BOOTSTRAP_LIMITS = ("risk_low", "risk_high")  # of earlier versions, too narrow
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,17 +40,16 @@ class AbstentionPoint:
     """Chosen point of a curve: patients whose confidence is below ``threshold`` need review.
 
     ``coverage`` and ``risk`` are those of patients whose own fold had no part in the choice,
-    ``risk_of_all`` is the risk without abstaining. ``risk_low`` and ``risk_high`` are the 95 %
-    limits of the risk, by a class-stratified bootstrap over patients; None in runs of earlier
-    versions.
+    ``risk_of_all`` is the risk without abstaining. ``risk_at_most`` is the number to plan with: the
+    upper 95 % limit of the risk (one-sided; Clopper and Pearson, 1934), with as many patients as
+    the class-balanced ones are worth (Kish, 1965). None in runs of earlier versions.
     """
 
     threshold: float
     coverage: float
     risk: float
     risk_of_all: float
-    risk_low: float | None = None
-    risk_high: float | None = None
+    risk_at_most: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         """Return plain values for a file."""
@@ -58,7 +58,9 @@ class AbstentionPoint:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a point from the result of :meth:`as_dict`; ValueError if a value is no share."""
-        point = cls(**{name: float(value) for name, value in values.items()})
+        kept = {name: float(value) for name, value in values.items()
+                if name not in _BOOTSTRAP_LIMITS}  # fmt: skip
+        point = cls(**kept)
         if not all(0 <= value <= 1 for value in point.as_dict().values()):
             raise ValueError(f"abstention {dict(values)}")
         return point
@@ -109,29 +111,20 @@ def choose_abstention(
     risk_of_all = float((weights * is_wrong).sum() / weights.sum())
     if is_kept.sum() < _MIN_PATIENTS:
         return None
-    # Columns, shape (patients, classes): is the patient kept, is it a kept error.
-    kept = np.zeros(proba.shape)
-    kept[:, 0], kept[:, 1] = is_kept, is_kept & is_wrong
-    risk = stratified_bootstrap(
-        {"risk": _risk_of_kept}, kept, labels, n_resamples=_N_RESAMPLES, seed=0
-    )["risk"]
-    if risk.value >= risk_of_all:
+    kept = weights[is_kept]
+    risk = float(kept @ is_wrong[is_kept] / kept.sum())
+    if risk >= risk_of_all:
         return None
+    n_effective = kept.sum() ** 2 / (kept @ kept)
     return AbstentionPoint(
         threshold=threshold,
-        coverage=float(weights[is_kept].sum() / weights.sum()),
-        risk=risk.value,
+        coverage=float(kept.sum() / weights.sum()),
+        risk=risk,
         risk_of_all=risk_of_all,
-        risk_low=risk.low,
-        risk_high=risk.high,
+        risk_at_most=float(
+            beta.ppf(_CONFIDENCE, risk * n_effective + 1, (1 - risk) * n_effective)
+        ),
     )
-
-
-def _risk_of_kept(kept: Floats, labels: Ints) -> float:
-    """Return the share of errors among the patients kept, 0 where a resample has none."""
-    weights = 1 / np.bincount(labels)[labels]
-    n_kept, n_wrong = weights @ kept[:, 0], weights @ kept[:, 1]
-    return float(n_wrong / n_kept) if n_kept else 0.0
 
 
 def _choose(proba: Floats, labels: Ints) -> float | None:

@@ -41,9 +41,10 @@ def draw_risk_coverage(data: ReportData, point: AbstentionPoint | None) -> Embed
         if point is not None:
             axes.plot([point.coverage], [point.risk], "o", color=MARK_COLOUR, markersize=7,
                       label="chosen, cross-fitted")  # fmt: skip
-            if point.risk_low is not None and point.risk_high is not None:
-                axes.plot([point.coverage] * 2, [point.risk_low, point.risk_high],
-                          color=MARK_COLOUR, linewidth=1.5, label="its 95 % interval")  # fmt: skip
+            if point.risk_at_most is not None:
+                axes.plot([point.coverage] * 2, [point.risk, point.risk_at_most],
+                          color=MARK_COLOUR, linewidth=1.5, marker="_", markevery=[1],
+                          label="at most, with 95 % confidence")  # fmt: skip
         axes.set(xlabel="share of patients kept", ylabel="share of errors among them",
                  xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * float(curve.risk.max()))))  # fmt: skip
         share_ticks(axes.xaxis)

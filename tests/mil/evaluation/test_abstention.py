@@ -45,10 +45,8 @@ def test_the_chosen_point_halves_the_errors_of_new_patients() -> None:
     kept = new.max(axis=1) >= point.threshold
     risk = (new.argmax(axis=1) != truth)[kept].mean()
     assert risk == pytest.approx(point.risk, abs=0.04)
-    assert point.risk_low is not None
-    assert point.risk_high is not None
-    assert point.risk_low < min(risk, point.risk)
-    assert max(risk, point.risk) < point.risk_high < point.risk_of_all
+    assert point.risk_at_most is not None
+    assert max(risk, point.risk) < point.risk_at_most < point.risk_of_all
     assert kept.mean() == pytest.approx(point.coverage, abs=0.1)
     assert risk < 0.65 * (new.argmax(axis=1) != truth).mean()
 
@@ -74,6 +72,7 @@ def test_a_point_is_measured_on_ten_patients_at_least(
     assert (point is not None) == is_chosen
     if point is not None:
         assert point.risk == 0
+        assert point.risk_at_most == pytest.approx(1 - 0.05 ** (1 / 20), abs=0.003)
         assert point.coverage == pytest.approx((n_in_first_fold + 10) / 60)
 
 
@@ -97,9 +96,11 @@ def test_patients_that_share_a_slide_are_as_in_one_fold() -> None:
 
 def test_a_point_is_stored_as_plain_values() -> None:
     before = AbstentionPoint(threshold=0.7, coverage=0.5, risk=0.1, risk_of_all=0.3)
-    point = replace(before, risk_low=0.0, risk_high=0.2)
+    point = replace(before, risk_at_most=0.2)
     for each in (before, point):
         assert AbstentionPoint.from_dict(each.as_dict()) == each
-    assert "risk_low" not in before.as_dict()
+    assert "risk_at_most" not in before.as_dict()
+    limits = {"risk_low": 0.0, "risk_high": 0.1}  # bootstrap limits of earlier versions
+    assert AbstentionPoint.from_dict({**before.as_dict(), **limits}) == before
     with pytest.raises(ValueError, match="abstention"):
         AbstentionPoint.from_dict({**point.as_dict(), "risk": float("nan")})
