@@ -121,9 +121,7 @@ def choose_abstention(
         coverage=float(kept.sum() / weights.sum()),
         risk=risk,
         risk_of_all=risk_of_all,
-        risk_at_most=float(
-            beta.ppf(_CONFIDENCE, risk * n_effective + 1, (1 - risk) * n_effective)
-        ),
+        risk_at_most=float(beta.ppf(_CONFIDENCE, risk * n_effective + 1, (1 - risk) * n_effective)),
     )
 
 
