@@ -147,14 +147,18 @@ def print_table(
     *,
     title: str | None = None,
     numeric: Collection[str] = (),
+    whole: Collection[str] = (),
 ) -> None:
-    """Print a table of shape (rows, columns) on standard output; numbers are right-aligned."""
+    """Print a table of shape (rows, columns) on standard output; numbers are right-aligned.
+
+    Columns named in ``whole`` are not broken over lines, however narrow the terminal.
+    """
     table = Table(title=title, title_justify="left")
     for name in columns:
         if name in numeric:
             table.add_column(name, justify="right", no_wrap=True)
         else:
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", no_wrap=name in whole)
     for row in rows:
         table.add_row(*row)
     stdout.print(table)

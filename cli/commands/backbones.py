@@ -108,21 +108,32 @@ def _measure(
 
 def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> None:
     numeric = ["input px", "dim", "parameters", "tiles/s"]
-    columns = ["name", *numeric[:3], "licence", "weights here", *(numeric[3:] if speeds else [])]
-    with_mpp = any(one.mpp for one in infos)
-    columns += ["µm/px"] if with_mpp else []
-    rows = []
-    for one in infos:
-        numbers = (f"{one.input_px}", f"{one.dim:,}", f"{one.n_parameters / 1e6:.1f} M")
-        row = [one.name, *(("", "", "") if one.unusable else numbers)]
-        gated = ", gated" if one.gated else ""
-        row += [f"{one.licence or 'not stated'}{gated}", one.weights_here or "no"]
-        if speeds:
-            row.append(f"{speeds.get(one.name, {}).get('tiles_per_s', float('nan')):.3g}")
-        if with_mpp:
-            row.append(", ".join(f"{mpp:g}" for mpp in one.mpp))
-        rows.append(row)
-    print_table(columns, rows, title=pluralize(len(infos), "backbones"), numeric=numeric)
+    columns: dict[str, list[str]] = {
+        "name": [one.name for one in infos],
+        "input px": ["" if one.unusable else f"{one.input_px}" for one in infos],
+        "dim": ["" if one.unusable else f"{one.dim:,}" for one in infos],
+        "parameters": [
+            "" if one.unusable else f"{one.n_parameters / 1e6:,.1f} M" for one in infos
+        ],
+        "licence": [
+            f"{one.licence or 'not stated'}{', gated' if one.gated else ''}" for one in infos
+        ],
+        "weights here": [one.weights_here or "no" for one in infos],
+    }  # fmt: skip
+    if speeds:
+        rates = [speeds.get(one.name, {}).get("tiles_per_s", float("nan")) for one in infos]
+        columns["tiles/s"] = [f"{rate:.3g}" for rate in rates]
+    if any(one.mpp for one in infos):
+        columns["µm/px"] = [", ".join(f"{mpp:g}" for mpp in one.mpp) for one in infos]
+    same = {name: columns.pop(name) for name in ("input px", "weights here")
+            if len(infos) > 1 and len(set(columns[name])) == 1 and columns[name][0]}  # fmt: skip
+    print_table(
+        list(columns), list(zip(*columns.values(), strict=True)),
+        title=pluralize(len(infos), "backbones"), numeric=numeric,
+        whole=["name"] if any(one.mpp for one in infos) else [],
+    )  # fmt: skip
+    if same:  # a line instead of a column leaves a narrow terminal room for names
+        stdout.print(f"Of all: {', '.join(f'{name} {some[0]}' for name, some in same.items())}.")
     for one in infos:
         if one.unusable:
             stderr.print(f"cannot be used: {one.name}: {one.unusable}", style="yellow")

@@ -88,7 +88,8 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
     if entry := find_pathology_encoder(name):
         config = replace(
             config, name=entry.name, architecture=entry.architecture, model_args=entry.model_args,
-            pooling=entry.pooling, hub_id=entry.hub_id, weights_files=WEIGHT_FILES,
+            pooling=entry.pooling, hub_id=entry.hub_id,
+            weights_files=entry.weights_files,
             source=entry.card,
             preprocessing={
                 "mean": entry.normalisation[0], "std": entry.normalisation[1],

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from features.encoders.hub import WEIGHT_FILES
 from features.errors import EncoderError
 
 __all__ = ["PATHOLOGY_ENCODERS", "PathologyEncoder", "find_pathology_encoder", "unknown_encoder"]
@@ -45,6 +46,8 @@ class PathologyEncoder:
         Length of an embedding, and parameters as the card states them, in millions.
     licence, gated
         Licence of the weights, and whether the hub hands them out only after an agreement.
+    weights_file
+        Name of its weights in the repository where it is none of the usual ones, else empty.
     paper
         First author and year, with DOI or arXiv number; empty where none is published.
     """
@@ -63,6 +66,12 @@ class PathologyEncoder:
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = _IMAGENET
     input_px: int = 224
     interpolation: str = "bicubic"
+    weights_file: str = ""
+
+    @property
+    def weights_files(self) -> tuple[str, ...]:
+        """Names of weights in the repository, in the order in which they are tried."""
+        return (self.weights_file,) if self.weights_file else WEIGHT_FILES
 
     @property
     def card(self) -> str:
@@ -86,7 +95,8 @@ def _kaiko(
 def _lunit(name: str, architecture: str, millions: float) -> PathologyEncoder:
     return PathologyEncoder(
         name=name, hub_id=f"1aurent/{architecture}.lunit_dino", architecture=architecture, dim=384,
-        millions=millions, normalisation=_LUNIT, mpp=(0.25, 0.5), licence=_SEE_CARD, gated=False,
+        millions=millions, normalisation=_LUNIT, mpp=(0.25, 0.5), licence="Lunit non-commercial",
+        gated=False,
         paper="Kang et al., 2023, arXiv:2212.04690",
     )  # fmt: skip
 
@@ -171,6 +181,17 @@ _ENCODERS = (
         name="hibou-l", hub_id="histai/hibou-L", architecture="vit_large_patch14_reg4_dinov2",
         model_args={"img_size": 224}, normalisation=_HIBOU, dim=1024, millions=303.7,
         licence="Apache-2.0", gated=True, paper="Nechaev et al., 2024, arXiv:2406.05074",
+    ),
+    PathologyEncoder(
+        name="gpfm", hub_id="majiabo/GPFM", architecture="vit_large_patch14_dinov2",
+        model_args={"img_size": 224}, dim=1024, millions=303.2, licence=_SEE_CARD, gated=False,
+        weights_file="GPFM.pth", paper="Ma et al., 2025, doi:10.1038/s41551-025-01488-4",
+    ),
+    PathologyEncoder(
+        name="mstar", hub_id="Wangyh/mSTAR", architecture="vit_large_patch16_224",
+        model_args={"img_size": 224, "init_values": 1e-5, "dynamic_img_size": True},
+        interpolation="bilinear", dim=1024, millions=303.4, licence="CC-BY-NC-ND-4.0", gated=True,
+        paper="Xu et al., 2025, doi:10.1038/s41467-025-66220-x",
     ),
     PathologyEncoder(
         name="midnight", hub_id="kaiko-ai/midnight", architecture="vit_giant_patch14_dinov2",

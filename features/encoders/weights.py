@@ -151,7 +151,7 @@ def local_weights(name: str) -> str:
     if packaged_weights(name) is not None:
         return "package"
     if entry := find_pathology_encoder(name):
-        return "hub cache" if cached_file(entry.hub_id, WEIGHT_FILES) else ""
+        return "hub cache" if cached_file(entry.hub_id, entry.weights_files) else ""
     config = pretrained_config(name)
     if config is None:
         return ""

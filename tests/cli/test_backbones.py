@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 
+import pytest
+from rich.console import Console
+
+from cli.commands import backbones
+from features.encoders.registry import EncoderInfo
 from tests.cli.running import mil, mil_ok
 
 
@@ -20,6 +26,22 @@ def test_a_table_of_backbones_is_for_people() -> None:
     for shown in ("tf_efficientnet_lite0", "224", "1,280", "3.4 M", "apache-2.0", "package"):
         assert shown in result.stdout
     assert "tiles/s" not in result.stdout
+
+
+def test_names_of_pathology_encoders_are_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    infos = [
+        EncoderInfo(name=name, input_px=224, dim=dim, n_parameters=1_134_800_000, gated=gated,
+                    licence="Apache-2.0 with conditions", mpp=(0.25, 0.5, 1.0, 2.0))
+        for name, dim, gated in (("prov-gigapath", 1536, True), ("lunit-dino-p8", 384, False))
+    ]  # fmt: skip
+    printed = io.StringIO()
+    monkeypatch.setattr(backbones, "stdout", Console(file=printed, width=80))
+    backbones._print(infos, {})
+    for shown in ("│ prov-gigapath │ 1,536 │  1,134.8 M │", "│ 0.25, 0.5, 1, 2 │"):
+        assert shown in printed.getvalue()
+    assert all(len(line) <= 80 for line in printed.getvalue().splitlines())
 
 
 def test_an_unknown_backbone_is_one_line() -> None:

@@ -65,6 +65,12 @@ def test_one_message_names_the_file_and_how_to_give_it(
     assert "\n" not in text
 
 
+def test_weights_of_a_name_of_their_own_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, ConnectionError("no route to host"))
+    with pytest.raises(EncoderError, match=r"Fetch GPFM\.pth from that page .*--weights FILE"):
+        load_model("gpfm")
+
+
 def test_an_unknown_repository_without_network_asks_for_a_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
