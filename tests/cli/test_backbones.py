@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from cli import console
 from cli.commands import backbones
 from features.encoders.registry import EncoderInfo
 from tests.cli.running import mil, mil_ok
@@ -37,7 +38,8 @@ def test_names_of_pathology_encoders_are_whole_on_a_narrow_terminal(
         for name, dim, gated in (("prov-gigapath", 1536, True), ("lunit-dino-p8", 384, False))
     ]  # fmt: skip
     printed = io.StringIO()
-    monkeypatch.setattr(backbones, "stdout", Console(file=printed, width=80))
+    for module in (console, backbones):
+        monkeypatch.setattr(module, "stdout", Console(file=printed, width=80))
     backbones._print(infos, {})
     for shown in ("│ prov-gigapath │ 1,536 │  1,134.8 M │", "│ 0.25, 0.5, 1, 2 │"):
         assert shown in printed.getvalue()
