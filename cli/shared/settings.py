@@ -151,11 +151,20 @@ def _apply(context: typer.Context, source: str, settings: Mapping[str, tuple[str
         try:
             known[key].process_value(context, given[source][key])
         except typer.BadParameter as error:
-            found = given[source][key]
-            raise MilError(where, actual=f"{found!r} ({error.message.rstrip('.')})") from error
+            raise _wrong_value(where, given[source][key], error.message) from error
     merged = given["file"] | given["set"]
     options = {_key(own): str(own.name) for own in context.command.params}
     context.default_map = {options[key]: value for key, value in merged.items() if key in options}
+
+
+def _wrong_value(where: str, found: object, message: str) -> MilError:
+    """Return the error on a value that its option refuses, from the message of the option."""
+    expected = message.rstrip(".").partition(", unable to")[0].removeprefix("Input should be ")
+    if expected.startswith(("greater", "less")):
+        expected = f"a value {expected}"
+    if expected.startswith("a "):
+        return MilError(where, actual=repr(found), expected=expected)
+    return MilError(where, actual=f"{found!r} ({expected})")
 
 
 def _as_typed(where: str, value: object, parameter: Any) -> str | list[str]:

@@ -334,10 +334,11 @@ def check_fingerprint(
     """
     for ref, other in actual:
         if name := different_field(other, expected):
+            found, wanted = getattr(other, name), getattr(expected, name)
             raise BagError(
                 ref,
-                actual=f"{name} is {getattr(other, name)!r}",
-                expected=f"{getattr(expected, name)!r} as in {source}",
+                actual=f"{name} is {_without_equal_parts(found, wanted)}",
+                expected=f"{_without_equal_parts(wanted, found)} as in {source}",
                 hint="Embed all slides with the same settings, or choose bags that were.",
             )
 
@@ -407,6 +408,20 @@ def different_field(one: Fingerprint, other: Fingerprint) -> str:
         return ""
     names = (part.name for part in fields(Fingerprint))
     return next((name for name in names if getattr(one, name) != getattr(other, name)), "")
+
+
+def _without_equal_parts(value: object, other: object) -> str:
+    """Return the text of a value; of one of many settings, of those that differ from the other."""
+    try:
+        own, others = json.loads(str(value)), json.loads(str(other))
+        differing = [key for key in {**own, **others} if own.get(key) != others.get(key)]
+    except (AttributeError, TypeError, ValueError):
+        differing = []
+    if not differing:
+        return repr(value)
+    return ", ".join(
+        f"{key} {json.dumps(own[key])}" if key in own else f"without {key}" for key in differing
+    )
 
 
 def _hash_of(array: npt.NDArray[Any]) -> str:

@@ -97,6 +97,14 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
             )
     if paths or may_be_empty:
         return paths
+    inner = next((path.parent for path in sorted(bags_dir.glob("*/*.h5"))), None)
+    if inner is not None:
+        raise BagError(
+            bags_dir,
+            actual=f"no bag (*.h5) in it, but in {inner}",
+            expected="a folder of bags, one per slide",
+            hint=f"Name one folder of bags, such as {inner}.",
+        )
     raise BagError(
         bags_dir,
         actual="no bag (*.h5) in it" if bags_dir.is_dir() else "there is no such folder",

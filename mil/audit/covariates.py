@@ -40,7 +40,8 @@ def audit_covariates(
         except CohortError as error:
             yield Finding(
                 Severity.warning, "covariate_refused",
-                f"training would refuse the covariate {name!r}: {error}", subjects=(name,),
+                f"training would refuse the covariate {name!r}: {str(error).removesuffix('.')}",
+                subjects=(name,),
             )  # fmt: skip
             continue
         for note in notes:

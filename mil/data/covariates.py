@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ __all__ = [
 
 _MOST_CATEGORIES = 20
 _LEAST_TO_LEAK = 20  # patients; among fewer, one column may tell classes apart by chance
+_NUMBER_AS_TEXT = re.compile(r"[+-]?\d+([.,]\d+)*( ?(?P<unit>%|[^\W\d_]{1,12}))?")
 _NEARLY_NONE = 0.02  # of the patients: a copy of the label with single corrections
 
 
@@ -137,15 +139,28 @@ def _holds_numbers(cohort: Cohort, rows: pd.DataFrame, name: str, given: str | C
     words = stated[stated.map(lambda cell: parse_number(cell) is None)]
     if not len(words):
         return bool(len(stated)) or isinstance(given, Covariate)
-    if isinstance(given, str) and len(words) > len(stated) / 2:
+    are_numbers = _are_numbers_as_text(words)
+    if isinstance(given, str) and len(words) > len(stated) / 2 and not are_numbers:
         return False
+    others = f", where {len(stated) - len(words)} of {len(stated)} rows hold numbers"
     raise CohortError(
         f"{cohort.path}, row {words.index[0] + 2}",
-        actual=f"{name} is {words.iloc[0]!r}, where {len(stated) - len(words)} of {len(stated)} "
-        "rows hold numbers",
+        actual=f"{name} is {words.iloc[0]!r}{'' if are_numbers else others}",
         expected="a number, or an empty cell",
         hint="Write numbers without unit, with a decimal point; leave unknown ones empty.",
     )
+
+
+def _are_numbers_as_text(words: pd.Series) -> bool:
+    """Return whether words are numbers with a decimal comma or a unit: ``61,5``, ``67 years``.
+
+    As categories they would lose their order, or be refused for their number.
+    """
+    matches = [_NUMBER_AS_TEXT.fullmatch(word) for word in words]
+    if not all(matches):
+        return False
+    units = {match["unit"] for match in matches if match}
+    return len(units) == 1 and (units != {None} or all("," in word for word in words))
 
 
 def check_covariates(cohort: Cohort) -> tuple[str, ...]:

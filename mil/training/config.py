@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,14 +118,14 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise _out_of_range(name, getattr(self, name), expected="0 to below 1")
         for name in ("weight_decay", "feature_noise", "mixup"):
-            if not getattr(self, name) >= 0:
-                raise _out_of_range(name, getattr(self, name), expected="0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise _out_of_range(name, getattr(self, name), expected="0 or more, and finite")
         for name, value in (
             ("learning_rate", self.effective_learning_rate),
             ("clip_norm", self.clip_norm),
         ):
-            if not value > 0:
-                raise _out_of_range(name, value, expected="above 0")
+            if not 0 < value < math.inf:
+                raise _out_of_range(name, value, expected="above 0, and finite")
         if self.schedule not in _SCHEDULES:
             raise RunError(
                 f"schedule {self.schedule!r}", actual="unknown", expected=" or ".join(_SCHEDULES)

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _N_PATIENTS = 3
+_N_TRIED = 3
 _N_ERRORS = 6
 _N_TILES = 3
 
@@ -76,9 +77,12 @@ def show_tissue(
 def show_best(
     run: ModelBundle, data: ReportData, bags_dir: Path, show: ShowSlide, *, class_index: int
 ) -> Sequence[PatientTissue]:
-    """Return the tissue of the patients of one class that are recognised best, best first."""
-    chosen = [indices for _, indices in _chosen(data)]
-    return _show_patients(run, data, bags_dir, show, chosen[class_index])
+    """Return the tissue of the patients of one class that are recognised best, best first.
+
+    Where a slide cannot be read, the next best patient takes its place.
+    """
+    tried = _recognised(data, class_index)[: _N_TRIED * _N_PATIENTS]
+    return _show_patients(run, data, bags_dir, show, tried)[:_N_PATIENTS]
 
 
 def _show_patients(
@@ -129,6 +133,14 @@ def patients_shown(data: ReportData) -> list[str]:
     )
 
 
+def _recognised(data: ReportData, class_index: int) -> list[int]:
+    """Return the indices of the patients of a class that are assigned to it, the clearest first."""
+    mean: Floats = data.mean["calibrated"]
+    is_own = (data.labels == class_index) & (mean.argmax(axis=1) == class_index)
+    order = np.argsort(mean[:, class_index], kind="stable")[::-1].tolist()
+    return [index for index in order if is_own[index]]
+
+
 def _chosen(data: ReportData) -> Iterator[tuple[str, Sequence[int]]]:
     """Yield headings with the indices of their patients, the clearest first."""
     mean: Floats = data.mean["calibrated"]
@@ -136,9 +148,6 @@ def _chosen(data: ReportData) -> Iterator[tuple[str, Sequence[int]]]:
     is_right = mean.argmax(axis=1) == data.labels
     order = np.argsort(own, kind="stable")
     for index, name in enumerate(data.classes):
-        best = [
-            each for each in order[::-1].tolist() if is_right[each] and data.labels[each] == index
-        ]
-        yield f"{name}, recognised best", best[:_N_PATIENTS]
+        yield f"{name}, recognised best", _recognised(data, index)[:_N_PATIENTS]
     wrong = [each for each in order.tolist() if not is_right[each]]
     yield "Worst errors", wrong[:_N_ERRORS]

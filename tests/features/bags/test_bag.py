@@ -32,6 +32,18 @@ def test_some_rows_of_a_bag_keep_what_belongs_to_them() -> None:
     assert some.order is None
 
 
+def test_of_many_settings_only_those_that_differ_are_named() -> None:
+    whole = make_bag("a").meta.fingerprint
+    one = replace(whole, tissue='{"max_tiles":80,"method":"contrast"}')
+    other = replace(whole, tissue='{"mask_version":2,"max_tiles":null,"method":"contrast"}')
+    with pytest.raises(BagError) as error:
+        check_fingerprint(other, [("b", one)], source="the run 'r'")
+    message = str(error.value)
+    assert "tissue is max_tiles 80, without mask_version; expected mask_version 2" in message
+    assert "max_tiles null as in the run 'r'" in message
+    assert "contrast" not in message
+
+
 def test_views_that_are_not_what_the_fingerprint_says_are_refused() -> None:
     bag = make_bag("s1", n_views=2)
     with pytest.raises(BagError, match=r"s1: no views; expected views of shape \(4, 2, 8\)"):

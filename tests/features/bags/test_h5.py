@@ -108,6 +108,10 @@ def test_a_folder_without_bags_is_its_own_error(tmp_path: Path) -> None:
         find_bags(tmp_path)
     with pytest.raises(BagError, match="no such folder"):
         find_bags(tmp_path / "nowhere")
+    (tmp_path / "lite0").mkdir()
+    write_bag(tmp_path / "lite0" / "s1.h5", make_bag("s1"))
+    with pytest.raises(BagError, match=r"but in .*lite0; .* Name one folder of bags"):
+        find_bags(tmp_path)
 
 
 def test_bags_are_found_by_slide_id_and_half_written_ones_are_not(tmp_path: Path) -> None:

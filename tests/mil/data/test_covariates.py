@@ -44,6 +44,38 @@ def test_a_column_is_of_numbers_or_of_categories_and_words_for_missing_are_empty
 
 
 @pytest.mark.parametrize(
+    "cells",
+    [
+        ["61,5", "72,0", "NA", "80,25", "61,5"],
+        ["61,5", "72", "", "80,25", "61,5"],
+        ["67 years", "71 years", "80 years", "", "67 years"],
+        ["12%", "15%", "12%", "9%", "9%"],
+        ["1.070,5 mg", "900,5 mg", "2 mg", "2 mg", "2 mg"],
+    ],
+)
+def test_numbers_with_a_decimal_comma_or_a_unit_are_not_taken_for_categories(
+    tmp_path: Path, cells: list[str]
+) -> None:
+    path = table(tmp_path, [f'"{cell}"' for cell in cells])
+    with pytest.raises(MilError, match="Write numbers without unit, with a decimal point"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["1a", "1b", "2a", "2b", "1a"],
+        ["<50", "50+", "<50", "50+", "<50"],
+        ["50-60", "60-70", "50-60", "60-70", "60-70"],
+        ["G1", "G2", "G3", "G1", "G1"],
+        ["01.02.2020", "01.03.2020", "01.02.2020", "01.03.2020", "01.02.2020"],
+    ],
+)
+def test_names_that_hold_digits_are_categories(tmp_path: Path, cells: list[str]) -> None:
+    assert not read(table(tmp_path, cells)).covariates[0].is_number
+
+
+@pytest.mark.parametrize(
     ("cells", "message"),
     [
         ([""], "column 'age': missing for all 40 patients"),
