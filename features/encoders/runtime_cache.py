@@ -1,7 +1,8 @@
 """Cache of what encoders are slow to make: ONNX exports, choices of runtime, hashes of weights.
 
 Everything lies in the user's cache folder, or in the one that ``MIL_CACHE`` names, and may be
-deleted at any time. A folder that cannot be written to costs time, not results.
+deleted at any time. A folder that cannot be written to costs time, not results; why it could not is
+kept for :func:`take_refusal`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ __all__ = [
     "load",
     "read_encoder_record",
     "store",
+    "take_refusal",
     "write_encoder_record",
 ]
 
 _MOST_FILES = 16
 """Exports that are kept; the oldest are removed."""
+
+_refusals: list[str] = []
+"""Why entries could not be written, since the last call of :func:`take_refusal`."""
 
 
 def cache_folder() -> Path:
@@ -67,9 +72,21 @@ def store(name: str, content: bytes) -> str:
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)
     except (OutputError, OSError) as error:
-        return f"the cache {folder} cannot be written ({error}); the next start takes as long again"
+        reason = getattr(error, "actual", "") or str(error)
+        _refusals.append(
+            f"the cache {folder} cannot be written: {reason}; the next start takes as long again. "
+            "Free space there, or name another folder in MIL_CACHE."
+        )
+        return _refusals[-1]
     _remove_oldest(folder, Path(name).suffix)
     return ""
+
+
+def take_refusal() -> str:
+    """Return why the cache could not be written since the last call, else no text."""
+    refusal = _refusals[0] if _refusals else ""
+    _refusals.clear()
+    return refusal
 
 
 def _remove_oldest(folder: Path, suffix: str) -> None:

@@ -37,9 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def test_faults_of_files_are_counted_named_and_kept_in_the_bag(folder: Path) -> None:
+def test_faults_of_files_and_of_the_cache_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIL_CACHE", str(folder / "weights.safetensors"))  # a file is no folder
     command = ("embed", folder / "slides", "--bags", folder / "bags", *backbone(folder))
     text = mil_ok(*command, "--tissue", "all").output
+    assert text.count("weights.safetensors cannot be written: ") == 1
     assert "something is wrong with the files of 6 slides" in text
     for number in range(5):
         assert f"  s{number}: 900 x 900 µm/px in PhysicalSizeX" in text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -90,13 +92,42 @@ def test_a_damaged_choice_is_made_again(
     )
 
 
-def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    assert "cannot be written" in runtime_cache.store("x.json", b"1")
-    assert runtime_cache.load("x.json") is None
+def spoil_cache(how: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the cache a file, or its disk full after half of a file, or read-only, also for root."""
+    write_bytes = Path.write_bytes
+
+    def fill(path: Path, content: bytes) -> int:
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(path: Path, content: bytes) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    if how == "a file":
+        cache.write_text("a file where the folder should be")
+    else:
+        monkeypatch.setattr(Path, "write_bytes", fill if how == "full" else refuse)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("a file", "File exists|Not a directory|not a folder"), ("full", "No space left"),
+     ("read-only", "Read-only file system")],
+)  # fmt: skip
+def test_a_cache_that_cannot_be_written_costs_no_result(
+    how: str, words: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_cache(how, cache, monkeypatch)
+    runtime_cache.take_refusal()
     save_file(tiny_state(), tmp_path / "w.safetensors")
     encoder = load_encoder(TINY, weights_path=tmp_path / "w.safetensors", device=CPU, batch_tiles=2)
     assert encoder.dim == 64
+    refusal = runtime_cache.take_refusal()
+    assert re.search(rf"^the cache \S+ cannot be written: .*({words}).*MIL_CACHE\.$", refusal)
+    assert "\n" not in refusal
+    assert not cache.is_dir() or not list(cache.iterdir())
+    assert runtime_cache.load("x.json") is None
+    assert not runtime_cache.take_refusal()
 
 
 def test_only_the_newest_entries_are_kept(cache: Path) -> None:
