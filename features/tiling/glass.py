@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ _LEAST_OF_BRIGHTEST = 0.4  # in each channel: aged, yellow glass has a half, ink
 _MAX_REDNESS = 72  # red minus green: rose glass has up to 50, stained tissue more
 _MIN_SHARE = 0.01  # of the picture: a smaller area is a pale spot and not glass
 _PINK = 26  # red minus green, from which on pale tissue is likelier than glass,
-_MIN_PINK_SHARE = 0.06  # unless there is more of it
+_MIN_PINK_SHARE = 0.015  # unless there is more of it
 _MIN_SHARE_OF_PEAK = 0.04  # of the commonest flat colour
 _MIN_FLAT_SHARE = 0.4  # of the pixels of one colour: pale spots in textured tissue are rarely flat
 _FILL = 254  # of 255, in the darkest channel
@@ -39,8 +40,12 @@ _STRAIGHT_VARIANCE = 0.4  # px² across the border: a line of pixels has 0.1, a 
 _SIMILAR = 12.0  # grey levels
 _TOLERANCE = 4.0  # grey levels below the local glass up to which a pixel is glass
 _TOLERANCE_SIGMAS = 3.0
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, 2011), as in JPEG
+_MOST_OF_LUMA = 3.0  # stains absorb up to 2 times as much in one channel as in luma
+_FEW_BRIGHTER = 0.25  # of the glass: half of it is brighter where the noise is normal
 _FIT_PIXELS = 20_000
 _FIT_ROUNDS = 12
+_FIT_REACH = (12.0, 8.0)  # grey levels, in the first rounds: light in steps, as of JPEG blocks
 _MIN_FITTED = 50
 _MAX_VALUES = 1_000_000
 
@@ -60,13 +65,19 @@ class Glass:
     is_flat: Bools
     tolerance: float
 
+    @property
+    def relative_brightness(self) -> float:
+        """Mean of ``rgb`` as a share of that of common white glass."""
+        return max(_MIN_GREEN, float(self.rgb.mean())) / _WHITE
+
     def compare(self, pixels: RgbArray) -> tuple[Floats, Bools, float]:
         """Return how much darker than the glass pixels are, where the glass is, and its noise.
 
         The first, shape (height, width), float32, is at least 0, in the channel that differs most,
         in grey levels of a white glass: the same tissue has the same on glass of any brightness.
-        The second is bool of the same shape; the noise is its standard deviation in the noisiest
-        channel, from the brighter half, which holds no tissue.
+        It is at most three times the difference in luma, since JPEG shifts the colour of whole
+        blocks and hardly their luma. The second is bool of the same shape; the noise is its
+        standard deviation in the noisiest channel, from the brighter half, which holds no tissue.
         """
         y, x = _axes(*self.is_flat.shape)
         terms = _terms(y[:, None], x)
@@ -80,15 +91,29 @@ class Glass:
             difference = local - pixels[..., channel]
             is_glass &= (difference <= self.tolerance) & (difference >= -_SIMILAR)
         noise = 0.0
-        for channel, local in enumerate(locals_):
+        luma = np.zeros(is_glass.shape, np.float32)
+        for channel, (local, weight) in enumerate(zip(locals_, _LUMA, strict=True)):
             difference = local - pixels[..., channel]
             difference *= _WHITE / np.maximum(local, _MIN_GREEN)
-            brighter = subsample(difference[is_glass])
-            brighter = brighter[brighter < 0]
-            if brighter.size:
-                noise = max(noise, -float(np.median(brighter)) / NORMAL_MAD)
+            noise = max(noise, _noise_of(subsample(difference[is_glass])))
             np.maximum(darker, difference, out=darker)
+            difference *= _MOST_OF_LUMA * weight
+            luma += difference
+        np.minimum(darker, np.maximum(luma, 0, out=luma), out=darker)
         return darker, is_glass, noise
+
+
+def _noise_of(differences: Floats) -> float:
+    """Standard deviation of normal noise in pixels of glass, of which some may hold pale tissue.
+
+    Where few are brighter than the glass, as after strong compression, they are its extremes.
+    """
+    brighter = differences[differences < 0]
+    if not brighter.size:
+        return 0.0
+    share = brighter.size / differences.size
+    sigmas = NORMAL_MAD if share >= _FEW_BRIGHTER else -NormalDist().inv_cdf(share / 2)
+    return -float(np.median(brighter)) / sigmas
 
 
 def find_glass(smooth: RgbArray) -> Glass:
@@ -258,29 +283,34 @@ def _fit_light(pixels: RgbArray, rgb: Floats, is_flat: Bools, tolerance: float) 
     """Coefficients of the glass's colour as a polynomial of the coordinates, shape (6, 3).
 
     Each round takes the flat pixels that the last one explains; pixels may be much brighter than
-    the glass, but hardly darker, since those are tissue.
+    the glass, but hardly darker, since those are tissue. The first rounds allow more, so that the
+    fit gets over a step in the light.
     """
     height, width = is_flat.shape
     step = max(1, math.isqrt(height * width // _FIT_PIXELS))
     chosen = is_flat[::step, ::step].ravel()
-    colours = pixels[::step, ::step].reshape(-1, 3)[chosen] - rgb
+    colours = np.ascontiguousarray((pixels[::step, ::step].reshape(-1, 3)[chosen] - rgb).T)
     y, x = (axis[::step] for axis in _axes(height, width))
-    terms = np.stack([term.ravel() for term in np.broadcast_arrays(*_terms(y[:, None], x))], 1)
+    terms = np.stack([term.ravel() for term in np.broadcast_arrays(*_terms(y[:, None], x))])
     # A ridge penalty avoids extrapolation where there is glass on one side only.
-    ridge = np.diag([0.0, *[2e-4 * len(terms)] * 5])
-    terms = terms[chosen]
+    ridge = np.diag([0.0, *[2e-4 * terms.shape[1]] * 5])
+    terms = np.ascontiguousarray(terms[:, chosen], np.float64)
     coefficients = np.zeros((6, 3))
     before = None
-    for _ in range(_FIT_ROUNDS):
-        darker = np.einsum("nk,kc->nc", terms, coefficients) - colours
-        is_glass = (highest(darker) <= tolerance) & (lowest(darker) >= -_SIMILAR)
-        if is_glass.sum() < _MIN_FITTED or (before is not None and (is_glass == before).all()):
+    for fit_round in range(_FIT_ROUNDS):
+        is_narrow = fit_round >= len(_FIT_REACH)
+        reach = tolerance if is_narrow else max(tolerance, _FIT_REACH[fit_round])
+        darker = np.einsum("kn,kc->cn", terms, coefficients) - colours
+        is_glass = (darker.max(axis=0) <= reach) & (darker.min(axis=0) >= -_SIMILAR)
+        is_same = is_narrow and before is not None and bool((is_glass == before).all())
+        if is_same or is_glass.sum() < _MIN_FITTED:
             break  # the same pixels have the same fit
         before = is_glass
         # Matrix products would start threads of BLAS, which keep cores from the decoders and
         # make sums depend on their number.
-        normal = np.einsum("nk,nl->kl", terms[is_glass], terms[is_glass]) + ridge
-        moments = np.einsum("nk,nc->kc", terms[is_glass], colours[is_glass])
+        used = terms * is_glass
+        normal = np.einsum("kn,ln->kl", used, terms) + ridge
+        moments = np.einsum("kn,cn->kc", used, colours)
         coefficients = np.linalg.solve(normal, moments)
     coefficients += _constant(rgb)
     return coefficients.astype(np.float32)

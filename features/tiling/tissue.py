@@ -35,14 +35,18 @@ _TEXTURE_REACH = 18.0  # grey levels below the glass; darker pixels are tissue b
 _BAND_ROWS = 32  # of some thousand px, which the cache of a processor holds
 _NEAR_PX = 7  # to the darkest pixel of a border: blur takes less
 _MEDIAN_PIXELS = 50_000
-_MAX_THRESHOLD = 24.0  # grey levels: pale spots in dark tissue are tissue
+_MAX_THRESHOLD = 26.0  # grey levels: pale spots in dark tissue are tissue
 _MIN_ISLAND_PX = 4
 _LITTLE = 0.03  # share of a slide up to which all its islands together may be uneven glass
 _DISTINCT = 3.0  # thresholds that a pixel of tissue exceeds, and uneven glass does not
 _PALER = 0.6  # of its threshold, what is found beside a border that adjoins paler tissue
 _CLOSING_PX = 3  # gaps of up to 6 px, as wide as the border of a dark section on a pale one
 _WALL_PX = 2  # half the width of a thick wall of a hole; those of fat cells are 1 px
+_WALL_DEPTH = 4.0  # grey levels by which a wall is darker than the cells beside it
+_WALL_SIGMAS = 6.0  # of the noise in the smoothed picture
+_LEAST_WALL_PX = 20  # connected
 _LEAST_CELLS = 4
+_LEAST_CELL_PX = 9
 _THIN_SHARE = 0.4  # of the wall of a fat cell: where three meet it is thick
 _BLACK = 16  # of 255, in the brightest channel
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
@@ -54,7 +58,7 @@ NEARLY_ALL = 0.98
 NEARLY_NONE = 0.001
 """Share of a slide up to which tissue may have been missed."""
 
-MASK_VERSION = 2
+MASK_VERSION = 3
 """Version of the method; bags of other masks are not mixed with those of this one."""
 
 Method = Literal["contrast", "all"]
@@ -175,11 +179,9 @@ def segment_tissue(
     else:
         darker, is_glass, noise = glass.compare(smooth)
         floor = max(floor, _NOISE_SIGMAS * noise)
-        distance = np.hypot(
-            darker,
-            _TEXTURE_WEIGHT
-            * _texture(overview, glass, is_glass, reach=max(_TEXTURE_REACH, 1.5 * floor)),
-        )
+        grey = grey_levels(overview)
+        texture = _texture(grey, glass, is_glass, reach=max(_TEXTURE_REACH, 1.5 * floor))
+        distance = np.hypot(darker, _TEXTURE_WEIGHT * texture)
         distance[is_fill(smooth, _BLACK)] = 0
         is_faint = distance > floor
         threshold = _local_threshold(distance, floor)
@@ -189,7 +191,8 @@ def segment_tissue(
         px_um2 = (downsample * mpp) ** 2
         mask = _remove_small(distance, floor, settings.least_speck_um2 / px_um2)
         mask |= is_faint & _close(mask)
-        mask = _fill_fat_cells(mask, settings.largest_fat_cell_um2 / px_um2)
+        walls = mask | _thin_walls(grey, glass, noise)
+        mask |= _fat_cells(walls, settings.largest_fat_cell_um2 / px_um2)
         mask = _fill_small_holes(mask, settings.least_hole_um2 / px_um2)
     red, green, blue = np.rint(glass.rgb).astype(int).tolist()
     return TissueMask(
@@ -255,14 +258,13 @@ def _variance(grey: Floats, window_px: int) -> Floats:
     return np.maximum(ndimage.minimum_filter(variance, window_px), 0)
 
 
-def _texture(overview: RgbArray, glass: Glass, is_glass: Bools, reach: float) -> Floats:
+def _texture(grey: Floats, glass: Glass, is_glass: Bools, reach: float) -> Floats:
     """Local standard deviation of the grey value in excess of that of glass, (height, width).
 
     Grey values are clipped at ``reach`` levels below the glass: darker pixels are tissue by their
     colour, and a small hole must not count by the contrast of its border.
     """
-    grey = np.maximum(grey_levels(overview), glass.rgb.mean() - reach)
-    variance = _variance(grey, _TEXTURE_PX)
+    variance = _variance(np.maximum(grey, glass.rgb.mean() - reach), _TEXTURE_PX)
     calm = np.percentile(subsample(variance[is_glass]), 99) if is_glass.any() else 0.0
     return np.asarray(np.sqrt(np.maximum(variance - calm, 0)))
 
@@ -311,31 +313,48 @@ def _close(mask: Bools) -> Bools:
     return np.asarray(closed[_CLOSING_PX:-_CLOSING_PX, _CLOSING_PX:-_CLOSING_PX])
 
 
-def _fill_fat_cells(mask: Bools, largest_px: float) -> Bools:
-    """Fill holes of up to ``largest_px`` pixels whose walls are thin.
+def _thin_walls(grey: Floats, glass: Glass, noise: float) -> Bools:
+    """Dark lines of up to 4 px, as of fat cells, which a median of nine pixels would remove.
+
+    They are where closing the grey value, shape (height, width), makes it brighter.
+    """
+    depth = ndimage.grey_closing(grey, (5, 5))
+    depth -= grey
+    least = max(_WALL_DEPTH, _WALL_SIGMAS * noise) * glass.relative_brightness
+    labels, _ = ndimage.label(depth > least, _EIGHT_NEIGHBOURS)
+    is_long = np.bincount(labels.ravel()) >= _LEAST_WALL_PX
+    is_long[0] = False
+    return np.asarray(is_long[labels])
+
+
+def _fat_cells(walls: Bools, largest_px: float) -> Bools:
+    """Holes of up to ``largest_px`` pixels whose walls are thin, together with these.
 
     Lumina of vessels and glands have thick walls. The border of the picture counts as a wall.
     """
-    labels, n_holes = ndimage.label(~mask)
-    is_small = np.bincount(labels.ravel()) <= largest_px
+    labels, n_holes = ndimage.label(~walls)
+    sizes = np.bincount(labels.ravel())
+    is_small = sizes <= largest_px
     is_small[0] = False
     if not is_small.any():
-        return mask
-    thick = ndimage.binary_opening(np.pad(mask, _WALL_PX, mode="edge"), _disc(_WALL_PX))
+        return np.zeros_like(walls)
+    thick = ndimage.binary_opening(np.pad(walls, _WALL_PX, mode="edge"), _disc(_WALL_PX))
     thick = thick[_WALL_PX:-_WALL_PX, _WALL_PX:-_WALL_PX]
     nearest = ndimage.maximum_filter(labels * is_small[labels], 3)
-    wall = mask & (nearest > 0)
+    wall = walls & (nearest > 0)
     n_wall = np.bincount(nearest[wall], minlength=n_holes + 1)
     n_thin = np.bincount(nearest[wall & ~thick], minlength=n_holes + 1)
     is_cell = is_small & (n_thin > _THIN_SHARE * n_wall)
-    filled = mask | is_cell[labels]
+    filled = walls | is_cell[labels]
     islands, n_islands = ndimage.label(filled, _EIGHT_NEIGHBOURS)
     # Fat cells come in sheets; a hole or two are where a shred is curled.
     island_of = np.zeros(n_holes + 1, np.intp)
     island_of[labels] = islands
-    n_cells = np.bincount(island_of[is_cell], minlength=n_islands + 1)
+    counted = is_cell & (sizes >= _LEAST_CELL_PX)
+    n_cells = np.bincount(island_of[counted], minlength=n_islands + 1)
     is_cell &= n_cells[island_of] >= _LEAST_CELLS
-    return np.asarray(mask | is_cell[labels])
+    cells = is_cell[labels]
+    return np.asarray(cells | (walls & ndimage.maximum_filter(cells, 3)))
 
 
 def _disc(radius_px: int) -> Bools:

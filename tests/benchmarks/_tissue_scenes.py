@@ -34,6 +34,11 @@ GLASSES_RGB = {
 }  # fmt: skip
 """Colours of glass with mounting medium, new and aged, under lamps of several whites."""
 
+OTHER_GLASSES_RGB = {
+    "grey-blue": (188, 198, 212), "greenish": (226, 236, 214), "amber": (236, 204, 148),
+}  # fmt: skip
+"""Colours of which no other group draws its glass."""
+
 _VECTORS = {
     "haematoxylin": (0.65, 0.70, 0.29),
     "eosin": (0.09, 0.95, 0.28),
@@ -41,6 +46,10 @@ _VECTORS = {
     "magenta": (0.18, 0.90, 0.40),
     "red cells": (0.16, 0.70, 0.69),
     "fibrin": (0.12, 0.92, 0.37),
+    "methyl blue": (0.80, 0.59, 0.10),
+    "fuchsin": (0.10, 0.74, 0.67),
+    "alcian blue": (0.87, 0.46, 0.16),
+    "picric acid": (0.06, 0.22, 0.97),
 }
 """Optical densities of stains in red, green and blue, of length 1 (Ruifrok and Johnston, 2001)."""
 
@@ -51,6 +60,14 @@ STAINS: dict[str, tuple[tuple[str, float], tuple[str, float]]] = {
     "pas": (("magenta", 0.36), ("haematoxylin", 0.25)),
 }
 """Two stains each: name and optical density where the tissue is of ordinary strength."""
+
+OTHER_STAINS: dict[str, tuple[tuple[str, float], tuple[str, float]]] = {
+    "trichrome": (("methyl blue", 0.35), ("fuchsin", 0.40)),
+    "van Gieson": (("picric acid", 0.45), ("fuchsin", 0.35)),
+    "alcian blue": (("alcian blue", 0.30), ("haematoxylin", 0.10)),
+    "dab alone": (("dab", 0.25), ("dab", 0.35)),
+}
+"""Stains of which no other group draws its tissue."""
 
 INKS = {
     "blue": (0.16, 0.30, 0.62), "green": (0.15, 0.52, 0.36), "red": (0.82, 0.16, 0.20),
@@ -94,7 +111,8 @@ class _Painter:
     ) -> None:
         self.rng, self.shape = rng, shape
         name = glass or str(rng.choice([*GLASSES_RGB]))
-        self.glass = np.clip(np.array(GLASSES_RGB[name]) + rng.uniform(-6, 6, 3), 0, 254)
+        glasses = GLASSES_RGB | OTHER_GLASSES_RGB
+        self.glass = np.clip(np.array(glasses[name]) + rng.uniform(-6, 6, 3), 0, 254)
         self.noise = float(rng.choice([0.3, 1.0, 3.0])) if noise is None else noise
         self.jpeg = int(rng.choice([0, 60, 80, 90])) if jpeg is None else jpeg
         self.light = str(rng.choice(["even", "tilted", "vignette"])) if light is None else light
@@ -131,7 +149,9 @@ class _Painter:
         """Draw stained tissue: a ground with fibres and, in patches, cells of the second stain."""
         rng = self.rng
         where = _without_small(where)
-        (ground, ground_od), (cells, cells_od) = STAINS[name or str(rng.choice([*STAINS]))]
+        (ground, ground_od), (cells, cells_od) = (STAINS | OTHER_STAINS)[
+            name or str(rng.choice([*STAINS]))
+        ]
         strength = (
             float(np.exp(rng.uniform(np.log(0.3), np.log(1.6)))) if strength is None else strength
         )
@@ -156,19 +176,23 @@ class _Painter:
         seeds = np.stack([rows, columns], -1).reshape(-1, 2)
         seeds += rng.uniform(-0.22, 0.22, seeds.shape) * spacing
         y, x = np.mgrid[0:height, 0:width]
-        near, cell = cKDTree(seeds).query(np.stack([y.ravel(), x.ravel()], 1), k=2)
+        places = np.stack([y.ravel(), x.ravel()], 1)
+        near, cell = map(np.asarray, cKDTree(seeds).query(places, k=2))
         gap = (near[:, 1] - near[:, 0]).reshape(height, width) / fine * MPP  # µm, twice the way
         wall_um = float(rng.uniform(3, 6))
-        # A pixel of 2 µm on a wall is covered by it in part.
-        cover = np.clip((wall_um - gap) / 4 + 0.5, 0, 1)
-        light = np.exp(-cover[..., None] * 0.75 * np.array(_VECTORS["eosin"]))
-        light = light.reshape(self.shape[0], fine, self.shape[1], fine, 3).mean(axis=(1, 3))
-        # Cells at the border of the region are drawn whole, or not at all.
+        # Cells at the border of the region are drawn with the whole of their walls, or not at all.
         y, x = np.minimum(seeds // fine, np.array(self.shape) - 1).clip(0).astype(int).T
-        own = where[y, x][cell[:, 0]].reshape(height, width)[fine // 2 :: fine, fine // 2 :: fine]
-        drawn = ndimage.binary_dilation(own)
-        self.density[drawn] = -np.log(light)[drawn]
-        self.tissue |= own
+        one, other = np.moveaxis(where[y, x][cell].reshape(height, width, 2), -1, 0)
+        # A pixel of 2 µm on a wall is covered by it in part.
+        cover = np.asarray(np.clip((wall_um - gap) / 4 + 0.5, 0, 1) * (one | other))
+        light = np.exp(-cover[..., None] * 0.75 * np.array(_VECTORS["eosin"]))
+
+        def average(values: Floats) -> Floats:
+            blocks = values.reshape(self.shape[0], fine, self.shape[1], fine, -1)
+            return np.asarray(blocks.mean(axis=(1, 3)))
+
+        self.density = np.maximum(self.density, -np.log(average(light)))
+        self.tissue |= average(one | (other & (gap < wall_um)))[..., 0] >= 0.5
 
     def ink(self, where: Bools, colour: str) -> None:
         """Draw pen ink over whatever is there."""
@@ -358,6 +382,65 @@ def _fatty(rng: np.random.Generator) -> Scene:
     return painter.finish()
 
 
+def _ink_of(colour: str) -> Callable[[np.random.Generator], Scene]:
+    """Pen ink of one colour across the edge of eosin and haematoxylin."""
+
+    def paint(rng: np.random.Generator) -> Scene:
+        painter = _Painter(rng)
+        where = painter.islands(float(rng.uniform(0.1, 0.4)))
+        painter.stain(where, "he", float(rng.uniform(0.4, 1.4)))
+        edge = np.argwhere(painter.tissue & ~ndimage.binary_erosion(painter.tissue))
+        y, x = edge[rng.integers(len(edge))]
+        rows, columns = np.indices(painter.shape)
+        turn, half_width = rng.uniform(0, np.pi), rng.uniform(3, 9)
+        across = (rows - y) * np.cos(turn) - (columns - x) * np.sin(turn)
+        painter.ink(np.abs(across + 3 * painter.field(15)) < half_width, colour)
+        return painter.finish()
+
+    return paint
+
+
+def _frozen(rng: np.random.Generator) -> Scene:
+    """A frozen section: thick and uneven, with clefts where ice crystals were."""
+    painter = _Painter(rng)
+    where = painter.islands(float(rng.uniform(0.1, 0.5)))
+    painter.stain(where, "he", float(rng.uniform(0.5, 1.4)))
+    clefts = painter.field(0.8) > rng.uniform(1.2, 1.8)
+    painter.density[clefts] *= rng.uniform(0.1, 0.5)
+    painter.density *= np.exp(0.3 * painter.field(20))[..., None]
+    return painter.finish()
+
+
+def _cores(rng: np.random.Generator) -> Scene:
+    """Needle biopsies of 0.3 to 0.5 mm width, about one hundredth of the slide."""
+    painter = _Painter(rng, shape=(900, 1200))
+    rows, columns = np.indices(painter.shape)
+    where = np.zeros(painter.shape, bool)
+    for _ in range(2):
+        y, x = rng.uniform(0.2, 0.8, 2) * painter.shape
+        turn, long, short = rng.uniform(0, np.pi), rng.uniform(50, 80), rng.uniform(18, 30)
+        along = (rows - y) * np.sin(turn) + (columns - x) * np.cos(turn)
+        across = (rows - y) * np.cos(turn) - (columns - x) * np.sin(turn)
+        across = across + 6 * painter.field(25) + painter.field(4)
+        where |= (np.abs(along) < long) & (np.abs(across) < short)
+    painter.stain(where, None, float(rng.uniform(0.4, 1.4)))
+    return painter.finish()
+
+
+def _array(rng: np.random.Generator) -> Scene:
+    """A tissue microarray: discs of 0.6 mm every millimetre, some of them lost, of any strength."""
+    painter = _Painter(rng, shape=(400, 520))
+    rows, columns = np.indices(painter.shape)
+    stain = str(rng.choice([*STAINS]))
+    for y in range(60, 360, 125):
+        for x in range(60, 480, 125):
+            radius = rng.uniform(30, 38)
+            disc = np.hypot(rows - y, columns - x) + 2 * painter.field(8) < radius
+            if rng.random() < 0.85:
+                painter.stain(disc, stain, float(rng.uniform(0.3, 1.4)))
+    return painter.finish()
+
+
 def _noisy(rng: np.random.Generator) -> Scene:
     painter = _Painter(rng, noise=float(rng.uniform(4, 12)), jpeg=0)
     painter.stain(painter.islands(float(rng.uniform(0.1, 0.5))), None, float(rng.uniform(0.6, 1.6)))
@@ -386,6 +469,13 @@ GROUPS: dict[str, Callable[[np.random.Generator], Scene]] = {
     "fat": _fatty,
     "noise": _noisy,
     "compression": _compressed,
+    **{f"other glass: {name}": _on_glass(name) for name in OTHER_GLASSES_RGB},
+    **{f"other stain: {name}": _stained(name, 0.3, 1.4) for name in OTHER_STAINS},
+    **{f"ink across an edge: {name}": _ink_of(name) for name in INKS},
+    "dab alone, pale": _stained("dab alone", 0.12, 0.3),
+    "frozen section": _frozen,
+    "needle biopsies": _cores,
+    "tissue microarray": _array,
 }
 """Painters by group."""
 

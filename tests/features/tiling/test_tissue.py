@@ -175,6 +175,21 @@ def test_pale_and_dark_tissue_to_every_edge_is_not_taken_for_glass(seed: int) ->
     assert scene.iou(segment(scene.overview).mask) > 0.99
 
 
+@pytest.mark.parametrize(
+    ("group", "seed"),
+    [
+        ("fat", 214),  # walls thinner than a px
+        ("compression", 216),  # a few blocks whose blue is far off
+        ("compression", 218),  # blocks beside the tissue that took on some of its colour
+        ("compression", 235),  # light that falls in steps
+        ("tissue: 95%", 4),  # pink glass in small gaps
+    ],
+)
+def test_thin_walls_blocks_of_jpeg_and_small_gaps_are_told_apart(group: str, seed: int) -> None:
+    scene = paint_scene(group, seed)
+    assert scene.iou(segment(scene.overview).mask) > 0.95
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (70, 35)])
 def test_the_median_of_nine_is_that_of_scipy(shape: tuple[int, int]) -> None:
     overview = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
