@@ -72,8 +72,8 @@ if TYPE_CHECKING:
 
 __all__ = []
 
-_STARTED_S = time.monotonic()
-"""Start of the program, nearly: commands are imported first of all."""
+_STARTED_S = time.monotonic() - time.process_time()
+"""Start of the program, nearly: until commands are imported, it does not wait."""
 
 
 class StainNorm(StrEnum):
@@ -284,14 +284,14 @@ def embed(
                 passed_over=search.passed_over, n_unread=len(search.unread),
             )  # fmt: skip
             return
-    with spinner("loading torch"):
-        from features.embedding.pipeline import embed_slides
-        from features.visualization.preview import PreviewWriter
-
     if dry_run:
         print_estimate(slides, config, bags, given_mpp=given_mpp, scene=scene, as_json=as_json)
         print_passed_over(search.passed_over)
         return
+    with spinner("loading torch"):
+        from features.embedding.pipeline import embed_slides
+        from features.visualization.preview import PreviewWriter
+
     n_tiles_expected = expected_tiles(slides, config, bags, given_mpp=given_mpp, scene=scene)
     times = StageTimes() if profile else None
     results, stopped = embed_with_progress(
@@ -357,9 +357,11 @@ def print_estimate(
     from features.embedding.estimate import estimate_embedding
     from features.embedding.sources import slide_sources
     from features.encoders.config import recorded_runtime
-    from features.parallel.devices import parse_devices
 
-    config = replace(config, device=parse_devices(config.device)[0])
+    if config.device not in ("auto", "cpu"):
+        from features.parallel.devices import parse_devices
+
+        config = replace(config, device=parse_devices(config.device)[0])
     finished = (
         set() if config.overwrite or not bags.is_dir() else set(find_bags(bags, may_be_empty=True))
     )

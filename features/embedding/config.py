@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseEmbedConfig", "EmbedConfig", "config_from_fingerprint"]
 
+_MOST_AHEAD = 4
+_CORES_PER_OPENED = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseEmbedConfig(EncoderConfig, ABC):
@@ -55,6 +58,11 @@ class BaseEmbedConfig(EncoderConfig, ABC):
     def n_threads(self) -> int:
         """Decoding threads of a worker that has the machine for itself."""
         return self.n_workers or CPU_COUNT
+
+    @property
+    def n_opened_ahead(self) -> int:
+        """Slides that are opened at a time: 2 at least, as one core finds much of tissue."""
+        return min(_MOST_AHEAD, max(2, self.n_threads // _CORES_PER_OPENED))
 
     @abstractmethod
     def make_fingerprint(self, encoder: Encoder | EncoderRecord) -> Fingerprint:

@@ -6,29 +6,34 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.embedding.config import EmbedConfig
 from features.embedding.slide_sample import SlideSample, sample_slides
-from features.embedding.sources import SlideSource, buffer_tiles
-from features.embedding.worker import n_opened_ahead
-from features.encoders.encoder import Encoder
-from features.encoders.runtime import parse_execution
-from features.encoders.runtime_selection import RuntimeForecast, forecast_selection
-from features.parallel.devices import choose_device
+from features.embedding.sources import SlideSource, tile_transform
+from features.encoders.exports import KnownExport
 from features.slides.base import RgbArray
 from features.tiling.slide_tiles import SlideTiles
 from features.utils.hardware import CPU_COUNT
 
+if TYPE_CHECKING:
+    from features.encoders.encoder import Encoder
+    from features.encoders.runtime_selection import RuntimeForecast
+
 __all__ = ["Estimate", "estimate_embedding"]
 
 _BYTES_PER_VALUE = 2  # float16
-_CPU_BATCH_TILES = 32
-"""Tiles that are timed on a CPU: a whole batch would take as long as a small slide, and of smaller
-ones each tile takes longer, the more so where other programs use the cores."""
+_CPU_BATCH_TILES = 16
+"""Tiles that are timed on a CPU, which takes so many at a time: a whole batch would take as long as
+a small slide."""
 _DECODED_TILES = 32
+_TORCH_PER_STARTUP = 4.0
+"""Start and end of a run by a cached export, in units of the start of the estimate, which loads no
+torch: 2.6 s where that took 0.66 s."""
+
 _BAG_S = 0.03
 """Time to hash a slide and to write its bag, seconds."""
 
@@ -84,7 +89,8 @@ def estimate_embedding(
     """Sample a few slides, and time decoding and encoding on a few tiles of one of them.
 
     It takes less time than embedding a small slide: a runtime that takes long to start is not
-    started, its throughput is assumed. On several devices the estimate is for the first.
+    started, its throughput is assumed; and where the run will begin with an export in the cache,
+    torch is not loaded either. On several devices the estimate is for the first.
 
     Parameters
     ----------
@@ -98,54 +104,109 @@ def estimate_embedding(
         Runtime recorded for the folder of bags, see
         :func:`features.encoders.config.recorded_runtime`.
     """
-    encoder = _load_plain(config, recorded)
-    startup_s = time.monotonic() - started_s
-    rates = (math.nan, math.nan)
-
-    def measure(tiles: SlideTiles) -> None:
-        nonlocal rates
-        rates = _measure(tiles, encoder, config)
-
-    sample = sample_slides(sources, on_tiles=measure)
-    decode, plain = rates
-    forecast = _forecast(config, recorded, sample, encoder, plain, startup_s=startup_s)
-    segmentation_s = sample.open_s * len(sources) / min(CPU_COUNT, n_opened_ahead(config.n_threads))
-    on_cpu = encoder.device.type == "cpu"
+    loaded_s = time.monotonic() - started_s
+    decoding = _Decoding(config)
+    sample = sample_slides(sources, on_tiles=decoding.measure)
+    n_inputs = sample.n_tiles * (1 + config.views.n_views)
+    encoding = _encode_by_export(config, recorded, n_inputs, loaded_s) or _encode_by_torch(
+        config, recorded, sample, decoding.inputs, loaded_s
+    )
+    segmentation_s = sample.open_s * len(sources) / min(CPU_COUNT, config.n_opened_ahead)
     embed_s = segmentation_s
     if sample.n_tiles:
-        # The encoder gets whole batches; on a CPU, it shares the cores with all that comes before.
-        n_views = 1 + config.views.n_views
-        n_batches = math.ceil(sample.n_tiles * n_views / config.batch_tiles)
-        encode_s = n_batches * config.batch_tiles / n_views / forecast.tiles_per_s
+        # On a CPU, the encoder shares the cores with all that comes before.
+        n_units = math.ceil(n_inputs / encoding.unit_tiles)
+        encode_s = n_units * encoding.unit_tiles / encoding.inputs_per_s
         seconds = [
-            segmentation_s + sample.n_tiles / decode, 0.0 if math.isnan(encode_s) else encode_s
-        ]  # fmt: skip
-        embed_s = sum(seconds) if on_cpu else max(seconds)
+            segmentation_s + sample.n_tiles / decoding.tiles_per_s,
+            0.0 if math.isnan(encode_s) else encode_s,
+        ]
+        embed_s = sum(seconds) if encoding.on_cpu else max(seconds)
     total_s = (
-        startup_s + sample.open_s * sample.n_sampled + forecast.start_s + embed_s
+        encoding.startup_s + sample.open_s * sample.n_sampled + encoding.selection_s + embed_s
         + _BAG_S * len(sources)
     )  # fmt: skip
-    n_values = sample.n_tiles * (1 + config.views.n_views) * encoder.dim
     return Estimate(
         n_slides=len(sources) - len(sample.failures),
         n_sampled=sample.n_sampled,
         n_tiles=sample.n_tiles,
-        bag_gb=n_values * _BYTES_PER_VALUE / 1e9,
-        startup_s=startup_s,
-        selection_s=forecast.start_s,
+        bag_gb=n_inputs * encoding.dim * _BYTES_PER_VALUE / 1e9,
+        startup_s=encoding.startup_s,
+        selection_s=encoding.selection_s,
         segmentation_s=segmentation_s,
-        decode_tiles_per_s=decode,
-        backbone_tiles_per_s=forecast.tiles_per_s,
-        runtime=str(forecast.runtime),
+        decode_tiles_per_s=decoding.tiles_per_s,
+        backbone_tiles_per_s=encoding.inputs_per_s / (1 + config.views.n_views),
+        runtime=encoding.runtime,
         hours=total_s / 3600,
         failures=sample.failures,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoding:
+    """Time to start the encoder, seconds, and its throughput.
+
+    It takes ``unit_tiles`` at a time, fewer take as long; a view counts as a tile.
+    """
+
+    startup_s: float
+    selection_s: float
+    inputs_per_s: float
+    unit_tiles: int
+    dim: int
+    on_cpu: bool
+    runtime: str
+
+
+def _encode_by_export(
+    config: EmbedConfig, recorded: str | None, n_inputs: int, loaded_s: float
+) -> _Encoding | None:
+    """Time the export that the run will begin with; None if it begins otherwise."""
+    if not isinstance(config.encoder, str):
+        return None
+    export = KnownExport.find(
+        config.encoder, config.weights, device=config.device, batch_tiles=config.batch_tiles,
+        execution=recorded or config.runtime, n_tiles=n_inputs,
+    )  # fmt: skip
+    if export is None or (times := export.measure(n_inputs)) is None:
+        return None
+    start_s, inputs_per_s = times
+    return _Encoding(
+        startup_s=loaded_s * _TORCH_PER_STARTUP, selection_s=start_s, inputs_per_s=inputs_per_s,
+        unit_tiles=export.part_shape[0], dim=export.encoder.dim, on_cpu=True,
+        runtime="onnx float32",
+    )  # fmt: skip
+
+
+def _encode_by_torch(
+    config: EmbedConfig,
+    recorded: str | None,
+    sample: SlideSample,
+    inputs: Sequence[RgbArray],
+    loaded_s: float,
+) -> _Encoding:
+    """Load the encoder in a runtime that starts at once, and foretell the one of the run."""
+    began = time.monotonic()
+    encoder = _load_plain(config, recorded)
+    startup_s = loaded_s + time.monotonic() - began
+    n_views = 1 + config.views.n_views
+    forecast = _forecast(
+        config, recorded, sample, encoder, _measure(inputs, encoder, config) / n_views,
+        startup_s=startup_s,
+    )  # fmt: skip
+    return _Encoding(
+        startup_s=startup_s, selection_s=forecast.start_s, unit_tiles=config.batch_tiles,
+        inputs_per_s=forecast.tiles_per_s * n_views, dim=encoder.dim,
+        on_cpu=encoder.device.type == "cpu", runtime=str(forecast.runtime),
+    )  # fmt: skip
 
 
 def _load_plain(config: EmbedConfig, recorded: str | None) -> Encoder:
     """Load the encoder in a runtime that starts at once."""
     if not isinstance(config.encoder, str):
         return config.encoder
+    from features.parallel.devices import choose_device  # noqa: PLC0415 - torch is heavy
+
     if choose_device(config.device).type == "cpu":
         batch_tiles = min(config.batch_tiles, _CPU_BATCH_TILES)
         return replace(config, runtime="eager", batch_tiles=batch_tiles).load_encoder()
@@ -167,6 +228,9 @@ def _forecast(
     startup_s: float,
 ) -> RuntimeForecast:
     """Return the runtime that the run will use, from the throughput in a plain one."""
+    from features.encoders.runtime import parse_execution  # noqa: PLC0415 - torch is heavy
+    from features.encoders.runtime_selection import forecast_selection  # noqa: PLC0415
+
     execution = recorded or config.runtime
     runtime = None if execution == "auto" else parse_execution(execution.split("+")[0])[0]
     if not isinstance(config.encoder, str):
@@ -180,29 +244,46 @@ def _forecast(
     )  # fmt: skip
 
 
-def _measure(tiles: SlideTiles, encoder: Encoder, config: EmbedConfig) -> tuple[float, float]:
-    """Measure decoding and encoding, each alone, tiles per second."""
-    n_threads = config.n_threads
+@dataclass
+class _Decoding:
+    """Throughput of decoding, tiles per second, measured on the first tiles of a slide.
+
+    ``inputs`` are the encoder's inputs that came out, uint8 of shape (side_px, side_px, 3).
+    """
+
+    config: EmbedConfig
+    tiles_per_s: float = math.nan
+    inputs: list[RgbArray] = field(default_factory=list)
+
+    def measure(self, tiles: SlideTiles) -> None:
+        """Read, check and augment tiles with all threads."""
+        transform = tile_transform(tiles, self.config)
+        n_threads, n_read = self.config.n_threads, 0
+
+        def read(index: int) -> RgbArray | None:
+            pixels = tiles.read(index)
+            return transform(pixels, index) if isinstance(pixels, np.ndarray) else None
+
+        started = time.monotonic()
+        with ThreadPoolExecutor(n_threads) as pool:
+            while n_read < tiles.n_tiles and (n_read < _DECODED_TILES or not self.inputs):
+                n_ahead = max(_DECODED_TILES, 2 * n_threads)
+                ahead = range(n_read, min(tiles.n_tiles, n_read + n_ahead))
+                for pixels in pool.map(read, ahead):
+                    n_read += 1
+                    self.inputs.extend([] if pixels is None else pixels)
+        self.tiles_per_s = n_read / (time.monotonic() - started)
+
+
+def _measure(inputs: Sequence[RgbArray], encoder: Encoder, config: EmbedConfig) -> float:
+    """Measure encoding alone, inputs per second; NaN without inputs."""
+    if not inputs:
+        return math.nan
     on_cpu = encoder.device.type == "cpu"
     batch_tiles = min(config.batch_tiles, _CPU_BATCH_TILES) if on_cpu else config.batch_tiles
-    buffer = buffer_tiles(tiles, config, dim=encoder.dim)
-    inputs: list[RgbArray] = []
-    n_read = 0
-    started = time.monotonic()
-    with ThreadPoolExecutor(n_threads) as pool:
-        while n_read < tiles.n_tiles and (n_read < _DECODED_TILES or not inputs):
-            ahead = range(n_read, min(tiles.n_tiles, n_read + max(_DECODED_TILES, 2 * n_threads)))
-            for pixels in pool.map(buffer.read, ahead):
-                n_read += 1
-                if isinstance(pixels, np.ndarray):
-                    inputs.extend(pixels)
-    decode = n_read / (time.monotonic() - started)
-    if not inputs:
-        return decode, math.nan
     batch = np.resize(np.stack(inputs), (batch_tiles, *inputs[0].shape))
     if not on_cpu:
         encoder.embed(batch)  # warms up
     started = time.monotonic()
     encoder.embed(batch)
-    rate = len(batch) / (time.monotonic() - started)
-    return decode, rate / buffer.n_views
+    return len(batch) / (time.monotonic() - started)

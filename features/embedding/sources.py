@@ -7,22 +7,23 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from features.bags.bag import Bag
-from features.embedding.bag_builder import build_bag
-from features.embedding.batching import Instances, SlideBuffer
 from features.embedding.config import EmbedConfig
-from features.encoders.encoder import Encoder
 from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
 from features.tiling.stain import build_stain_normalizer
 from features.tiling.transforms import TileTransform
 from features.visualization.preview import PreviewWriter
 
-__all__ = ["SlideSource", "Source", "buffer_tiles", "slide_sources"]
+if TYPE_CHECKING:
+    from features.embedding.batching import Instances, SlideBuffer
+    from features.encoders.encoder import Encoder
 
-S = TypeVar("S", bound=Instances)
+__all__ = ["SlideSource", "Source", "slide_sources", "tile_transform"]
+
+S = TypeVar("S", bound="Instances")
 
 
 class Source(Protocol[S]):
@@ -77,12 +78,19 @@ class SlideSource:
 
     def make_buffer(self, instances: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
         """Return an empty buffer, shape (n_tiles, n_views, dim), with transform and filter."""
-        return buffer_tiles(instances, self.config, dim=dim)
+        from features.embedding.batching import SlideBuffer  # noqa: PLC0415 - torch is heavy
+
+        transform = tile_transform(instances, self.config)
+        return SlideBuffer(
+            instances, dim=dim, transform=transform, tile_filter=self.config.tile_filter
+        )
 
     def build_bag(self, buffer: SlideBuffer[SlideTiles], encoder: Encoder) -> Bag:
         """Draw the preview, and build the bag, with coordinates in level-0 px."""
         if self.preview is not None and buffer.error is None:
             self.preview.add(buffer.instances, rejected=buffer.rejected, failed=buffer.failures)
+        from features.embedding.bag_builder import build_bag  # noqa: PLC0415 - torch is heavy
+
         return build_bag(buffer, encoder, self.config)
 
     def record_failure(self, message: str) -> None:
@@ -109,8 +117,7 @@ def slide_sources(
     ]  # fmt: skip
 
 
-def buffer_tiles(tiles: SlideTiles, config: EmbedConfig, *, dim: int) -> SlideBuffer[SlideTiles]:
-    """Return an empty buffer for the embeddings of a slide, shape (n_tiles, n_views, dim)."""
+def tile_transform(tiles: SlideTiles, config: EmbedConfig) -> TileTransform:
+    """Return the transform of a slide's tiles, in px, into the encoder's inputs."""
     normalizer = build_stain_normalizer(config.stain_norm, tiles)
-    transform = TileTransform(tiles, views=config.views, stain_normalizer=normalizer)
-    return SlideBuffer(tiles, dim=dim, transform=transform, tile_filter=config.tile_filter)
+    return TileTransform(tiles, views=config.views, stain_normalizer=normalizer)

@@ -37,11 +37,8 @@ __all__ = [
     "StagesTimed",
     "TilesDone",
     "WorkerInfo",
-    "n_opened_ahead",
 ]
 
-_MOST_AHEAD = 4
-_CORES_PER_OPENED = 4
 _MAX_UNWRITTEN_BAGS = 4
 _MESSAGE_INTERVAL_S = 0.5
 _MAX_MESSAGES_PER_S = 100
@@ -113,11 +110,6 @@ class _OpenSource:
     started: float
 
 
-def n_opened_ahead(n_threads: int) -> int:
-    """Return how many slides are opened at a time: 2 at least, as one core finds much of tissue."""
-    return min(_MOST_AHEAD, max(2, n_threads // _CORES_PER_OPENED))
-
-
 class EmbeddingWorker:
     """Worker that writes bags to a folder, which several workers may share.
 
@@ -187,7 +179,7 @@ class _WorkerRun:
 
         The tissue of a large slide must not be awaited when several small ones come before it.
         """
-        n_ahead = n_opened_ahead(self._worker.config.n_threads)
+        n_ahead = self._worker.config.n_opened_ahead
         ahead: deque[Future[_OpenSource | None]] = deque()
         with ThreadPoolExecutor(n_ahead, thread_name_prefix="opening") as pool:
             for job in self._queue.jobs():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.encoders.checkpoints import first_line, hash_weights
+from features.encoders.exports import are_few
 from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.encoders.preprocessing import ConcatPreprocessing, Preprocessing
 from features.encoders.runtime import (
@@ -35,7 +36,6 @@ from features.encoders.runtime_cache import (
 from features.encoders.runtime_selection import (
     RuntimeTrial,
     StoredChoice,
-    are_few,
     measure_network,
     select_runtime,
 )

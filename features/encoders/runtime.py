@@ -11,23 +11,27 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import metadata
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from features.encoders import runtime_cache
+from features.encoders.exports import (
+    MOST_PART_TILES,
+    ONNX_PACKAGES,
+    export_name,
+    export_part_tiles,
+    start_session,
+)
 from features.errors import EncoderError
 
 __all__ = [
     "EAGER",
     "ONNX",
-    "ONNX_PACKAGES",
     "Network",
     "Runtime",
     "compile_model",
-    "export_versions",
     "has_export",
     "in_parts",
     "parse_execution",
@@ -51,15 +55,10 @@ _LARGEST_EXPORT_BYTES = 1_900_000_000
 """Bytes of weights that fit into one ONNX file, which protobuf limits to 2 GiB."""
 
 
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
 _TILES_COMPARED = 4
 _EXPECTED = "mil_expected"
 """Key under which an export holds eager embeddings of the first tiles it was made with."""
 
-
-_MOST_PART_TILES = 16
-"""Tiles that go through the network together on a CPU: more are slower and take more memory."""
 
 _ADVICE = "Use --execution eager, or auto, which takes the fastest that works."
 
@@ -142,7 +141,7 @@ def in_parts(
     CPU, where they are slower. Smaller ``batch_tiles`` are one part. The threads of ``pool`` take
     a part each.
     """
-    part_tiles = min(_MOST_PART_TILES, batch_tiles)
+    part_tiles = min(MOST_PART_TILES, batch_tiles)
 
     def run(pixels: Tensor) -> Tensor:
         parts = list(torch.split(pixels, part_tiles))
@@ -157,22 +156,11 @@ def in_parts(
 def has_export(cache_key: str, example: Tensor) -> bool:
     """Return whether the cache has the ONNX export for batches of shape (batch, 3, side, side)."""
     shape = (_onnx_part_tiles(len(example)), *example.shape[1:])
-    return bool(cache_key) and runtime_cache.exists(_export_name(cache_key, shape))
+    return bool(cache_key) and runtime_cache.exists(export_name(cache_key, shape))
 
 
 def _onnx_part_tiles(batch_tiles: int) -> int:
-    return min(_MOST_PART_TILES, -(-batch_tiles // torch.get_num_threads()))
-
-
-def _export_name(cache_key: str, shape: tuple[int, ...]) -> str:
-    """Return the name of an export for batches of a shape."""
-    return f"{runtime_cache.cache_key('onnx', cache_key, shape, *export_versions())}.onnx"
-
-
-def export_versions() -> list[str]:
-    """Return the versions of the installed packages that an export depends on."""
-    names = ("torch", "timm", *ONNX_PACKAGES)
-    return [metadata.version(name) for name in names if importlib.util.find_spec(name) is not None]
+    return export_part_tiles(batch_tiles, torch.get_num_threads())
 
 
 def _in_precision(network: Network, runtime: Runtime) -> Network:
@@ -252,7 +240,7 @@ def _require_onnx(runtime: Runtime, device: torch.device, model: nn.Module) -> N
 def _onnx_network(model: nn.Module, example: Tensor, cache_key: str) -> Network:
     """Run with ONNX Runtime on as many threads as torch uses; export what the cache has not."""
     part = example[: _onnx_part_tiles(len(example))]
-    name = _export_name(cache_key, tuple(part.shape))
+    name = export_name(cache_key, tuple(part.shape))
     exported = runtime_cache.load(name) if cache_key else None
     if exported is not None:
         with suppress(Exception):  # A damaged entry is made again.
@@ -272,7 +260,7 @@ def start_export(cache_key: str, example: Tensor) -> Network | None:
     such export, or it cannot run or gives others here.
     """
     part = example[: _onnx_part_tiles(len(example))]
-    exported = runtime_cache.load(_export_name(cache_key, tuple(part.shape)))
+    exported = runtime_cache.load(export_name(cache_key, tuple(part.shape)))
     if exported is None:
         return None
     with suppress(Exception):  # What is damaged or missing is found when the network is loaded.
@@ -289,16 +277,9 @@ def _run_export(exported: bytes, example: Tensor) -> tuple[Network, Mapping[str,
     Each thread takes a part of the batch through all layers: threads that share a layer would wait
     for each other after it, and for the slowest wherever other processes use the cores.
     """
-    import onnxruntime  # noqa: PLC0415 - an extra, and heavy
-
     n_threads, part_tiles = torch.get_num_threads(), _onnx_part_tiles(len(example))
     n_at_once = min(n_threads, -(-len(example) // part_tiles))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, n_threads // n_at_once)
-    options.log_severity_level = 3
-    # Threads that spin while they wait would take the cores from the threads that decode.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+    session = start_session(exported, n_threads=max(1, n_threads // n_at_once))
 
     def run_part(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,26 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from features.encoders import runtime_cache
+from features.encoders.exports import ONNX_PACKAGES, are_few, choice_name
 from features.encoders.runtime import (
     EAGER,
     ONNX,
-    ONNX_PACKAGES,
     Network,
     Runtime,
-    export_versions,
     has_export,
     parse_execution,
     start_runtime,
 )
 from features.errors import EncoderError
-from features.utils.hardware import CPU_COUNT
 
 __all__ = [
     "RuntimeChoice",
     "RuntimeForecast",
     "RuntimeTrial",
     "StoredChoice",
-    "are_few",
     "candidate_runtimes",
     "forecast_selection",
     "measure_network",
@@ -72,9 +68,6 @@ _CACHED_START_PER_STARTUP = 0.35
 _MEASURED_S = 1.0
 
 _MOST_BATCHES = 50
-
-_FEW_BATCHES = 4
-"""Number of batches that take about as long as the measurement itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +281,7 @@ class StoredChoice:
 
 
 def _choice_name(cache_key: str, shape: tuple[int, ...], device: torch.device) -> str:
-    where = (device.type, platform.machine(), platform.node(), CPU_COUNT, torch.get_num_threads())
-    return f"{runtime_cache.cache_key('choice', cache_key, shape, *where, *export_versions())}.json"
+    return choice_name(cache_key, shape, device.type, torch.get_num_threads())
 
 
 def _starts(*, is_cached: bool) -> tuple[dict[str, float], dict[str, float]]:
@@ -366,11 +358,6 @@ def forecast_selection(
         if not measures:
             break
     return RuntimeForecast(runtime=best, tiles_per_s=rate, start_s=start_s)
-
-
-def are_few(n_tiles: float, batch_tiles: int) -> bool:
-    """Return whether a selection would take about as long as the tiles themselves."""
-    return n_tiles <= _FEW_BATCHES * batch_tiles
 
 
 def _may_pay_off(

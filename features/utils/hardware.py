@@ -1,12 +1,14 @@
-"""CPU cores and memory available to this process."""
+"""Cores, memory and GPUs available to this process, without loading torch."""
 
 from __future__ import annotations
 
 import os
+import platform
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
-__all__ = ["CPU_COUNT", "available_memory"]
+__all__ = ["CPU_COUNT", "available_memory", "may_have_gpu"]
 
 CPU_COUNT = (
     len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -33,3 +35,14 @@ def available_memory() -> int:
     if not candidates:
         candidates.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     return max(0, min(candidates))
+
+
+def may_have_gpu() -> bool:
+    """Return False if torch surely finds no CUDA device here, as one of its builds or on a Mac."""
+    with suppress(metadata.PackageNotFoundError):
+        if metadata.version("torch").endswith("+cpu"):
+            return False
+    if platform.system() == "Linux":
+        names = ("nvidia0", "nvidiactl", "dxg", "kfd", "nvhost-gpu", "nvmap")
+        return any(Path("/dev", name).exists() for name in names)
+    return platform.system() != "Darwin"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from cli.shared.arguments import select_shard
 from features.bags.h5 import read_bag
 from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.utils.stage_times import STAGES
 from tests.cli.running import mil, mil_ok
+from tests.features.encoders.test_encoder import TINY, tiny_state
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,31 @@ def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> No
     assert list(data["failures"]) == ["broken"]
     assert not bags.exists()
     assert "tiles/s" in mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8).stdout
+
+
+@pytest.mark.ci
+def test_a_dry_run_of_a_cached_export_loads_no_torch(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("MIL_CACHE", str(tmp_path / "cache"))
+    weights = tmp_path / "tiny.safetensors"
+    save_file(tiny_state(), weights)
+    options = ["--backbone", TINY, "--weights", str(weights), "--device", "cpu", "--json"]
+    embed = ["embed", str(slides), "--bags", str(tmp_path / "bags"), *options]
+    done = mil(*embed, "--execution", "onnx")
+    assert done.exit_code == 3, done.output  # of the broken slide
+    code = "import sys; sys.modules['torch'] = None; from cli.app import main; main()"
+    dry = subprocess.run(
+        [sys.executable, "-c", code, *embed, "--dry-run", "--overwrite"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert dry.returncode == 0, dry.stderr
+    data = json.loads(dry.stdout)
+    assert data["n_tiles"] > 0
+    assert data["runtime"] == "onnx float32"
+    assert data["backbone_tiles_per_s"] > 0
+    assert data["hours"] * 3600 > data["startup_s"] > data["selection_s"] > 0
 
 
 @pytest.mark.ci

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from features.encoders import runtime, runtime_cache, runtime_selection, weights
 from features.encoders.encoder import Encoder, load_encoder
+from features.encoders.exports import KnownExport
 from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
 from features.encoders.runtime_selection import StoredChoice, select_runtime
 from tests.features.encoders.test_encoder import CPU, TINY, random_tiles, tiny_state
@@ -183,7 +184,21 @@ def test_an_export_runs_without_its_network_until_something_changes(
             n_tiles_expected=n_tiles,
         )  # fmt: skip
 
+    def known(execution: str = "auto", n_tiles: int = 3, batch_tiles: int = 2) -> bool:
+        found = KnownExport.find(
+            TINY, [path], device="cpu", execution=execution, batch_tiles=batch_tiles,
+            n_tiles=n_tiles,
+        )  # fmt: skip
+        return found is not None and (found.measure(n_tiles) or (0, 0))[1] > 0
+
+    assert not known("onnx")
     first, tiles = load("onnx"), random_tiles(3)
+    assert known()
+    assert known("onnx")
+    assert known(first.execution, 10**6, 64)
+    assert not known(n_tiles=10**6)  # its runtime is to be chosen
+    assert not known("eager")
+    assert not known(batch_tiles=16)
     loaded: list[str] = []
 
     def count(name: str, **options: Path | None) -> weights.LoadedModel:
@@ -206,6 +221,7 @@ def test_an_export_runs_without_its_network_until_something_changes(
     )
     choice.write(f"{TINY} {first.weights_sha256}", (2, 3, 160, 160), CPU)
     assert load().execution == "eager float32 batch 2"  # eager was faster here
+    assert not known()
     (export,) = cache.glob("*.onnx")
     model = onnx.load(export)
     (stored,) = model.metadata_props
@@ -215,6 +231,7 @@ def test_an_export_runs_without_its_network_until_something_changes(
     assert load("onnx").embed(tiles).tobytes() == first.embed(tiles).tobytes()
     assert loaded == [TINY]  # an export that disagrees is compared with the network itself
     export.write_bytes(export.read_bytes()[:1000])
+    assert not known("onnx")
     assert load("onnx").embed(tiles).tobytes() == first.embed(tiles).tobytes()
     save_file(tiny_state(seed=1), path)
     os.utime(path, (1, 1))
