@@ -76,12 +76,16 @@ def test_a_dry_run_of_a_cached_export_loads_no_torch(
     embed = ["embed", str(slides), "--bags", str(tmp_path / "bags"), *options]
     done = mil(*embed, "--execution", "onnx")
     assert done.exit_code == 3, done.output  # of the broken slide
-    code = "import sys; sys.modules['torch'] = None; from cli.app import main; main()"
+    code = (
+        "import atexit, sys; from cli.app import main; "
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); main()"
+    )
     dry = subprocess.run(
         [sys.executable, "-c", code, *embed, "--dry-run", "--overwrite"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert dry.returncode == 0, dry.stderr
+    assert dry.stderr.split()[-1] == "False"
     data = json.loads(dry.stdout)
     assert data["n_tiles"] > 0
     assert data["runtime"] == "onnx float32"
