@@ -40,5 +40,6 @@ def recalibrated(calibrator: Calibrator, local: PlattScaling) -> Calibrator:
         return PlattScaling(slope=slope, bias=bias.tolist())
     raise CalibrationError(
         "recalibration", actual=f"a calibrator of kind {calibrator.kind!r}",
-        expected="one with slope and bias", hint="Train the run again with --calibrator platt.",
+        expected="one with slope and bias",
+        hint="Train the run again with 'mil train --calibrator platt'.",
     )  # fmt: skip

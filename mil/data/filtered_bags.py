@@ -118,7 +118,7 @@ def apply_tile_filter(
             "the bags",
             actual="augmented views of tiles, which a filter cannot drop when they are read",
             expected="bags without views",
-            hint="Embed with both --views and --filter instead.",
+            hint="Embed with both: 'mil embed --views N --filter FILE'.",
         )
     check_compatible(tile_filter, bags.fingerprint, source="the bags")
     trained_on = _match_examples(tile_filter, cohort, bags)

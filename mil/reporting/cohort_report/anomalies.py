@@ -194,7 +194,7 @@ def _centre_finding(patients: Crosstab, rows: Sequence[int], index: int) -> Find
         f"the share of {patients.classes[index]}, {overall} of all, differs between centres: "
         f"{', '.join(parts)}",
         "By chance or not, a model that recognises a centre by glass or stain gains from it: see "
-        "'mil audit', and also train with '--by centre'.",
+        "'mil audit', and train with 'mil train --by centre'.",
         tuple(patients.names[row] for row in rows),
     )  # fmt: skip
 
