@@ -24,7 +24,7 @@ from features.slides.base import RgbArray
 from features.tiling.transforms import TileTransform
 from features.utils.stage_times import STAGE_TIMES
 
-__all__ = ["Instances", "SlideBuffer", "encode_slides"]
+__all__ = ["Instances", "SlideBuffer", "decoding_pool", "encode_slides"]
 
 _BATCHES_AHEAD = 6
 _BATCHES_ON_DEVICE = 2
@@ -195,28 +195,39 @@ class _TileFuture(NamedTuple):
     tile: Future[RgbArray | str | TileError] | None
 
 
+def decoding_pool(encoder: Encoder, n_threads: int) -> ThreadPoolExecutor:
+    """Return the threads that open slides and read their tiles.
+
+    If the encoder runs on the CPU, they have a lower priority: the encoder's threads wait for each
+    other after every layer, so that a delay of one delays all.
+    """
+    return ThreadPoolExecutor(
+        n_threads, thread_name_prefix="decode",
+        initializer=_lower_priority if encoder.device.type == "cpu" else None,
+    )  # fmt: skip
+
+
 def encode_slides(
     buffers: Iterable[SlideBuffer[S]],
     encoder: Encoder,
     *,
     batch_tiles: int,
-    n_workers: int,
+    pool: ThreadPoolExecutor,
     on_tiles: Callable[[int], None],
 ) -> Iterator[SlideBuffer[S]]:
     """Embed the tiles of slides one slide after the other, and yield each finished slide.
 
-    One thread takes slides from ``buffers``, when needed, and submits their tiles to ``n_workers``
-    threads that decode and resample them and apply the artefact rules; the caller's thread collects
+    One thread takes slides from ``buffers``, when needed, and submits their tiles to the threads of
+    ``pool``, which decode and resample them and apply the artefact rules; the caller's collects
     batches of shape (batch_tiles, height_px, width_px, 3) across slides; another thread feeds the
     encoder. A few batches of pixels are in memory at any time. A tile that cannot be decoded is
     recorded as failed, never replaced by white. ``on_tiles`` is called with the number of tiles
     just finished.
     """
     ahead = _BATCHES_AHEAD * batch_tiles
-    on_cpu = encoder.device.type == "cpu"
     with (
         ThreadPoolExecutor(1, thread_name_prefix="encoder") as device,
-        _Reader(buffers, n_ahead=ahead, n_workers=n_workers, low_priority=on_cpu) as items,
+        _Reader(buffers, pool, n_ahead=ahead) as items,
     ):
         queue = _EncoderQueue(device, encoder, on_tiles)
         batch: list[tuple[_TileRef, RgbArray]] = []
@@ -306,23 +317,12 @@ def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Except
 
 
 class _Reader:
-    """Threads that read the tiles of all slides in order, some in advance.
-
-    If the encoder runs on the CPU, they have a lower priority: the encoder's threads wait for each
-    other after every layer, so that a delay of one delays all.
-    """
+    """Thread that has the tiles of all slides read in order, some in advance."""
 
     def __init__(
-        self,
-        buffers: Iterable[SlideBuffer[Any]],
-        *,
-        n_ahead: int,
-        n_workers: int,
-        low_priority: bool,
+        self, buffers: Iterable[SlideBuffer[Any]], pool: ThreadPoolExecutor, *, n_ahead: int
     ) -> None:
-        self._buffers = buffers
-        self._n_workers = n_workers
-        self._initializer = _lower_priority if low_priority else None
+        self._buffers, self._pool = buffers, pool
         self._queue: Queue[_TileFuture | BaseException | None] = Queue(n_ahead)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reading", daemon=True)
@@ -346,17 +346,14 @@ class _Reader:
 
     def _run(self) -> None:
         try:
-            with ThreadPoolExecutor(
-                self._n_workers, thread_name_prefix="decode", initializer=self._initializer
-            ) as pool:
-                for buffer in self._buffers:
-                    self._put(_TileFuture(buffer, -1, None))
-                    for index in range(buffer.instances.n_tiles):
-                        if self._closed.is_set():
-                            return
-                        self._put(_TileFuture(buffer, index, pool.submit(buffer.read, index)))
+            for buffer in self._buffers:
+                self._put(_TileFuture(buffer, -1, None))
+                for index in range(buffer.instances.n_tiles):
                     if self._closed.is_set():
                         return
+                    self._put(_TileFuture(buffer, index, self._pool.submit(buffer.read, index)))
+                if self._closed.is_set():
+                    return
         except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             self._put(error)
         else:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from features.bags.bag import Bag
 from features.bags.h5 import find_bags
-from features.embedding.batching import encode_slides
+from features.embedding.batching import decoding_pool, encode_slides
 from features.embedding.config import BaseEmbedConfig, EmbedConfig
 from features.embedding.distributed import open_executor
 from features.embedding.finished import read_finished_bag
@@ -119,10 +119,10 @@ def embed_slide(
     """
     source = SlideSource(path=Path(path), config=config, given_mpp=given_mpp, scene=scene)
     encoder = config.load_encoder()
-    with source.open() as tiles:
+    with source.open() as tiles, decoding_pool(encoder, config.n_threads) as pool:
         (buffer,) = encode_slides(
             [source.make_buffer(tiles, dim=encoder.dim)], encoder, batch_tiles=config.batch_tiles,
-            n_workers=config.n_threads, on_tiles=lambda _: None,
+            pool=pool, on_tiles=lambda _: None,
         )  # fmt: skip
         return source.build_bag(buffer, encoder)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from features.bags.bag import Fingerprint
 from features.bags.h5 import bag_path, write_bag
-from features.embedding.batching import SlideBuffer, encode_slides
+from features.embedding.batching import SlideBuffer, decoding_pool, encode_slides
 from features.embedding.config import BaseEmbedConfig
 from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult
@@ -141,10 +141,13 @@ class EmbeddingWorker:
         run = _WorkerRun(self, queue)
         before = STAGE_TIMES.as_dict()
         unwritten: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="writing") as writer,
+            decoding_pool(self.encoder, self.config.n_threads) as pool,
+        ):
             for buffer in encode_slides(
-                run.buffers(), self.encoder, batch_tiles=self.config.batch_tiles,
-                n_workers=self.config.n_threads, on_tiles=run.count_tiles,
+                run.buffers(pool), self.encoder, batch_tiles=self.config.batch_tiles,
+                pool=pool, on_tiles=run.count_tiles,
             ):  # fmt: skip
                 unwritten.append(writer.submit(run.write, buffer))
                 while len(unwritten) > _MAX_UNWRITTEN_BAGS:
@@ -174,20 +177,20 @@ class _WorkerRun:
         self._n_unreported = 0
         self._reported_at = time.monotonic()
 
-    def buffers(self) -> Iterator[SlideBuffer[Any]]:
+    def buffers(self, pool: ThreadPoolExecutor) -> Iterator[SlideBuffer[Any]]:
         """Open sources, the next ones while this one is read; runs in the reading thread.
 
         The tissue of a large slide must not be awaited when several small ones come before it.
+        The threads that read tiles also open: more threads than cores wait for the interpreter.
         """
         n_ahead = self._worker.config.n_opened_ahead
         ahead: deque[Future[_OpenSource | None]] = deque()
-        with ThreadPoolExecutor(n_ahead, thread_name_prefix="opening") as pool:
-            for job in self._queue.jobs():
-                ahead.append(pool.submit(self._open, job))
-                if len(ahead) > n_ahead:
-                    yield from self._start(ahead.popleft().result())
-            while ahead:
+        for job in self._queue.jobs():
+            ahead.append(pool.submit(self._open, job))
+            if len(ahead) > n_ahead:
                 yield from self._start(ahead.popleft().result())
+        while ahead:
+            yield from self._start(ahead.popleft().result())
 
     def count_tiles(self, n_tiles: int) -> None:
         """Count finished tiles, and report them at intervals."""

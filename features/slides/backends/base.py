@@ -31,6 +31,8 @@ MAX_SIDE_PX = 4_000_000
 
 _CACHE_BYTES = 320 << 20
 _AHEAD_BYTES = 64 << 20
+_TOGETHER_BYTES = 1 << 20
+"""Pixels that a thread decodes at a time: handing over a single small block costs as much."""
 
 
 class RegionReader(ABC):
@@ -305,20 +307,27 @@ class BlockReader(RegionReader):
         """Row, column and pixels of blocks in order, decoded by all cores, 64 MiB ahead."""
         grid = self._grids[level]
 
-        def read(index: int) -> tuple[int, int, RgbArray | TileError]:
-            row, column = divmod(index, grid.columns)
-            try:
-                return row, column, self._block(level, row, column)
-            except TileError as error:
-                return row, column, error
+        def read(part: Sequence[int]) -> list[tuple[int, int, RgbArray | TileError]]:
+            return [self._try_block(level, *divmod(index, grid.columns)) for index in part]
 
-        n_ahead = max(8, _AHEAD_BYTES // (grid.block_height_px * grid.block_width_px * 3))
-        remaining = iter(indices.tolist())
-        with ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="overview") as pool:
-            pending = deque(pool.submit(read, index) for index in islice(remaining, n_ahead))
+        block_bytes = grid.block_height_px * grid.block_width_px * 3
+        together = max(1, _TOGETHER_BYTES // block_bytes)
+        n_ahead = max(8, _AHEAD_BYTES // block_bytes // together)
+        parts = (indices[at : at + together].tolist() for at in range(0, len(indices), together))
+        # The caller's thread has work of its own with what these decode.
+        with ThreadPoolExecutor(max(1, CPU_COUNT - 1), thread_name_prefix="overview") as pool:
+            pending = deque(pool.submit(read, part) for part in islice(parts, n_ahead))
             while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(read, index) for index in islice(remaining, 1))
+                yield from pending.popleft().result()
+                pending.extend(pool.submit(read, part) for part in islice(parts, 1))
+
+    def _try_block(
+        self, level: int, row: int, column: int
+    ) -> tuple[int, int, RgbArray | TileError]:
+        try:
+            return row, column, self._block(level, row, column)
+        except TileError as error:
+            return row, column, error
 
 
 def _is_proportional(first: BlockGrid, grid: BlockGrid) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.embedding.batching import SlideBuffer, encode_slides
+from features.embedding.batching import SlideBuffer, decoding_pool, encode_slides
 from features.encoders.transfer import AsyncResult, ConcatResult
 from features.slides.base import RgbArray
 from features.slides.resolution import Resolution
@@ -70,9 +70,12 @@ def make_buffer(
 
 def embed(buffers: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[SlideBuffer]:
     done: list[int] = []
-    finished = list(
-        encode_slides(buffers, encoder, batch_tiles=batch_tiles, n_workers=2, on_tiles=done.append)
-    )
+    with decoding_pool(encoder, 2) as pool:
+        finished = list(
+            encode_slides(
+                buffers, encoder, batch_tiles=batch_tiles, pool=pool, on_tiles=done.append
+            )
+        )
     assert sum(done) == sum(len(buffer.instances.grid.coords_px0) for buffer in finished)
     return finished
 
@@ -128,12 +131,14 @@ def test_slides_are_taken_as_they_are_needed() -> None:
             taken.append(number)
             yield make_buffer(8, seed=number)
 
-    stream = encode_slides(
-        endless(), MeanEncoder(), batch_tiles=4, n_workers=2, on_tiles=lambda n: None
-    )
-    for _ in range(5):
-        next(stream)
-    stream.close()
+    encoder = MeanEncoder()
+    with decoding_pool(encoder, 2) as pool:
+        stream = encode_slides(
+            endless(), encoder, batch_tiles=4, pool=pool, on_tiles=lambda n: None
+        )
+        for _ in range(5):
+            next(stream)
+        stream.close()
     assert len(taken) < 20
     assert not any(t.name in {"reading", "encoder"} for t in threading.enumerate())
 

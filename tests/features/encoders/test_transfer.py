@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.embedding.batching import encode_slides
+from features.embedding.batching import decoding_pool, encode_slides
 from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer, PinnedBufferPool
 from features.slides.base import RgbArray
 from tests.features.embedding.test_batching import MeanEncoder, embed, make_buffer
@@ -77,11 +77,11 @@ def test_an_error_on_the_device_fails_only_the_slides_of_its_batch() -> None:
             return ConcatResult([AsyncResult(values, Breaking(tiles, values))], axis=0)  # type: ignore[arg-type]
 
     buffers = [make_buffer(4, seed=1), make_buffer(4, seed=2), make_buffer(4, seed=3)]
-    finished = list(
-        encode_slides(
-            buffers, BreakingEncoder(), batch_tiles=4, n_workers=1, on_tiles=lambda n: None
+    encoder = BreakingEncoder()
+    with decoding_pool(encoder, 1) as pool:
+        finished = list(
+            encode_slides(buffers, encoder, batch_tiles=4, pool=pool, on_tiles=lambda n: None)
         )
-    )  # fmt: skip
     assert len(finished) == 3
     assert [str(buffer.error or "") for buffer in buffers] == [
         "",
