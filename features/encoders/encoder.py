@@ -24,6 +24,7 @@ from features.encoders.runtime import (
     compile_model,
     has_export,
     in_parts,
+    in_precision,
     parse_execution,
     start_export,
     takes_any_number,
@@ -391,7 +392,8 @@ def load_encoder(
         try:
             encoder = TimmEncoder(
                 loaded.model, name=loaded.name, preprocessing=loaded.preprocessing, device=device,
-                batch_tiles=batch_tiles, execution=one_execution,
+                batch_tiles=batch_tiles,
+                execution=in_precision(one_execution, loaded.precision, device),
                 n_tiles_expected=n_tiles_expected, preprocessing_source=loaded.source,
             )  # fmt: skip
         except torch.cuda.OutOfMemoryError as error:

@@ -20,10 +20,14 @@ from features.errors import EncoderError
 
 __all__ = [
     "POOLINGS",
+    "PRECISIONS",
     "ModelConfig",
     "layer_args",
     "resolve_model_config",
 ]
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""Of a network; all but float32 are autocast."""
 
 POOLINGS = ("token", "mean", "token+mean")
 """Class token; mean of the patch tokens; both joined. Register tokens are left out of the mean."""
@@ -44,6 +48,8 @@ class ModelConfig:
         timm architecture, with or without tag, and the arguments to build it with.
     pooling
         One of :data:`POOLINGS`, or empty for the pooling of the model itself.
+    precision
+        One of :data:`PRECISIONS`, or empty for that of the runtime.
     preprocessing
         ``mean`` and ``std`` of the channels (0 to 1), ``input_px`` and ``interpolation`` as far as
         they are stated; the model's own otherwise.
@@ -62,6 +68,7 @@ class ModelConfig:
     architecture: str
     model_args: Mapping[str, Any] = field(default_factory=dict)
     pooling: str = ""
+    precision: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     source: str = "timm"
     hub_id: str = ""
@@ -228,17 +235,20 @@ def _with_args(config: ModelConfig, model_args: Mapping[str, Any]) -> ModelConfi
         return config
     if config.without_file is not None:
         config = replace(config, without_file=_with_args(config.without_file, model_args))
-    pooling = str(model_args.get("pooling", config.pooling))
-    if pooling and pooling not in POOLINGS:
-        raise EncoderError(
-            "--model-arg pooling", actual=f"pooling {pooling!r}", expected=", ".join(POOLINGS)
-        )
+    chosen = {}
+    for key, known in (("pooling", POOLINGS), ("precision", PRECISIONS)):
+        chosen[key] = str(model_args.get(key, getattr(config, key)))
+        if chosen[key] and chosen[key] not in known:
+            raise EncoderError(
+                f"--model-arg {key}", actual=f"{key} {chosen[key]!r}", expected=", ".join(known)
+            )
     stated = {key: model_args[key] for key in _PREPROCESSING if key in model_args}
-    others = {k: v for k, v in model_args.items() if k != "pooling" and k not in stated}
+    others = {k: v for k, v in model_args.items() if k not in chosen and k not in stated}
     return replace(
         config,
         name=name_with_args(config.name, model_args),
-        pooling=pooling,
+        pooling=chosen["pooling"],
+        precision=chosen["precision"],
         model_args={**config.model_args, **others},
         preprocessing={**config.preprocessing, **stated},
         source="--model-arg" if {"mean", "std"} & set(stated) else config.source,

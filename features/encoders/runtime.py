@@ -34,6 +34,7 @@ __all__ = [
     "compile_model",
     "has_export",
     "in_parts",
+    "in_precision",
     "parse_execution",
     "start_export",
     "start_runtime",
@@ -68,7 +69,7 @@ class Runtime:
     """Engine and precision in which a network runs.
 
     The engine is ``eager`` (torch as it is), ``compile`` (torch.compile) or ``onnx`` (ONNX Runtime,
-    on the CPU). ``float16`` and ``bfloat16`` are autocast, on CUDA only.
+    on the CPU). ``float16`` and ``bfloat16`` are autocast.
     """
 
     engine: str
@@ -105,6 +106,30 @@ def parse_execution(text: str) -> tuple[Runtime, int | None]:
         )
     batch_tiles = int(match[3]) if match[3] else None
     return Runtime(engine=match[1], precision=match[2] or "float32"), batch_tiles
+
+
+def in_precision(execution: str, precision: str, device: torch.device) -> str:
+    """Return a runtime in the precision that the encoder's name states, if it states one.
+
+    Half precision changes embeddings by more than runtimes do. On a CPU, where it is never chosen,
+    it must therefore be in the name, which bags keep in their fingerprint.
+
+    Raises
+    ------
+    EncoderError
+        If a runtime of half precision on a CPU is asked for by its name alone.
+    """
+    runtime, batch_tiles = (EAGER, None) if execution == "auto" else parse_execution(execution)
+    if precision:
+        return f"{runtime.engine} {precision}" + (f" batch {batch_tiles}" if batch_tiles else "")
+    if device.type == "cpu" and runtime.precision != "float32":
+        raise EncoderError(
+            f"execution {execution!r}",
+            actual=f"{runtime.precision} on a CPU, which changes embeddings",
+            expected="the precision as part of the encoder",
+            hint=f"Give --model-arg precision={runtime.precision} instead.",
+        )
+    return execution
 
 
 def compile_model(

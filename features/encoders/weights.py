@@ -48,7 +48,8 @@ class LoadedModel:
     """A network that returns vectors, shape (batch, dim), with its preprocessing.
 
     ``name`` builds it again; ``source`` says where mean and standard deviation of the channels
-    come from, ``files`` are those it was read from, none if they are not known.
+    come from, ``files`` are those it was read from, none if they are not known. ``precision`` is
+    that which the name states, empty if it states none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class LoadedModel:
     preprocessing: Preprocessing
     source: str
     files: tuple[Path, ...] = ()
+    precision: str = ""
 
 
 def require_known(name: str) -> None:
@@ -120,6 +122,7 @@ def load_model(name: str, *, weights_path: Path | None = None) -> LoadedModel:
     return LoadedModel(
         files=() if path is None else (path,),
         name=config.name,
+        precision=config.precision,
         model=model,
         preprocessing=resolve_preprocessing(
             getattr(model, "model", model),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,23 @@ def test_a_recorded_execution_is_used_again(tiny_weights: Path) -> None:
     again = load_encoder(TINY, weights_path=tiny_weights, device=CPU, execution=first.execution)
     assert again.execution == first.execution
     assert again.embed(random_tiles()).tobytes() == first.embed(random_tiles()).tobytes()
+
+
+def test_half_precision_on_a_cpu_is_part_of_the_encoder(tiny_weights: Path) -> None:
+    load = partial(load_encoder, weights_path=tiny_weights, device=CPU, batch_tiles=2)
+    plain, half = load(TINY), load(f"{TINY}?precision=bfloat16", execution="auto")
+    assert (half.name, half.execution) == (
+        f"{TINY}?precision=bfloat16", "eager bfloat16 batch 2",
+    )  # fmt: skip
+    expected, found = plain.embed(random_tiles()), half.embed(random_tiles())
+    errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert 1e-5 < errors.max() < 1e-2
+    again = load(half.name, execution=half.execution)  # what a folder of bags records
+    assert again.embed(random_tiles()).tobytes() == found.tobytes()
+    with pytest.raises(EncoderError, match=r"changes embeddings.*--model-arg precision=bfloat16"):
+        load(TINY, execution="eager bfloat16")
+    with pytest.raises(EncoderError, match="'int8'; expected float32, bfloat16, float16"):
+        load(f"{TINY}?precision=int8")
 
 
 def test_for_few_tiles_no_runtime_is_tried(tiny_weights: Path) -> None:
