@@ -40,6 +40,8 @@ _OTHER_COLOURS = {"SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LOGL", "LOG
 """Colours of printing and of cameras, which have no RGB without a profile."""
 _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2
 """Values of ExtraSamples, for channels after the colours."""
+_MOST_NOISE = 0.01
+"""Share of pixels that lossy compression may bring beyond what is possible."""
 _JPEGS = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
 _PNG_AND_WEBP = {kind for kind in tifffile.COMPRESSION if "WEBP" in kind.name or kind.name == "PNG"}
 
@@ -207,13 +209,24 @@ def to_colours(page: Any, pixels: npt.NDArray[Any], *, bits: int = 16) -> npt.ND
     return _with_straight_alpha(pixels, page.extrasamples)
 
 
+def _may_be_premultiplied(pixels: npt.NDArray[Any]) -> bool:
+    """Return whether colours, shape (height, width, 4), are nowhere larger than the fourth sample.
+
+    Colours multiplied by alpha cannot be, but for compression; what is smaller, such as a channel
+    of zeros, would make the slide glass.
+    """
+    largest = pixels[..., :3].max(axis=-1).astype(np.int64)
+    is_larger = largest > pixels[..., 3].astype(np.int64) + np.iinfo(pixels.dtype).max // 16
+    return bool(is_larger.mean() < _MOST_NOISE)
+
+
 def _with_straight_alpha(pixels: npt.NDArray[Any], extra: Sequence[int]) -> npt.NDArray[Any]:
     """Colours, and behind them straight alpha; premultiplied ones are composited onto white."""
     n_colours = pixels.shape[-1] - len(extra)
     if not extra or pixels.shape[-1] == 3 or n_colours not in {1, 3}:
         return pixels
     kind = extra[0]
-    if n_colours == 3 and tuple(extra) == (_UNSPECIFIED,):
+    if n_colours == 3 and tuple(extra) == (_UNSPECIFIED,) and _may_be_premultiplied(pixels):
         kind = _ASSOCIATED  # the usual meaning, which libtiff assumes too
     if kind not in {_ASSOCIATED, _UNASSOCIATED}:
         return pixels[..., :n_colours]

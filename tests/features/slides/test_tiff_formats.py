@@ -211,6 +211,19 @@ def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("fill", [0, 40, None])
+def test_a_fourth_sample_that_cannot_be_alpha_hides_no_colour(
+    fill: int | None, dtype: type[np.uint8 | np.uint16], tmp_path: Path
+) -> None:
+    """Such as padding, a mask or another channel, which the file does not name."""
+    other = np.random.default_rng(4).integers(0, 256, NOISE.shape[:2], np.uint8)
+    fourth = other if fill is None else np.full_like(other, fill)
+    stored = np.dstack([NOISE, fourth]).astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    path = write(tmp_path / "s.tif", stored, extrasamples=["unspecified"], compression="lzw")
+    assert largest_error(pixels_of(path), NOISE) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
 def test_transparency_shows_white_whether_colours_are_multiplied_by_it_or_not(
     tmp_path: Path, kind: str, dtype: type
