@@ -107,6 +107,7 @@ def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
             search.slides.extend(files)
         else:
             _add_dicom(files, search)
+    _pass_over_names(search)
     if paths and not search.slides:
         passed = describe_passed_over(search.passed_over)
         raise SlideError(
@@ -171,6 +172,24 @@ def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:
             search.slides.append(path)
         elif reason:
             search.passed_over[path] = PassedOver(reason=reason)
+
+
+def _pass_over_names(search: SlideSearch) -> None:
+    """Pass over slides whose path no table or bag can hold: on Linux, names may be any bytes."""
+    unwritable = {path for path in search.slides if not _is_unicode(str(path))}
+    reason = "a name that is not UTF-8, rename it"
+    search.passed_over.update(
+        {path: PassedOver(reason=reason, is_slide=True) for path in unwritable}
+    )
+    search.slides[:] = [path for path in search.slides if path not in unwritable]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _suffix_of(name: str) -> str:

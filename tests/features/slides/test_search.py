@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,24 @@ def test_an_apple_double_file_given_by_name_is_called_that(tmp_path: Path) -> No
     path.write_bytes(bytes.fromhex("0005160700020000") + b"Mac OS X        ")
     with pytest.raises(SlideError, match="an AppleDouble file of macOS, no slide"):
         open_slide(path)
+
+
+def test_names_that_are_not_unicode_are_passed_over(tmp_path: Path) -> None:
+    """Neither tables nor bags can hold them, and they must not cost another slide."""
+    touch(tmp_path, "a.tif", "n\u0303.tif", "\U0001f600.svs")
+    odd = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/\xfc.tif", b"/d\xff/x.tif")]
+    try:
+        touch(tmp_path, *odd)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    search = search_slides([tmp_path])
+    assert [path.name for path in search.slides] == ["a.tif", "n\u0303.tif", "\U0001f600.svs"]
+    assert set(map(str, search.unread)) == set(odd)
+    assert describe_passed_over(search.passed_over)[0].startswith(
+        "2 files, a name that is not UTF-8, rename it: "
+    )
+    with pytest.raises(SlideError, match="no slide in it; passed over 1 file, a name that"):
+        search_slides([Path(odd[0])])
 
 
 def test_a_zip_of_slides_is_told_to_be_unpacked(tmp_path: Path) -> None:
