@@ -24,6 +24,7 @@ from mil.reporting.run_report import (
     PatientTissue,
     ShowSlide,
     SlidePictures,
+    index_link,
     patient_links,
     read_report_data,
     show_best,
@@ -72,7 +73,7 @@ def draw_report(
         overview, run.resolve().name, labels.scores,
         {name: int(bundle.cohort_counts[1]) for name, bundle in labels.bundles.items()},
         n_patients=int(sum(counts)), tissue=tissue,
-        links=patient_links(run, explanations, shown),
+        links=patient_links(run, explanations, shown), explained=index_link(run, explanations),
     )  # fmt: skip
     return overview
 

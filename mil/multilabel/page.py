@@ -26,6 +26,7 @@ def write_label_page(
     *,
     tissue: Mapping[str, Sequence[PatientTissue]] | None = None,
     links: Mapping[str, str] | None = None,
+    explained: str = "",
 ) -> None:
     """Write ``report.html`` of a run of several labels.
 
@@ -41,6 +42,8 @@ def write_label_page(
         Tissue of a few patients with each label, by label.
     links
         Addresses of the pages of explained patients, by patient.
+    explained
+        Address of the index of those pages; empty if there is none.
 
     Raises
     ------
@@ -60,6 +63,7 @@ def write_label_page(
         tissue={label: patients for label, patients in (tissue or {}).items() if patients},
         reports={label: _report_of(label) for label in n_with},
         links=links or {},
+        explained=explained,
         **described,
     )
     write_html(path, html)

@@ -109,17 +109,25 @@ def write_comparison(
 def _findings(comparison: Comparison, *, judged: str) -> list[tuple[str, str]]:
     """Return one sentence per metric, each with its level, and the notes.
 
-    ``judged`` is the run that the page is on, if any: where it is worse than another, the level is
-    a warning.
+    ``judged`` is the run that the page is on, if any: sentences are on it alone, and where it is
+    worse than another, the level is a warning.
     """
     found = []
     for metric, words in METRIC_WORDS.items():
-        shown = [
-            f"{one.first} is {one.verdict} than {one.second}"
-            for one in comparison.differences
-            if one.metric == metric and one.verdict != "no difference shown"
-        ]
-        sentence = f"By {words}: {'; '.join(shown) or 'no difference is shown between any two'}."
+        shown: dict[tuple[str, str], list[str]] = {}
+        for one in comparison.differences:
+            is_asked = judged in ("", one.first, one.second)
+            if one.metric == metric and one.verdict != "no difference shown" and is_asked:
+                shown.setdefault((one.first, one.verdict), []).append(one.second)
+        clauses = "; ".join(
+            f"{first} is {verdict} than {', '.join(others[:-1])}{' and ' * (len(others) > 1)}"
+            f"{others[-1]}"
+            for (first, verdict), others in shown.items()
+        )
+        none = "no difference is shown " + (
+            f"between {judged} and the others" if judged else "between any two"
+        )
+        sentence = f"By {words}: {clauses or none}."
         is_worse = any(
             judged in (one.first, one.second)
             and one.verdict == ("worse" if judged == one.first else "better")

@@ -103,7 +103,7 @@ class CrossValidationPlan:
             if folds is not None or by != "patient":
                 raise
             raise _class_too_small(
-                usable, error, make, n_folds, nested=nested, linked=linked
+                usable, error, make, n_folds, nested=nested, linked=linked, everyone=cohort
             ) from error
         every_fold = (*folds, *(fold for of_fold in inner for fold in of_fold))
         # Nested weights serve the sets as well, and nothing is guaranteed for folds by centre.
@@ -164,11 +164,12 @@ def _class_too_small(
     *,
     nested: bool,
     linked: LinkedPairs,
+    everyone: Cohort,
 ) -> SplitError:
     """Return the error with advice that works: a number of folds that was tried, or patients.
 
     With k patients of a class and k folds, k - 1 of them are left to fit a calibrator on; nested
-    folds take one more.
+    folds take one more. ``everyone`` holds the patients without tiles as well.
     """
     for number in sorted(range(2, _MAX_FOLDS + 1), key=lambda other: abs(other - n_folds)):
         with suppress(SplitError):
@@ -183,12 +184,22 @@ def _class_too_small(
     least = MIN_PATIENTS_PER_CLASS + 1 + nested
     words = " if scores are nested" if nested else ""
     once = ", those that share a slide counted once" if linked else ""
+    name = cohort.classes[smallest]
+    used = set(cohort.patient_ids)
+    without = [
+        p.patient_id for p in everyone.patients if p.label == name and p.patient_id not in used
+    ]
+    hint = "Add patients of that class, or take the class out of the table."
+    if without:
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        once += f", beside {', '.join(without[:3])}{more} without any"
+        hint = "embed.csv in the folder of the bags says why. " + hint
     return SplitError(
         cohort.path,
-        actual=f"{pluralize(int(counts[smallest]), 'patients')} of class "
-        f"{cohort.classes[smallest]!r}{once}",
+        actual=f"{pluralize(int(counts[smallest]), 'patients')} of class {name!r}"
+        f"{' with tiles' if without else ''}{once}",
         expected=f"at least {least} of each class, in however many folds{words}",
-        hint="Add patients of that class, or take the class out of the table.",
+        hint=hint,
     )
 
 

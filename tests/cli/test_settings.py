@@ -53,6 +53,23 @@ def test_a_run_from_the_settings_of_a_run_has_the_same_bytes(study: Path) -> Non
     assert content(study / "a" / "run") == content(study / "b" / "run")
 
 
+def test_every_field_of_the_training_reaches_the_run_from_the_command_line(study: Path) -> None:
+    values: dict[str, object] = {
+        "head": "mean", "n_members": 1, "n_components": 5, "early_stopping": True,
+        "max_epochs": 2, "fixed_steps": 3, "patience": 2, "batch_patients": 7, "max_tiles": 9,
+        "learning_rate": 0.003, "weight_decay": 0.02, "schedule": "one-cycle", "clip_norm": 2.5,
+        "loss": "cross-entropy", "label_smoothing": 0.1, "instance_dropout": 0.2,
+        "feature_noise": 0.3, "mixup": 0.4, "device": "cpu",
+    }  # fmt: skip
+    defaults = dataclasses.asdict(TrainConfig())
+    assert set(values) == set(defaults)
+    assert [name for name in values if values[name] == defaults[name]] == ["device"]
+    words = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+    mil_ok("train", "--cohort", "train.csv", "--folds", 2, "--run", "every", *words)
+    stored = json.loads((study / "every" / "model.json").read_text())["settings"]
+    assert {name: stored[name] for name in values} == values
+
+
 def test_options_and_assignments_replace_the_file_and_say_so(study: Path) -> None:
     (study / "few.toml").write_text("[train]\nfolds = 5\nseed = 1\n")
     said = mil_ok("train", "--config", "few.toml", "--folds", 2, "--set", "seed=9",

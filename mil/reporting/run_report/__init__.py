@@ -6,7 +6,7 @@ from mil.reporting.run_report.data import (
     read_report_data,
     write_report_data,
 )
-from mil.reporting.run_report.page import patient_links, write_report
+from mil.reporting.run_report.page import index_link, patient_links, write_report
 from mil.reporting.run_report.tissue import (
     PatientTissue,
     ShowSlide,
@@ -21,6 +21,7 @@ __all__ = [
     "ShowSlide",
     "SlidePictures",
     "collect_report_data",
+    "index_link",
     "patient_links",
     "patients_shown",
     "read_report_data",

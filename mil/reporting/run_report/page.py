@@ -32,7 +32,7 @@ from mil.reporting.run_report.scores import (
 from mil.reporting.run_report.tissue import ShowSlide, show_tissue
 from mil.reporting.run_report.verdict import run_verdict, score_classes, two_decimals
 
-__all__ = ["patient_links", "write_report"]
+__all__ = ["index_link", "patient_links", "write_report"]
 
 _METRICS = ("weighted_log_loss", "auroc")
 _N_WORST = 20
@@ -110,7 +110,7 @@ def write_report(
         tissue=show_tissue(run, data, bags, show_slide) if bags and show_slide else {},
         links=links,
         overview="" if overview is None else relative_address(overview, folder),
-        explained=_index_link(folder, explanations),
+        explained=index_link(folder, explanations),
         **_summary(run, data, scores, reliability["calibrated"], n_resamples=n_resamples),
         **_figures(data, scores, history, reliability, seed=seed),
         **_uncertainty(run, data),
@@ -224,7 +224,7 @@ def patient_links(
     return links
 
 
-def _index_link(folder: Path, explanations: Path | None) -> str:
+def index_link(folder: Path, explanations: Path | None) -> str:
     """Return the address of the index of the explanation pages; empty if there is none."""
     page = None if explanations is None else explanations / "index.html"
     return relative_address(page, folder) if page is not None and page.is_file() else ""

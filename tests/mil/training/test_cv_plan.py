@@ -56,3 +56,18 @@ def test_one_minimum_holds_for_a_small_class_and_from_there_on_advice_works_at_o
     assert caught.value.actual == f"{pluralize(n_few, 'patients')} of class 'b'"
     assert f"at least {least} of each class" in caught.value.expected
     assert "--folds" not in str(caught.value)
+
+
+def test_patients_without_tiles_are_named_where_a_class_becomes_too_small() -> None:
+    cohort = with_few(7)
+    few = [patient.patient_id for patient in cohort.patients if patient.label == "b"]
+    with_tiles = [name for name in cohort.patient_ids if name not in few[2:]]
+    with pytest.raises(SplitError) as caught:
+        CrossValidationPlan.build(
+            cohort, BAGS.subset(with_tiles), None, by="patient", n_folds=5, n_repeats=1,
+            nested=False, config=TrainConfig(), seed=0, calibrator="platt",
+        )  # fmt: skip
+    assert caught.value.actual == (
+        f"2 patients of class 'b' with tiles, beside {', '.join(few[2:5])} and 2 more without any"
+    )
+    assert "embed.csv" in str(caught.value)
