@@ -53,7 +53,14 @@ def test_a_run_from_the_settings_of_a_run_has_the_same_bytes(study: Path) -> Non
     assert content(study / "a" / "run") == content(study / "b" / "run")
 
 
-def test_every_field_of_the_training_reaches_the_run_from_the_command_line(study: Path) -> None:
+@pytest.mark.ci
+def test_every_field_of_the_training_reaches_the_run_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_cohort(
+        tmp_path, n_patients=160, shift=0.8
+    )  # early stopping needs 25 of a class in a fold
     values: dict[str, object] = {
         "head": "mean", "n_members": 1, "n_components": 5, "early_stopping": True,
         "max_epochs": 2, "fixed_steps": 3, "patience": 2, "batch_patients": 7, "max_tiles": 9,
@@ -66,7 +73,7 @@ def test_every_field_of_the_training_reaches_the_run_from_the_command_line(study
     assert [name for name in values if values[name] == defaults[name]] == ["device"]
     words = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
     mil_ok("train", "--cohort", "train.csv", "--folds", 2, "--run", "every", *words)
-    stored = json.loads((study / "every" / "model.json").read_text())["settings"]
+    stored = json.loads((tmp_path / "every" / "model.json").read_text())["settings"]
     assert {name: stored[name] for name in values} == values
 
 
