@@ -149,6 +149,14 @@ def test_what_was_not_added_has_the_colour_of_the_glass() -> None:
     assert result[1, 1].tolist() == [200, 210, 220]
 
 
+@pytest.mark.parametrize("side_px", [256, 258, 600, 1024])
+def test_a_cell_of_many_white_pixels_is_white(side_px: int) -> None:
+    edges = cell_edges(side_px, side_px)
+    means = AreaAccumulator(rows=edges, columns=edges)
+    means.add(np.full((side_px, side_px, 3), 255, np.uint8), x_px=0, y_px=0)
+    assert means.mean_image(fill_rgb=(0, 0, 0)).tolist() == [[[255, 255, 255]]]
+
+
 def test_large_pieces_are_added_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     images = []
     for at_once_px in (10, 71, 10_000):
