@@ -274,7 +274,7 @@ ModelArgs = Annotated[
     typer.Option(
         "--model-arg", metavar="KEY=VALUE", rich_help_panel=BACKBONE,
         help="Argument that no file states, e.g. `init_values=1e-5`, `mlp_layer=SwiGLUPacked`, "
-        "`pooling=token+mean`, `mean=[0.5,0.5,0.5]`; may be repeated.",
+        "`pooling=token+mean`, `mean=[0.5,0.5,0.5]`; can be repeated.",
     ),
 ]  # fmt: skip
 Weights = Annotated[

@@ -35,7 +35,7 @@ def report(
     the page of a later version of this program. It shows the tissue of a few patients if their
     bags are in `--bags`, and their slides in `--slides` or still where they were embedded. The page
     of combined runs compares them with their combination, that of a recalibrated run with the run
-    before.
+    before; of a run of several labels, all pages are written.
 
     Example: `mil report runs/first`
 

@@ -100,8 +100,8 @@ def train(
         typer.Option(
             metavar="mlflow[:URI]",
             show_default=False,
-            help="Log curves, scores and settings with MLflow, to its default place, a folder "
-            "or URI, e.g. `mlflow:http://localhost:5000` (needs `mil-slides[mlflow]`).",
+            help="Log curves, scores and settings with MLflow: where its own settings say, "
+            "or at an address, e.g. `mlflow:sqlite:///mlflow.db` (needs `mil-slides[mlflow]`).",
         ),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace a run of that name.")] = False,

@@ -253,7 +253,7 @@ Assignments = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", is_eager=True, callback=_read_assignments,
         show_default=False,
-        help="One setting by its key in such a file, e.g. `learning_rate=0.003`, also where there "
+        help="One setting by its key in such a file, such as `seed=3`, also where there "
         "is no option for it; can be repeated.",
     ),
 ]  # fmt: skip
