@@ -36,6 +36,8 @@ _MAX_CHUNK_SAMPLES = 1 << 30
 _MAX_MEMBER_BYTES = 1 << 31
 """Largest file in a zip: two bytes for each sample of the largest chunk."""
 _N_CHANNELS = (1, 3, 4)
+_LEAST_CLEAR_OR_OPAQUE = 0.9
+"""Share of pixels that are wholly transparent or opaque where a fourth channel is alpha."""
 _N_BIT_SAMPLES = 8
 _OME_XML = "OME/METADATA.ome.xml"
 _MAX_SERIES = 1000
@@ -120,6 +122,7 @@ class OmeZarrSlide(BlockReader):
             self.stated_mpp, notes = choose_mpp(self._read_mpp(image, folder))
             self.warnings += notes
             self._check_order()
+            self._check_alpha()
             self.levels = self._make_levels()
             self._bits, notes = self._read_bits(_ome_of(group), folder)
             self.warnings += notes
@@ -265,6 +268,19 @@ class OmeZarrSlide(BlockReader):
                     f"a level of {grid.width_px} × {grid.height_px} px after one of "
                     f"{previous.width_px} × {previous.height_px} px"
                 )
+
+    def _check_alpha(self) -> None:
+        """Raise an error if the fourth channel, of which OME-NGFF says nothing, is no alpha."""
+        grid = self._grids[-1]
+        pixels = None
+        with suppress(Exception):  # a damaged chunk is reported where it is read
+            pixels = grid.read(grid.rows // 2, grid.columns // 2)
+        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
+            return
+        fourth, full = pixels[..., 3], np.iinfo(pixels.dtype).max
+        hides_all = not fourth.any() and bool((pixels[..., :3] != pixels[0, 0, :3]).any())
+        if hides_all or np.isin(fourth, (0, full)).mean() < _LEAST_CLEAR_OR_OPAQUE:
+            raise self._unsupported("4 channels, of which the fourth is no transparency")
 
     def _unsupported(self, actual: str) -> SlideError:
         return SlideError(

@@ -399,6 +399,12 @@ def test_metadata_that_is_no_metadata_is_an_error(tmp_path: Path, content: str) 
         (PIXELS.astype(np.int16), {}, "samples of type int16"),
         (PIXELS[..., :2], {}, "2 channels"),
         (np.dstack([PIXELS, PIXELS]), {}, "6 channels"),
+        (np.dstack([PIXELS, PIXELS[..., :1]]), {}, "the fourth is no transparency"),
+        (
+            np.dstack([PIXELS, 0 * PIXELS[..., :1]]),
+            {"fill_value": 7},
+            "the fourth is no transparency",
+        ),
         (PIXELS[:0], {}, "421 × 0 px"),
         (PIXELS[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 × 1 × 1 × 65536 × 65536"),
     ],
@@ -415,7 +421,7 @@ def test_pixels_that_are_no_slide_are_refused(
             json.dumps(json.loads(file.read_text()) | {"chunks": [1, 1, 1, side, side]})
         )
     else:
-        write(path, [pixels])
+        write(path, [pixels], **options)
     with pytest.raises(SlideError, match=message):
         OmeZarrSlide(path)
 
@@ -592,7 +598,8 @@ def test_stores_are_found_and_not_searched(tmp_path: Path) -> None:
 
 
 def test_transparency_shows_the_background_as_with_other_readers(tmp_path: Path) -> None:
-    pixels = np.dstack([PIXELS, PIXELS[..., 1]])
+    alpha = np.where(PIXELS[..., 1] < 20, PIXELS[..., 1], 255).astype(np.uint8)
+    pixels = np.dstack([PIXELS, alpha])
     slide = OmeZarrSlide(write(tmp_path / "s.zarr", [pixels]))
     np.testing.assert_array_equal(whole(slide), to_rgb(pixels, background_rgb=(255, 255, 255)))
     slide.close()
