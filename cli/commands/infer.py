@@ -350,7 +350,7 @@ def _review_rule(run: ModelBundle) -> str:
         else f" (at most {chosen.risk_at_most:.1%}, with 95 % confidence)"
     )  # fmt: skip
     return (
-        f"confidence below {chosen.threshold:.3f}, or unlike the training patients, or among them; "
+        f"confidence below {chosen.threshold:.3f}, unlike the training patients, or one of them; "
         f"of training patients, out-of-fold, {chosen.coverage:.0%} are above it, with "
         f"{chosen.risk:.1%} errors{limit} instead of {chosen.risk_of_all:.1%}"
     )
