@@ -157,6 +157,16 @@ def test_strange_bags_are_unlike_and_do_no_harm_as_training_patients(strange: np
     assert trained.score(make_tiles(np.random.default_rng(9))).p_value > 2 / 26
 
 
+@pytest.mark.parametrize("n_tiles", [1, 9, 300])
+def test_training_patients_who_are_all_the_same_mark_whoever_differs(n_tiles: int) -> None:
+    tiles = make_tiles(np.random.default_rng(3))[:1].repeat(n_tiles, axis=0)
+    tiles[::2] += 1
+    reference = fit({f"p{i}": tiles for i in range(20)})
+    assert reference.score(tiles).p_value == 1
+    assert reference.score(-tiles).p_value == 1 / 21
+    assert np.isnan(reference.centre_p_values).all()  # one centre has no other
+
+
 def test_constant_training_patients_mark_whoever_differs() -> None:
     reference = fit({f"p{i}": np.full((3, 8), 2.0, np.float32) for i in range(20)})
     assert reference.distances.tolist() == [0.0] * 20
