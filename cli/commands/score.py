@@ -30,6 +30,7 @@ from cli.shared.output import (
     print_reliability,
     print_scores,
 )
+from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from mil.data.cohort import Cohort
@@ -223,7 +224,7 @@ def _score_files(
             aligned = [table.proba for table in align_classes(read)]
             tables[name] = average_predictions(aligned, how=average.value)
         scored = {name: score_model(proba, labelled, settings) for name, proba in tables.items()}
-    _print_other_classes(files, read)
+    _print_warnings(files, read)
     if as_json:
         print_json({
             "n_patients": len(labelled.patients),
@@ -251,13 +252,21 @@ def _score_files(
     )  # fmt: skip
 
 
-def _print_other_classes(files: Sequence[Path], tables: Sequence[Predictions]) -> None:
-    """Print which files predict classes that no patient has."""
+def _print_warnings(files: Sequence[Path], tables: Sequence[Predictions]) -> None:
+    """Print which files predict classes that no patient has, or rows that do not sum to 1."""
     for path, table in zip(files, tables, strict=True):
         if table.other_classes:
             stderr.print(
                 f"warning: {path} predicts {', '.join(table.other_classes)}, which no scored "
                 "patient has: it stays in the sum of each row, and what it got counts as wrong",
+                style="yellow",
+            )
+        if table.n_rescaled:
+            low, high = table.sum_range
+            stderr.print(
+                f"warning: {path}: {pluralize(table.n_rescaled, 'rows')} whose probabilities do "
+                f"not sum to 1 (all rows: {low:.3g} to {high:.3g}); each is divided by its sum. "
+                "If a class has no column, add it.",
                 style="yellow",
             )
 

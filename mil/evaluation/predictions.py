@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -54,11 +54,15 @@ class Predictions:
         Classes in the table that no patient of the cohort has.
     n_left_out
         Rows of the table that are of none of the patients.
+    n_rescaled, sum_range
+        Rows whose sum was not 1 even before rounding, and the smallest and largest sum of all.
     """
 
     proba: Floats
     other_classes: tuple[str, ...] = ()
     n_left_out: int = 0
+    n_rescaled: int = 0
+    sum_range: tuple[float, float] = (1.0, 1.0)
 
 
 def read_predictions(
@@ -90,9 +94,11 @@ def read_predictions(
     table = read_table(path)
     ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path)
     other_classes: tuple[str, ...] = ()
+    sums = np.ones(1)
     if class_name is None:
         names, other_classes = _find_classes(path, table, cohort, known_classes)
-        values = _rescale_rows(path, read_probabilities(path, table, names))
+        stated = read_probabilities(path, table, names)
+        values, sums = _rescale_rows(path, stated), stated.sum(axis=1)
     else:
         values = _read_pair(path, table, cohort, class_name)
     wanted = ids.isin(list(patient_of)) | (not is_part)
@@ -106,6 +112,8 @@ def read_predictions(
         proba=np.asarray(means.loc[list(cohort.patient_ids)].to_numpy(), np.float64),
         other_classes=other_classes,
         n_left_out=int((~wanted).sum()),
+        n_rescaled=int((np.abs(sums - 1) > _ROUNDED_SUM).sum()),
+        sum_range=(float(sums.min()), float(sums.max())),
     )
 
 
@@ -300,9 +308,26 @@ def read_probabilities(path: Path, table: pd.DataFrame, names: Sequence[str]) ->
             f"{path}, row {row + 2}",
             actual=f"{names[column]} is {text!r}",
             expected="a probability, from 0 to 1",
-            hint="Write it with a decimal point, such as 0.61." if "," in text else "",
+            hint=_probability_hint(text),
         )
     return np.asarray(np.minimum(values, 1), np.float64)
+
+
+def _unknown_hint(ids: pd.Series[str], known: Collection[str]) -> str:
+    """Return how to score the rows whose ids are known, if there are any."""
+    if set(ids).isdisjoint(known):
+        return (
+            f"No id is in both: name them as the labels do, such as {_abbreviate(sorted(known))}."
+        )
+    return "To score only those with labels, give the table of labels with --patients too."
+
+
+def _probability_hint(text: str) -> str:
+    """Return what to do about a text that is no probability; empty where it is obvious."""
+    if "," in text:
+        return "Write it with a decimal point, such as 0.61."
+    number = pd.to_numeric(text.strip().removesuffix("%"), errors="coerce")
+    return "Divide percentages by 100." if 1 < number <= 100 or "%" in text else ""
 
 
 def _rescale_rows(path: Path, values: Floats) -> Floats:
@@ -338,8 +363,7 @@ def check_same_ids(
             actual=f"{len(unknown)} {what} that {cohort.path} does not have "
             f"({_abbreviate(unknown)})",
             expected="predictions and labels of the same patients",
-            hint=spelling_hint(unknown, known - set(ids))
-            or "To score only those with labels, give the table of labels with --patients too.",
+            hint=spelling_hint(unknown, known - set(ids)) or _unknown_hint(ids, known),
         )
     if missing := sorted(known - set(ids)):
         raise PredictionsError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,52 @@ def test_a_part_without_a_class_is_scored_with_that_class_in_the_sums(
     if cut:
         again = mil("score", predictions, "--cohort", labels, "--resamples", 100, "--json")
         assert json.loads(again.stdout)["files"] == data["files"]
+
+
+def test_rows_that_do_not_sum_to_one_are_told_and_scored_as_rescaled(
+    three_classes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    predictions, labels = three_classes
+    command = ["score", tmp_path / "q.csv", "--cohort", labels, "--resamples", 100, "--json"]
+    table = pd.read_csv(predictions).set_index("patient_id")
+    table.to_csv(tmp_path / "q.csv")
+    whole = mil(*command)
+    assert whole.exit_code == 0
+    assert "sum to 1" not in whole.stderr
+    table.iloc[:3] *= 0.9
+    table.to_csv(tmp_path / "q.csv")
+    told = mil(*command)
+    assert told.exit_code == 0
+    assert "3 rows whose probabilities do not sum to 1 (all rows: 0.9 to 1)" in " ".join(
+        told.stderr.split()
+    )
+    first, second = (
+        json.loads(result.stdout)["files"][0]["raw"]["weighted_log_loss"]["value"]
+        for result in (whole, told)
+    )
+    assert first == pytest.approx(second, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda table: table * 100, "Divide percentages by 100."),
+        (lambda table: table.map("{:.0%}".format), "Divide percentages by 100."),
+        (lambda table: table.map("{:.3f}".format).map(lambda x: x.replace(".", ",")),
+         "Write it with a decimal point"),
+        (lambda table: table.rename(index="x{}".format),
+         "No id is in both: name them as the labels do, such as p0, p1, p10"),
+    ],
+)  # fmt: skip
+def test_what_to_do_about_odd_predictions_is_said(
+    change: Callable[[pd.DataFrame], pd.DataFrame], advice: str,
+    three_classes: tuple[Path, Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    predictions, labels = three_classes
+    change(pd.read_csv(predictions).set_index("patient_id")).to_csv(tmp_path / "q.csv")
+    result = mil("score", tmp_path / "q.csv", "--cohort", labels)
+    assert result.exit_code == 1
+    assert advice in " ".join(result.stderr.split())
 
 
 def test_a_part_of_one_class_or_of_strangers_is_refused(
