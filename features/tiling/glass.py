@@ -45,7 +45,8 @@ _MOST_OF_LUMA = 3.0  # stains absorb up to 2 times as much in one channel as in 
 _FEW_BRIGHTER = 0.25  # of the glass: half of it is brighter where the noise is normal
 _FIT_PIXELS = 20_000
 _FIT_ROUNDS = 12
-_FIT_REACH = (12.0, 8.0)  # grey levels, in the first rounds: light in steps, as of JPEG blocks
+_FIT_REACH = (12.0, 8.0)  # grey levels, in the first rounds where light has steps
+_SMOOTHEST = 0.05  # grey levels, up to which strong compression made blocks of the noise
 _MIN_FITTED = 50
 _MAX_VALUES = 1_000_000
 
@@ -137,8 +138,10 @@ def find_glass(smooth: RgbArray) -> Glass:
         other = _brightest_flat_colour(smooth, beside)
         if other is not None and _has_straight_border(fill, _is_like(smooth, other)):
             rgb, is_flat = other, is_flat & ~fill
-    tolerance = max(_TOLERANCE, _TOLERANCE_SIGMAS * _roughness(smooth, is_flat))
-    light = _fit_light(smooth, rgb, is_flat, tolerance)
+    roughness = _roughness(smooth, is_flat)
+    tolerance = max(_TOLERANCE, _TOLERANCE_SIGMAS * roughness)
+    reaches = _FIT_REACH if roughness < _SMOOTHEST else ()
+    light = _fit_light(smooth, rgb, is_flat, tolerance, reaches)
     return Glass(rgb=rgb, light=light, is_flat=is_flat, tolerance=tolerance)
 
 
@@ -279,12 +282,18 @@ def _roughness(pixels: RgbArray, is_flat: Bools) -> float:
     return worst
 
 
-def _fit_light(pixels: RgbArray, rgb: Floats, is_flat: Bools, tolerance: float) -> Floats:
+def _fit_light(
+    pixels: RgbArray,
+    rgb: Floats,
+    is_flat: Bools,
+    tolerance: float,
+    reaches: tuple[float, ...],
+) -> Floats:
     """Coefficients of the glass's colour as a polynomial of the coordinates, shape (6, 3).
 
     Each round takes the flat pixels that the last one explains; pixels may be much brighter than
-    the glass, but hardly darker, since those are tissue. The first rounds allow more, so that the
-    fit gets over a step in the light.
+    the glass, but hardly darker, since those are tissue. The first rounds may allow more, by
+    ``reaches``, so that the fit gets over steps in the light of compressed pictures.
     """
     height, width = is_flat.shape
     step = max(1, math.isqrt(height * width // _FIT_PIXELS))
@@ -298,8 +307,8 @@ def _fit_light(pixels: RgbArray, rgb: Floats, is_flat: Bools, tolerance: float) 
     coefficients = np.zeros((6, 3))
     before = None
     for fit_round in range(_FIT_ROUNDS):
-        is_narrow = fit_round >= len(_FIT_REACH)
-        reach = tolerance if is_narrow else max(tolerance, _FIT_REACH[fit_round])
+        is_narrow = fit_round >= len(reaches)
+        reach = tolerance if is_narrow else max(tolerance, reaches[fit_round])
         darker = np.einsum("kn,kc->cn", terms, coefficients) - colours
         is_glass = (darker.max(axis=0) <= reach) & (darker.min(axis=0) >= -_SIMILAR)
         is_same = is_narrow and before is not None and bool((is_glass == before).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ _WALL_DEPTH = 4.0  # grey levels by which a wall is darker than the cells beside
 _WALL_SIGMAS = 6.0  # of the noise in the smoothed picture
 _LEAST_WALL_PX = 20  # connected
 _LEAST_CELLS = 4
-_LEAST_CELL_PX = 9
+_LEAST_CELL_PX = 16  # within lines: blocks of JPEG beside ink enclose smaller spots
 _THIN_SHARE = 0.4  # of the wall of a fat cell: where three meet it is thick
 _BLACK = 16  # of 255, in the brightest channel
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
@@ -191,8 +191,8 @@ def segment_tissue(
         px_um2 = (downsample * mpp) ** 2
         mask = _remove_small(distance, floor, settings.least_speck_um2 / px_um2)
         mask |= is_faint & _close(mask)
-        walls = mask | _thin_walls(grey, glass, noise)
-        mask |= _fat_cells(walls, settings.largest_fat_cell_um2 / px_um2)
+        lines = _thin_walls(grey, glass, noise)
+        mask |= _fat_cells(mask, lines, settings.largest_fat_cell_um2 / px_um2)
         mask = _fill_small_holes(mask, settings.least_hole_um2 / px_um2)
     red, green, blue = np.rint(glass.rgb).astype(int).tolist()
     return TissueMask(
@@ -327,11 +327,13 @@ def _thin_walls(grey: Floats, glass: Glass, noise: float) -> Bools:
     return np.asarray(is_long[labels])
 
 
-def _fat_cells(walls: Bools, largest_px: float) -> Bools:
+def _fat_cells(mask: Bools, lines: Bools, largest_px: float) -> Bools:
     """Holes of up to ``largest_px`` pixels whose walls are thin, together with these.
 
-    Lumina of vessels and glands have thick walls. The border of the picture counts as a wall.
+    Walls are in the mask or lines. Lumina of vessels and glands have thick walls. The border of the
+    picture counts as a wall.
     """
+    walls = mask | lines
     labels, n_holes = ndimage.label(~walls)
     sizes = np.bincount(labels.ravel())
     is_small = sizes <= largest_px
@@ -345,16 +347,24 @@ def _fat_cells(walls: Bools, largest_px: float) -> Bools:
     n_wall = np.bincount(nearest[wall], minlength=n_holes + 1)
     n_thin = np.bincount(nearest[wall & ~thick], minlength=n_holes + 1)
     is_cell = is_small & (n_thin > _THIN_SHARE * n_wall)
-    filled = walls | is_cell[labels]
-    islands, n_islands = ndimage.label(filled, _EIGHT_NEIGHBOURS)
+    n_line = np.bincount(nearest[wall & ~mask], minlength=n_holes + 1)
     # Fat cells come in sheets; a hole or two are where a shred is curled.
-    island_of = np.zeros(n_holes + 1, np.intp)
-    island_of[labels] = islands
-    counted = is_cell & (sizes >= _LEAST_CELL_PX)
-    n_cells = np.bincount(island_of[counted], minlength=n_islands + 1)
-    is_cell &= n_cells[island_of] >= _LEAST_CELLS
+    in_lines = _number_in_island(walls, labels, is_cell & (sizes >= _LEAST_CELL_PX))
+    in_mask = _number_in_island(mask, labels, is_cell & (n_line == 0))
+    is_cell &= np.maximum(in_lines, in_mask) >= _LEAST_CELLS
     cells = is_cell[labels]
     return np.asarray(cells | (walls & ndimage.maximum_filter(cells, 3)))
+
+
+def _number_in_island(
+    walls: Bools, holes: npt.NDArray[Any], is_counted: Bools
+) -> npt.NDArray[np.intp]:
+    """Number of counted holes in the island of each hole, 0 for those not counted."""
+    islands, n_islands = ndimage.label(walls | is_counted[holes], _EIGHT_NEIGHBOURS)
+    island_of = np.zeros(len(is_counted), np.intp)
+    island_of[holes] = islands
+    n_holes = np.bincount(island_of[is_counted], minlength=n_islands + 1)
+    return np.asarray(np.where(is_counted, n_holes[island_of], 0))
 
 
 def _disc(radius_px: int) -> Bools:

@@ -263,12 +263,14 @@ def _stained(name: str | None, least: float, most: float) -> Callable[[np.random
     return paint
 
 
-def _pale(rng: np.random.Generator) -> Scene:
-    painter = _Painter(rng, noise=float(rng.uniform(0.2, 1.0)), jpeg=int(rng.choice([0, 90])))
-    painter.stain(
-        painter.islands(float(rng.uniform(0.05, 0.5))), None, float(rng.uniform(0.12, 0.3))
-    )
-    return painter.finish()
+def _pale(name: str | None, least: float, most: float) -> Callable[[np.random.Generator], Scene]:
+    def paint(rng: np.random.Generator) -> Scene:
+        painter = _Painter(rng, noise=float(rng.uniform(0.2, 1.0)), jpeg=int(rng.choice([0, 90])))
+        where = painter.islands(float(rng.uniform(0.05, 0.5)))
+        painter.stain(where, name, float(rng.uniform(least, most)))
+        return painter.finish()
+
+    return paint
 
 
 def _unlike(rng: np.random.Generator) -> Scene:
@@ -456,7 +458,7 @@ def _compressed(rng: np.random.Generator) -> Scene:
 GROUPS: dict[str, Callable[[np.random.Generator], Scene]] = {
     **{f"glass: {name}": _on_glass(name) for name in GLASSES_RGB},
     **{f"stain: {name}": _stained(name, 0.3, 1.6) for name in STAINS},
-    "stain: pale": _pale,
+    "stain: pale": _pale(None, 0.12, 0.3),
     "stain: dark": _stained(None, 1.6, 2.6),
     "unlike: side by side": _unlike,
     "unlike: touching": _unlike_touching,
@@ -472,7 +474,7 @@ GROUPS: dict[str, Callable[[np.random.Generator], Scene]] = {
     **{f"other glass: {name}": _on_glass(name) for name in OTHER_GLASSES_RGB},
     **{f"other stain: {name}": _stained(name, 0.3, 1.4) for name in OTHER_STAINS},
     **{f"ink across an edge: {name}": _ink_of(name) for name in INKS},
-    "dab alone, pale": _stained("dab alone", 0.12, 0.3),
+    "dab alone, pale": _pale("dab alone", 0.2, 0.4),
     "frozen section": _frozen,
     "needle biopsies": _cores,
     "tissue microarray": _array,
