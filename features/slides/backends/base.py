@@ -314,8 +314,7 @@ class BlockReader(RegionReader):
         together = max(1, _TOGETHER_BYTES // block_bytes)
         n_ahead = max(8, _AHEAD_BYTES // block_bytes // together)
         parts = (indices[at : at + together].tolist() for at in range(0, len(indices), together))
-        # The caller's thread has work of its own with what these decode.
-        with ThreadPoolExecutor(max(1, CPU_COUNT - 1), thread_name_prefix="overview") as pool:
+        with ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="overview") as pool:
             pending = deque(pool.submit(read, part) for part in islice(parts, n_ahead))
             while pending:
                 yield from pending.popleft().result()
