@@ -41,8 +41,7 @@ def find_messages() -> Iterator[Message]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             for node in _texts(tree):
                 message = Message(str(path.relative_to(ROOT)), node.lineno, _text(node))
-                is_argument = message.options == [message.text]  # of a command line in a list
-                if (message.options and not is_argument) or message.commands:
+                if message.options or message.commands:
                     yield message
 
 
@@ -51,12 +50,18 @@ def _texts(node: ast.AST) -> Iterator[ast.expr]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             continue  # a docstring
+        if isinstance(node, ast.List | ast.Tuple | ast.Call) and _is_option(child):
+            continue  # a word of a command line
         if isinstance(child, ast.JoinedStr) or (
             isinstance(child, ast.Constant) and isinstance(child.value, str)
         ):
             yield child
         else:
             yield from _texts(child)
+
+
+def _is_option(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and bool(_OPTION.fullmatch(str(node.value)))
 
 
 def _text(node: ast.expr) -> str:
