@@ -84,7 +84,7 @@ def test_advice_names_only_options_and_commands_that_exist() -> None:
     [
         ("cli/commands/score.py", "Give --labels or --cohortt.", "--cohortt"),
         ("cli/commands/score.py", "Give --tile-px.", "--tile-px"),  # of other commands only
-        ("cli/commands/train.py", "Run 'mil embedd slides/' first.", "mil embedd"),
+        ("cli/commands/train.py", "Run 'mil embedx slides/' first.", "mil embedx"),
         (
             "cli/commands/train.py",
             "Run 'mil score x.csv --tile-px 3' first.",
