@@ -24,21 +24,27 @@ OWN = {"--help", "--version"}
 
 
 @cache
+def imported_by(path: Path) -> list[Path]:
+    """Return the files that a file imports, anywhere in its code."""
+    files = list[Path]()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            base = ROOT / node.module.replace(".", "/")
+            files += [base.with_suffix(".py"), base / "__init__.py"]
+            files += [(base / alias.name).with_suffix(".py") for alias in node.names]
+    return [file for file in dict.fromkeys(files) if file.is_file()]
+
+
+@cache
 def modules_below(path: Path) -> frozenset[str]:
-    """Return the files that a file imports, directly or by others, anywhere in their code."""
-    seen, waiting = set[str](), [path]
+    """Return the files that a file imports, directly or by others."""
+    seen, waiting = set[Path](), [path]
     while waiting:
         one = waiting.pop()
-        name = str(one.relative_to(ROOT))
-        if name in seen or not one.is_file():
-            continue
-        seen.add(name)
-        for node in ast.walk(ast.parse(one.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                base = ROOT / node.module.replace(".", "/")
-                waiting += [base.with_suffix(".py"), base / "__init__.py"]
-                waiting += [(base / alias.name).with_suffix(".py") for alias in node.names]
-    return frozenset(seen)
+        if one not in seen:
+            seen.add(one)
+            waiting += imported_by(one)
+    return frozenset(str(one.relative_to(ROOT)) for one in seen)
 
 
 def file_of(command: str) -> Path:
