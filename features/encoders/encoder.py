@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.encoders.checkpoints import first_line, hash_weights
-from features.encoders.exports import are_few
+from features.encoders.exports import are_too_few_to_time
 from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.encoders.preprocessing import ConcatPreprocessing, Preprocessing
 from features.encoders.runtime import (
@@ -422,8 +422,8 @@ def _open_exported(
 ) -> Encoder | None:
     """Open an encoder whose export the cache holds, in a tenth of the time of loading its network.
 
-    None unless ONNX Runtime is asked for, or was the fastest here, or the tiles are few and the
-    start is all that counts.
+    None unless ONNX Runtime is asked for, or was the fastest here, or nothing was measured here and
+    the tiles are too few for it.
     """
     record = read_encoder_record(name, weights)
     if record is None or device.type != "cpu" or "+" in name:
@@ -436,7 +436,7 @@ def _open_exported(
     encoder = _ExportedEncoder(record, batch_tiles=recorded_tiles or batch_tiles)
     if execution == "auto":
         stored = encoder.stored_choice(batch_tiles)
-        few = n_tiles_expected is not None and are_few(n_tiles_expected, batch_tiles)
+        few = n_tiles_expected is not None and are_too_few_to_time(n_tiles_expected, batch_tiles)
         if (stored is None and not few) or (stored is not None and stored.runtime != str(ONNX)):
             return None
     return encoder if encoder.start() else None

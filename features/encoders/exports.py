@@ -24,6 +24,7 @@ __all__ = [
     "ONNX_PACKAGES",
     "KnownExport",
     "are_few",
+    "are_too_few_to_time",
     "choice_name",
     "export_name",
     "export_part_tiles",
@@ -39,12 +40,20 @@ MOST_PART_TILES = 16
 _FEW_BATCHES = 4
 """Number of batches that take about as long as measuring runtimes."""
 
+_EXPORT_BATCHES = 16
+"""Number of batches of which it takes more than 5 % to load a network and to time it."""
+
 _ONNX = "onnx float32"
 
 
 def are_few(n_tiles: float, batch_tiles: int) -> bool:
     """Return whether a selection would take about as long as the tiles themselves."""
     return n_tiles <= _FEW_BATCHES * batch_tiles
+
+
+def are_too_few_to_time(n_tiles: float, batch_tiles: int) -> bool:
+    """Return whether an export in the cache is run where no runtime was ever timed."""
+    return n_tiles <= _EXPORT_BATCHES * batch_tiles
 
 
 def export_part_tiles(batch_tiles: int, n_threads: int) -> int:
@@ -131,7 +140,7 @@ class KnownExport:
             choice = runtime_cache.load(
                 choice_name(key, (batch_tiles, 3, side, side), "cpu", n_threads)
             )
-            few = are_few(n_tiles, batch_tiles)
+            few = are_too_few_to_time(n_tiles, batch_tiles)
             if engine == "onnx" or (engine == "auto" and _takes_export(choice, few=few)):
                 return cls(
                     encoder=encoder, file_name=file_name, part_shape=part, n_threads=n_threads,

@@ -178,7 +178,7 @@ def test_an_export_runs_without_its_network_until_something_changes(
     path = tmp_path / "w.safetensors"
     save_file(tiny_state(), path)
 
-    def load(execution: str = "auto", n_tiles: int | None = 3, batch_tiles: int = 2) -> Encoder:
+    def load(execution: str = "auto", n_tiles: int | None = 32, batch_tiles: int = 2) -> Encoder:
         return load_encoder(
             TINY, weights_path=path, device=CPU, batch_tiles=batch_tiles, execution=execution,
             n_tiles_expected=n_tiles,
