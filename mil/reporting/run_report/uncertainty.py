@@ -31,6 +31,7 @@ def draw_risk_coverage(data: ReportData, point: AbstentionPoint | None) -> Embed
     """Draw the share of errors over the share of patients kept, and the chosen point."""
     curve = risk_coverage(data.first["calibrated"], data.labels)
     risk_of_all = float(curve.risk[-1])
+    top = max(float(curve.risk.max()), (point and point.risk_at_most) or 0.0)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -46,7 +47,7 @@ def draw_risk_coverage(data: ReportData, point: AbstentionPoint | None) -> Embed
                           color=MARK_COLOUR, linewidth=1.5, marker="_", markevery=[1],
                           label="at most, with 95 % confidence")  # fmt: skip
         axes.set(xlabel="share of patients kept", ylabel="share of errors among them",
-                 xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * float(curve.risk.max()))))  # fmt: skip
+                 xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * top)))  # fmt: skip
         share_ticks(axes.xaxis)
         share_ticks(axes.yaxis)
         axes.legend()
