@@ -229,6 +229,26 @@ def test_names_that_are_not_unicode_are_passed_over(tmp_path: Path) -> None:
         search_slides([Path(odd[0])])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html><title>404", "a web page.*Download it again"),
+        (b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied', "a web page"),
+        (b"\x1f\x8b\x08" + b"\0" * 99, "an archive.*Unpack it"),
+        (b"7z\xbc\xaf\x27\x1c" + b"\0" * 99, "an archive.*Unpack it"),
+        (b"%PDF-1.7\n", "a PDF.*Export the picture"),
+        (b"\0" * 5000, "zeros where its header should be.*Copy it again"),
+    ],
+)
+def test_what_goes_by_the_name_of_a_slide_is_called_what_it_is(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "s.svs").write_bytes(content)
+    with pytest.raises(SlideError, match=message):
+        open_slide(tmp_path / "s.svs")
+
+
 def test_a_zip_of_slides_is_told_to_be_unpacked(tmp_path: Path) -> None:
     import zipfile
 
