@@ -20,7 +20,7 @@ from typing import Any
 import platformdirs
 
 from features.errors import OutputError
-from features.utils.files import atomic_write, make_folder
+from features.utils.files import atomic_write, make_folder, write_error
 
 __all__ = [
     "EncoderRecord",
@@ -72,9 +72,9 @@ def store(name: str, content: bytes) -> str:
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)
     except (OutputError, OSError) as error:
-        reason = getattr(error, "actual", "") or str(error)
+        known = write_error(folder, error) if isinstance(error, OSError) else error
         _refusals.append(
-            f"the cache {folder} cannot be written: {reason}; the next start takes as long again. "
+            f"the cache {folder} {known.actual}; the next start takes as long again. "
             "Free space there, or name another folder in MIL_CACHE."
         )
         return _refusals[-1]
