@@ -18,6 +18,7 @@ from features.slides.backends.dicom import open_with_openslide
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
+from features.slides.dicom_series import group_dicom_files, is_dicom
 from features.utils.files import ZARR_METADATA, is_zarr_folder
 from features.utils.paths import parse_url, strip_slide_suffix
 from features.utils.text import normalize_name
@@ -113,6 +114,11 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
             raise
         except SlideError as error:
             reasons.append(f"{name}: {one_line(error.actual, max_chars=200)}")
+    if is_dicom(path) and (reason := group_dicom_files([path])[path]):
+        raise SlideError(
+            path, actual=reason, expected="a slide",
+            hint="Name the file of its pixels, or the folder of its series.",
+        )  # fmt: skip
     raise SlideError(
         path,
         actual=f"no reader can open it ({'; '.join(reasons)})",

@@ -39,6 +39,8 @@ _PICTURES = {
     ".pnm", ".ppm", ".psd", ".tga",
 }  # fmt: skip
 _ARCHIVES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"}
+_OTHERS = _BY_BIO_FORMATS | _BY_VENDOR | _PICTURES | _ARCHIVES
+"""Suffixes of files that are never DICOM, and need not be opened."""
 _VMS_FILE = re.compile(r"^[^=\r\n]+=[ \t]*(\S[^\r\n]*)", re.MULTILINE)
 _VMS_BYTES = 1 << 18
 _N_NAMED = 5
@@ -98,7 +100,7 @@ def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
             raise SlideError(path, actual="there is no such file or folder", expected="slides")
         elif path.is_dir() and not is_zarr_folder(path):
             _search(path, search)
-        elif path.suffix.lower() in _DICOM_SUFFIXES:
+        elif _may_be_dicom(path):
             dicom.setdefault(path.parent, []).append(path)
         else:
             search.slides.append(path)
@@ -157,7 +159,7 @@ def _search(folder: Path, search: SlideSearch) -> None:
             continue
         elif name in parts:
             search.passed_over[path] = PassedOver(reason="a part of a Hamamatsu VMS slide")
-        elif suffix in _DICOM_SUFFIXES or (not suffix and is_dicom(path)):
+        elif _may_be_dicom(path):
             dicom.append(path)
         elif has_slide_suffix(name):
             search.slides.append(path)
@@ -172,6 +174,13 @@ def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:
             search.slides.append(path)
         elif reason:
             search.passed_over[path] = PassedOver(reason=reason)
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file goes by the name of DICOM, or by no slide's, such as a UID, but is DICOM."""
+    if (suffix := path.suffix.lower()) in _DICOM_SUFFIXES:
+        return True
+    return not (has_slide_suffix(path.name) or suffix in _OTHERS) and is_dicom(path)
 
 
 def _pass_over_names(search: SlideSearch) -> None:

@@ -11,9 +11,9 @@ __all__ = ["FrameGrid", "incomplete_levels"]
 
 _TAGS = [
     "SeriesInstanceUID", "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "Columns", "Rows",
-    "NumberOfFrames", "DimensionOrganizationType",
+    "NumberOfFrames", "ConcatenationUID", "ConcatenationFrameOffsetNumber",
 ]  # fmt: skip
-_SPARSE = "TILED_SPARSE"
+_GROUPS = "PerFrameFunctionalGroupsSequence"
 _POSITION = "PlanePositionSlideSequence"
 
 
@@ -36,14 +36,15 @@ def incomplete_levels(
 ) -> list[FrameGrid] | None:
     """Return the frames of each level of a DICOM slide, or None if no frame is missing.
 
-    ``level_sizes_px`` are widths and heights, px. Of a level that no file states alone, such as one
-    in several files, all frames are taken to be there.
+    ``level_sizes_px`` are widths and heights, px. Of a level of which no file is found, all frames
+    are taken to be there. Files of one concatenation are parts of one level.
     """
-    grids: dict[tuple[int, int], FrameGrid] = {}
+    parts: dict[tuple[int, int], list[tuple[Any, Path]]] = {}
     for header, file in _headers_of_series(path):
         size = int(header.TotalPixelMatrixColumns), int(header.TotalPixelMatrixRows)
         if size in level_sizes_px:
-            grids[size] = _read_grid(header, file, size)
+            parts.setdefault(size, []).append((header, file))
+    grids = {size: _read_grid(files, size) for size, files in parts.items()}
     if all(grid.stored is None for grid in grids.values()):
         return None
     return [
@@ -70,27 +71,46 @@ def _headers_of_series(path: Path) -> Iterator[tuple[Any, Path]]:
             yield header, file
 
 
-def _read_grid(header: Any, file: Path, size: tuple[int, int]) -> FrameGrid:
-    from pydicom import dcmread  # noqa: PLC0415 - loaded above already
-
+def _read_grid(files: Sequence[tuple[Any, Path]], size: tuple[int, int]) -> FrameGrid:
+    header = files[0][0]
+    whole = header.get("ConcatenationUID")
+    # Two files of one level that are not parts of it are copies of each other.
+    files = [part for part in files if part[0].get("ConcatenationUID") == whole]
+    files = files if whole else files[:1]
     width, height = int(header.Columns), int(header.Rows)
     n_columns, n_rows = -(-size[0] // width), -(-size[1] // height)
-    n_frames = int(header.get("NumberOfFrames") or 1)
     stored = None
-    if n_frames < n_columns * n_rows:
-        if header.get("DimensionOrganizationType") == _SPARSE:
-            # A long list, which is read only where frames are missing.
-            full = dcmread(
-                file, stop_before_pixels=True, specific_tags=["PerFrameFunctionalGroupsSequence"]
-            )
-            places = {_place_of(group) for group in full.PerFrameFunctionalGroupsSequence}
-            stored = frozenset((y // height, x // width) for x, y in places)
-        else:  # frames follow one another in rows
-            stored = frozenset(divmod(index, n_columns) for index in range(n_frames))
+    if sum(_n_frames(part) for part, _ in files) < n_columns * n_rows:
+        stored = frozenset(
+            place for part, file in files for place in _stored_in(part, file, n_columns)
+        )
     return FrameGrid(
         width_px=size[0], height_px=size[1], frame_width_px=width, frame_height_px=height,
         stored=stored,
     )  # fmt: skip
+
+
+def _n_frames(header: Any) -> int:
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _stored_in(header: Any, file: Path, n_columns: int) -> Iterator[tuple[int, int]]:
+    """Row and column of each frame of a file.
+
+    Where frames state their places, these hold, whatever DimensionOrganizationType says: so does
+    the library that decodes them. Otherwise frames follow one another in rows.
+    """
+    from pydicom import dcmread  # noqa: PLC0415 - loaded above already
+
+    # A long list, which is read only where frames are missing.
+    groups = dcmread(file, stop_before_pixels=True, specific_tags=[_GROUPS]).get(_GROUPS) or ()
+    if groups and all(_POSITION in group for group in groups):
+        for x_px, y_px in map(_place_of, groups):
+            yield y_px // int(header.Rows), x_px // int(header.Columns)
+    else:
+        first = int(header.get("ConcatenationFrameOffsetNumber") or 0)
+        for index in range(first, first + _n_frames(header)):
+            yield divmod(index, n_columns)
 
 
 def _place_of(group: Any) -> tuple[int, int]:

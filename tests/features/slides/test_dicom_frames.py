@@ -9,13 +9,14 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
 
 from features.errors import TileError
 from features.slides.reader import open_slide
+from features.slides.search import find_slides
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
@@ -136,3 +137,76 @@ def test_glass_that_a_sparse_slide_leaves_out_is_glass(tmp_path: Path) -> None:
     path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5, sparse=True, keeps=without_corner)
     with closing(open_slide(path)) as slide:
         assert slide.read(level=0, x_px=0, y_px=0, width_px=128, height_px=128).min() >= 240
+
+
+@pytest.mark.parametrize("organization", [None, "TILED_FULL", "3D"])
+def test_places_of_frames_hold_whatever_the_organization_says(
+    tmp_path: Path, organization: str | None
+) -> None:
+    path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5, sparse=True, keeps=without_hole)
+    header = dcmread(path)
+    del header.DimensionOrganizationType
+    if organization is not None:
+        header.DimensionOrganizationType = organization
+    header.save_as(path, enforce_file_format=True)
+    with closing(open_slide(path)) as slide:
+        with pytest.raises(TileError, match="frame in row 4, column 4 of level 0 is not stored"):
+            slide.read(level=0, x_px=0, y_px=0, width_px=768, height_px=768)
+        assert slide.read(level=0, x_px=0, y_px=0, width_px=64, height_px=64).shape == (64, 64, 3)
+
+
+def split_level(path: Path, *, names: tuple[str, ...], gap: bool = False) -> list[Path]:
+    """Write a level as a concatenation, one file per name; with ``gap``, one frame is left out."""
+    whole = dcmread(path)
+    n_frames = int(whole.NumberOfFrames)
+    frames = list(generate_frames(whole.PixelData, number_of_frames=n_frames))
+    groups = list(whole.get("PerFrameFunctionalGroupsSequence", ()))
+    bounds = np.linspace(0, n_frames, len(names) + 1).astype(int)
+    paths = []
+    for number, (name, first, end) in enumerate(zip(names, bounds, bounds[1:], strict=False), 1):
+        part = dcmread(path)
+        last = int(end) - (gap and number == len(names))
+        part.NumberOfFrames = last - int(first)
+        part.PixelData = encapsulate(frames[first:last])
+        part["PixelData"].is_undefined_length = True
+        if groups:
+            part.PerFrameFunctionalGroupsSequence = groups[first:last]
+        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        part.ConcatenationUID, part.SOPInstanceUIDOfConcatenationSource = "1.2.7", "1.2.8"
+        part.InConcatenationNumber, part.InConcatenationTotalNumber = number, len(names)
+        part.ConcatenationFrameOffsetNumber = int(first)
+        part.save_as(path.parent / name, enforce_file_format=True)
+        paths.append(path.parent / name)
+    path.unlink()
+    return paths
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["full", "sparse"])
+@pytest.mark.parametrize("names", [("b.dcm", "c.dcm"), ("c", "b", "d")], ids=["two", "three"])
+def test_parts_of_a_concatenation_are_one_level(
+    tmp_path: Path, sparse: bool, names: tuple[str, ...]
+) -> None:
+    whole = write_level(tmp_path / "w.dcm", PIXELS, mpp=0.5, sparse=sparse)
+    parts = split_level(whole, names=names)
+    write_level(tmp_path / "half.dcm", HALF, mpp=1.0)
+    for paths in ([tmp_path], [*parts, tmp_path / "half.dcm"]):
+        (path,) = find_slides(paths)
+        with closing(open_slide(path)) as slide:
+            assert [level.width_px for level in slide.levels] == [768, 384]
+            assert not slide.warnings
+            result = slide.read(level=0, x_px=0, y_px=0, width_px=768, height_px=768)
+        assert np.abs(result.astype(int) - PIXELS).mean() < 3  # JPEG
+
+
+def test_a_frame_that_a_concatenation_lacks_is_counted(tmp_path: Path) -> None:
+    whole = write_level(tmp_path / "w.dcm", PIXELS, mpp=0.5)
+    first, _ = split_level(whole, names=("b.dcm", "c.dcm"), gap=True)
+    with closing(open_slide(first)) as slide:
+        assert slide.warnings == ("1 of 144 frames of level 0 are not stored",)
+
+
+def test_a_copy_of_a_file_beside_it_does_not_stand_for_its_missing_frames(tmp_path: Path) -> None:
+    path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5, sparse=True, keeps=without_hole)
+    (tmp_path / "a (1).dcm").write_bytes(path.read_bytes())
+    with closing(open_slide(path)) as slide:
+        assert slide.warnings == ("16 of 144 frames of level 0 are not stored",)

@@ -196,6 +196,32 @@ def test_dicom_files_without_suffix_and_in_other_folders_are_found(archive: Path
     assert "sub/DICOMDIR" in passed
 
 
+@pytest.mark.parametrize("names_", [("1.2.826.0.1", "1.2.826.0.2"), ("a.ima", "b.IMA"), ("a", "b")])
+def test_dicom_is_known_by_its_content_under_any_name(
+    tmp_path: Path, names_: tuple[str, str]
+) -> None:
+    files = [write_dicom(tmp_path / name, "1.1") for name in names_]
+    (tmp_path / "notes.txt").write_text("x")
+    assert names(tmp_path)[0] == [names_[0]]
+    assert find_slides(files) == files[:1]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"sop_class": REPORT}, r"object of another kind \(Comprehensive 3D SR\)"),
+        ({"sop_class": "1.2.3"}, r"object of another kind \(private\)"),
+        ({"kind": "LABEL"}, "label without its slide"),
+    ],
+)
+def test_a_dicom_object_given_by_name_is_called_what_it_is(
+    tmp_path: Path, values: dict[str, str], kind: str
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", "1.1", **values)
+    with pytest.raises(SlideError, match=f"a DICOM {kind}.*Name the file of its pixels"):
+        open_slide(path)
+
+
 def test_a_damaged_dicom_file_is_not_lost_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "bad.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
     write_dicom(tmp_path / "good.dcm", "1.1")
