@@ -130,7 +130,7 @@ def print_json(content: Mapping[str, object]) -> None:
 def print_next(*commands: str, **paths: Path | str | Sequence[Path | str]) -> None:
     """Print on standard error what can be done next: commands, with paths in braces by name.
 
-    Paths are quoted for the shell where they have to be.
+    Paths are quoted for the shell where they have to be; none leave nothing at the end.
     """
     quoted = {
         name: shlex.join(map(str, [path] if isinstance(path, Path | str) else path))
@@ -138,7 +138,7 @@ def print_next(*commands: str, **paths: Path | str | Sequence[Path | str]) -> No
     }
     for number, command in enumerate(commands):
         start = "or:  " if number else "Next:"
-        stderr.print(f"{start} {command.format(**quoted)}", style="dim")
+        stderr.print(f"{start} {command.format(**quoted).rstrip()}", style="dim")
 
 
 def print_table(

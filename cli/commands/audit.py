@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,7 @@ from cli.console import (
     stdout,
 )
 from cli.options import ColumnNames, Covariates, JsonOutput
-from cli.shared.arguments import parse_columns
+from cli.shared.arguments import given_options, parse_columns
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
 
@@ -32,6 +32,7 @@ _EXIT_LEAK = 1
 
 
 def audit(
+    context: typer.Context,
     *,
     train: Annotated[
         Path,
@@ -99,14 +100,17 @@ def audit(
     if as_json:
         print_json(report.as_dict())
     else:
-        _print_report(report, train=train, bags=bags)
+        again = given_options(context, "columns", "covariates", "folds", "seed")
+        _print_report(report, train=train, bags=bags, again=again)
     if report.leaks:
         raise typer.Exit(_EXIT_LEAK)
     if report.incomplete:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
 
-def _print_report(report: AuditReport, *, train: Path, bags: Path | None) -> None:
+def _print_report(
+    report: AuditReport, *, train: Path, bags: Path | None, again: Sequence[str]
+) -> None:
     print_findings(report.findings)
     if report.shortcut_scores:
         _print_shortcuts(report.shortcut_scores)
@@ -134,7 +138,10 @@ def _print_report(report: AuditReport, *, train: Path, bags: Path | None) -> Non
         print_next("mil describe {train}", train=train)
     else:
         stdout.print("No leak found.")
-        print_next("mil train --cohort {train} --bags {bags}", train=train, bags=bags or "bags")
+        print_next(
+            "mil train --cohort {train} --bags {bags} {again}",
+            train=train, bags=bags or "bags", again=again,
+        )  # fmt: skip
 
 
 def _print_shortcuts(scores: Iterable[ShortcutScore]) -> None:

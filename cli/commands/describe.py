@@ -17,7 +17,7 @@ from cli.console import (
     stdout,
 )
 from cli.options import ColumnNames, JsonOutput
-from cli.shared.arguments import keep_inputs, parse_columns
+from cli.shared.arguments import given_options, keep_inputs, parse_columns
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
 
@@ -28,6 +28,7 @@ __all__ = ["describe"]
 
 
 def describe(
+    context: typer.Context,
     *,
     train: Annotated[
         Path,
@@ -114,8 +115,9 @@ def describe(
         print_json({"page": str(out), **summary.as_dict()})
     else:
         _print_summary(summary, out)
-        audit = "mil audit {train}" + (" --bags {bags}" if bags else "")
-        print_next("open {page}", audit, page=out, train=train, bags=bags or "")
+        again = given_options(context, "columns", "bags")
+        again += [] if label is None else ["--column", f"label={label}"]
+        print_next("open {page}", "mil audit {train} {again}", page=out, train=train, again=again)
     if (files and files.failures) or summary.incomplete:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 

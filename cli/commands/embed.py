@@ -13,7 +13,15 @@ import typer
 from rich.table import Table
 
 from cli.commands.embed_series import embed_series_command
-from cli.console import print_json, print_next, spinner, stderr, stdout
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    print_json,
+    print_next,
+    spinner,
+    stderr,
+    stdout,
+)
 from cli.options import (
     TILES,
     Address,
@@ -68,12 +76,14 @@ from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from features.embedding.config import EmbedConfig
+    from features.embedding.estimate import Estimate
     from features.filters.classifier import TileFilter
 
 __all__ = []
 
 _STARTED_S = time.monotonic() - time.process_time()
 """Start of the program, nearly: until commands are imported, it does not wait."""
+_N_NAMED = 5
 
 
 class StainNorm(StrEnum):
@@ -285,8 +295,10 @@ def embed(
             )  # fmt: skip
             return
     if dry_run:
-        print_estimate(slides, config, bags, given_mpp=given_mpp, scene=scene, as_json=as_json)
         print_passed_over(search.passed_over)
+        print_estimate(slides, config, bags, given_mpp=given_mpp, scene=scene, as_json=as_json)
+        if search.unread:
+            raise typer.Exit(EXIT_PARTLY_FAILED)
         return
     with spinner("loading torch"):
         from features.embedding.pipeline import embed_slides
@@ -382,7 +394,25 @@ def print_estimate(
         summary = asdict(estimate)
         summary["survey_s"] = summary.pop("segmentation_s")  # The key of earlier versions.
         print_json({**summary, "n_finished": n_finished})
-        return
+    else:
+        messages = list(estimate.failures.values())
+        for message in messages[:_N_NAMED]:
+            stderr.print(f"failed: {message}", style="yellow")
+        if len(messages) > _N_NAMED:
+            stderr.print(
+                f"{len(messages):,} of {pluralize(estimate.n_sampled, 'slides')} looked at cannot "
+                f"be read, the first {_N_NAMED} of them above; --json lists all",
+                style="bold yellow",
+            )
+    if len(estimate.failures) == estimate.n_sampled:
+        raise typer.Exit(EXIT_KNOWN_ERROR)
+    if not as_json:
+        _print_estimate(estimate, bags, n_finished=n_finished, n_left=len(left))
+    if estimate.failures:
+        raise typer.Exit(EXIT_PARTLY_FAILED)
+
+
+def _print_estimate(estimate: Estimate, bags: Path, *, n_finished: int, n_left: int) -> None:
     title = f"{pluralize(estimate.n_slides, 'slides')}, nothing written"
     table = Table(title=title, title_justify="left")
     for name in ("tiles", "bags", "decoding", "backbone", "start", "finding tissue", "in all"):
@@ -397,14 +427,12 @@ def print_estimate(
     stdout.print(table)
     if n_finished:
         stdout.print(f"Not counted: {pluralize(n_finished, 'slides')} that have a bag in {bags}.")
-    if estimate.n_sampled < len(left):
+    if estimate.n_sampled < n_left:
         stdout.print(f"Estimated from {pluralize(estimate.n_sampled, 'slides')} of all sizes.")
     stdout.print(
         f"Times are for this machine, these options and runtime {estimate.runtime!r}; rules may "
         "leave tiles out."
     )
-    for message in estimate.failures.values():
-        stderr.print(f"failed: {message}", style="yellow")
     print_next("the same command without --dry-run")
 
 

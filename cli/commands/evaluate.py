@@ -9,7 +9,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, stdout
 from cli.options import BagsSources, CohortTable, ColumnNames, JsonOutput, Seed
-from cli.shared.arguments import keep_inputs, parse_columns
+from cli.shared.arguments import given_options, keep_inputs, parse_columns
 from cli.shared.output import print_caveats
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
+    context: typer.Context,
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     cohort: CohortTable,
@@ -114,8 +115,10 @@ def evaluate(
     if not as_json:
         print_next(
             "open {page}",
-            "mil recalibrate {run} --cohort {cohort} --bags {bags} --run runs/recalibrated",
+            "mil recalibrate {run} --cohort {cohort} --bags {bags} --run runs/recalibrated "
+            "{again}",
             page=out, run=run, cohort=cohort, bags=bags or ["bags"],
+            again=given_options(context, "columns"),
         )  # fmt: skip
     unusable = {"no_bag", "no_tissue", "bag_refused", "out_of_range", "slides_missing"}
     if any(p.status in unusable for p in predictions):

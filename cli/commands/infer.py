@@ -28,6 +28,7 @@ from cli.options import (
     flag,
 )
 from cli.shared.arguments import (
+    given_options,
     keep_inputs,
     only_folder,
     parse_columns,
@@ -55,6 +56,7 @@ __all__ = ["infer"]
 
 
 def infer(
+    context: typer.Context,
     *,
     patients: PatientTable,
     columns: ColumnNames = None,
@@ -238,13 +240,14 @@ def infer(
         if several is not None
         else [
             "mil score {out} --cohort labels.csv",
-            "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides}",
+            "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides} {again}",
         ]
     )
     print_next(
         *([] if as_json else commands),
         labels=",".join(several.names if several else ()),
         out=out, run=chosen, patients=patients, bags=bags, slides=slides or "slides/",
+        again=given_options(context, "columns", "prior", "tta"),
     )  # fmt: skip
     if n_failed or not complete:
         raise typer.Exit(EXIT_PARTLY_FAILED)

@@ -18,7 +18,7 @@ from cli.console import (
     stdout,
 )
 from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
-from cli.shared.arguments import resolve_slides
+from cli.shared.arguments import given_options, resolve_slides, slides_again
 from cli.shared.embed_progress import assumed_mpp_text
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 from features.utils.text import pluralize
@@ -32,6 +32,7 @@ _N_NAMED = 5
 
 
 def inspect(
+    context: typer.Context,
     *,
     paths: SlidePaths,
     scene: SceneNumber = None,
@@ -80,8 +81,9 @@ def inspect(
     print_passed_over(search.passed_over)
     if opened and not as_json:
         print_next(
-            "mil preview {paths} --out previews", paths=paths if len(paths) == 1 else "slides/"
-        )
+            "mil preview {paths} --out previews {options}", paths=slides_again(paths),
+            options=given_options(context, "scene", "slide_mpp"),
+        )  # fmt: skip
     if failed or search.unread:
         raise typer.Exit(EXIT_PARTLY_FAILED if opened else EXIT_KNOWN_ERROR)
 

@@ -35,9 +35,11 @@ from cli.options import (
     Workers,
 )
 from cli.shared.arguments import (
+    given_options,
     require_one_resolution,
     resolve_mpp_table,
     resolve_slides,
+    slides_again,
     tile_settings,
 )
 from cli.shared.embed_progress import (
@@ -55,8 +57,15 @@ if TYPE_CHECKING:
 
 __all__ = ["preview"]
 
+_OPTIONS_OF_EMBED = (
+    "scene", "slide_mpp", "mpp_table", "mpp", "tile_px", "overlap", "min_tissue", "tissue",
+    "max_tiles", "rules",
+)  # fmt: skip
+"""Options that choose the tiles, which the next command repeats."""
+
 
 def preview(
+    context: typer.Context,
     *,
     paths: SlidePaths,
     out: Annotated[
@@ -116,17 +125,19 @@ def preview(
                 bars.slide_ended(row)
         finally:
             writer.write_index()
+    n_failed = sum(row.status == "failed" for row in rows)
     if as_json:
         passed_over = passed_over_as_dict(search.passed_over)
         print_json(_summary(rows, writer.index_path) | {"passed_over": passed_over})
     else:
         _print_summary(rows, writer.index_path)
         print_next(
-            "open {page}", "mil embed {paths} --bags bags", page=writer.index_path,
-            paths=paths if len(paths) == 1 else "slides/",
+            "open {page}",
+            *(["mil embed {paths} --bags bags {options}"] if n_failed < len(rows) else []),
+            page=writer.index_path, paths=slides_again(paths),
+            options=given_options(context, *_OPTIONS_OF_EMBED),
         )  # fmt: skip
     print_passed_over(search.passed_over)
-    n_failed = sum(row.status == "failed" for row in rows)
     if n_failed:
         stderr.print(
             f"{n_failed:,} of {pluralize(len(rows), 'slides')} failed; see the page",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "files_of",
     "folder_for_bags",
+    "given_options",
     "keep_inputs",
     "only_folder",
     "parse_columns",
@@ -29,10 +30,12 @@ __all__ = [
     "resolve_mpp_table",
     "resolve_slides",
     "select_shard",
+    "slides_again",
     "tile_settings",
 ]
 
 T = TypeVar("T")
+_N_AGAIN = 5
 
 
 def folder_for_bags(bags: Path) -> Path:
@@ -45,6 +48,25 @@ def folder_for_bags(bags: Path) -> Path:
             param_hint="--bags",
         )
     return bags
+
+
+def given_options(context: typer.Context, *names: str) -> list[str]:
+    """Return these options of a command, by parameter, as they were given: for the next command."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = getattr(context.get_parameter_source(name), "name", "")
+        if name in names and source == "COMMANDLINE":
+            value = context.params[name]
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words.append(parameter.opts[0])
+                words += [] if one is True else [str(getattr(one, "value", one))]
+    return words
+
+
+def slides_again(paths: Sequence[Path]) -> Sequence[Path | str]:
+    """Return the slides of a command for the next one: as given, ``slides/`` if they are many."""
+    return paths if len(paths) <= _N_AGAIN else ["slides/"]
 
 
 def tile_settings(

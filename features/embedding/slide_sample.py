@@ -49,8 +49,8 @@ def sample_slides(
     """Open a few slides of all sizes, and estimate the tiles of all.
 
     Slides are ordered by the size of their files, which grows with their tissue, and sampled
-    evenly; the tiles per byte of the nearest sampled one are taken for each other slide. That is
-    exact where all are opened, as it is for a few small slides.
+    evenly until enough can be read; the tiles per byte of the nearest sampled one are taken for
+    each other slide. That is exact where all are opened, as it is for a few small slides.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def sample_slides(
     failures: dict[str, str] = {}
     open_s = 0.0
     for rank in _spread(len(sources)):
-        if counts and (len(counts) >= _MOST_SAMPLED or open_s > _MOST_SECONDS):
+        if counts and (len(counts) - len(failures) >= _MOST_SAMPLED or open_s > _MOST_SECONDS):
             break
         source = sources[order[rank]]
         began = time.monotonic()

@@ -61,7 +61,12 @@ def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> No
     assert data["hours"] * 3600 > data["survey_s"] > 0
     assert list(data["failures"]) == ["broken"]
     assert not bags.exists()
-    assert "tiles/s" in mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8).stdout
+    again = mil("embed", slides, "--bags", bags, "--dry-run", "--batch", 8)
+    assert "tiles/s" in again.stdout
+    assert again.exit_code == result.exit_code == 3
+    nothing = mil("embed", slides / "broken.tif", "--bags", bags, "--dry-run")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
+    assert nothing.stderr.count("failed: ") == 1
 
 
 @pytest.mark.ci
@@ -84,7 +89,7 @@ def test_a_dry_run_of_a_cached_export_loads_no_torch(
         [sys.executable, "-c", code, *embed, "--dry-run", "--overwrite"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert dry.returncode == 0, dry.stderr
+    assert dry.returncode == 3, dry.stderr  # of the broken slide
     assert dry.stderr.split()[-1] == "False"
     data = json.loads(dry.stdout)
     assert data["n_tiles"] > 0

@@ -56,6 +56,18 @@ def test_of_more_slides_some_of_all_sizes_are_opened(
     assert some.n_tiles == pytest.approx(whole, rel=0.3)
 
 
+def test_slides_that_cannot_be_read_do_not_take_the_place_of_others(
+    slides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slide_sample, "_MOST_SAMPLED", 2)
+    bad = [tmp_path / f"{number}.svs" for number in range(40)]
+    for path in bad:
+        path.touch()
+    sample = sample_of([*bad, slides[4]])
+    assert len(sample.failures) == 40
+    assert sample.n_tiles == sample_of([slides[4]]).n_tiles
+
+
 def test_time_is_limited_but_one_slide_is_always_opened(
     slides: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
