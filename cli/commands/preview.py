@@ -108,6 +108,9 @@ def preview(
 
     search = resolve_slides(paths)
     slides = search.slides
+    if out.resolve() in {path.parent.resolve() for path in slides}:
+        # The picture of a slide that is a JPEG file would replace it.
+        raise typer.BadParameter(f"slides are read from {out}; name another", param_hint="--out")
     mpp_of = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     check_unique_ids(slides, option="--out")
     writer = PreviewWriter(out)

@@ -45,7 +45,10 @@ def read_slide_table(path: Path) -> list[Path]:
     Raises TableError if there is no column of paths, or a listed file does not exist.
     """
     table = read_table(path)
-    column = find_column(table, ["path", "slide_path", "file"], where=path, what="paths of slides")
+    column = find_column(
+        table, ["path", "slide_path", "file"], where=path, what="paths of slides",
+        otherwise="Name the folder of the slides instead, or add a column 'path' of their files.",
+    )  # fmt: skip
     slides = [Path(text) if parse_url(text) else path.parent / text for text in table[column]]
     for row, slide in enumerate(slides, start=2):
         if parse_url(slide) is None and not path_exists(slide):

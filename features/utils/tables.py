@@ -58,6 +58,11 @@ _SYNONYMS = (
     }),
 )  # fmt: skip
 """Names that people give to the columns of slides, their images, patients, labels and centres."""
+_PATHS = frozenset({
+    "file", "file_name", "file_path", "filename", "filepath", "image_path", "location", "path",
+    "paths", "slide_path", "url", "wsi_path",
+})  # fmt: skip
+"""Names that people give to columns of files; a column of ids, renamed, would name no file."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -199,6 +204,7 @@ def find_column(
     where: object,
     what: str,
     option: str = "",
+    otherwise: str = "",
 ) -> str:
     """Return the first of ``names`` that is a column of ``table``, shape (rows, columns).
 
@@ -206,7 +212,8 @@ def find_column(
     there is none, or two with different cells are spellings of it: the message names the file
     ``where``, ``what`` the column contains, all columns, the one that may be meant, and the row
     that looks like the header. ``option`` is that of every command that reads such a table by
-    which a column can be named, such as ``--column``.
+    which a column can be named, such as ``--column``; ``otherwise`` is the advice where no column
+    is like it.
     """
     columns = [str(column) for column in table.columns]
     for name in (*(name for name in names if name in columns), *names):
@@ -222,12 +229,13 @@ def find_column(
             )
         if same:
             return same[0]
-    hint = ""
     if near := suggest_column(columns, names):
         with_option = f", or name it with {option}" if option else ""
         hint = f"Did you mean {near!r}? Rename it in the table{with_option}."
     elif row := _find_header(table, names):
         hint = f"Row {row} looks like the header: make it the first row."
+    else:
+        hint = otherwise
     raise TableError(
         where,
         actual=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
@@ -250,7 +258,8 @@ def suggest_column(columns: Sequence[str], names: Sequence[str]) -> str:
     """Return the column that may be meant by ``names``: of the same meaning, or alike; or none."""
     plain = {column: column_key(column) for column in columns}
     wanted = [column_key(name) for name in names]
-    meaning = frozenset().union(*(group for group in _SYNONYMS if group & set(wanted)))
+    groups = (_PATHS,) if "path" in wanted else _SYNONYMS
+    meaning = frozenset().union(*(group for group in groups if group & set(wanted)))
     of_meaning = [column for column in columns if plain[column] in meaning]
     if of_meaning:
         return of_meaning[0]

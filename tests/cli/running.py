@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 from typer.testing import CliRunner, Result
 
 from cli.app import app
 
-__all__ = ["mil", "mil_ok"]
+__all__ = ["follow_advice", "mil", "mil_ok"]
 
 
 def mil(*arguments: object) -> Result:
@@ -22,3 +24,11 @@ def mil_ok(*arguments: object) -> Result:
     if not {"--json", "--help", "--version", "export"} & set(map(str, arguments)):
         assert "Next: " in result.stderr, (arguments, result.output)
     return result
+
+
+def follow_advice(wrong: str, advice: str, then: str, *, exit_code: int = 1) -> None:
+    """Type a command that fails with an advice, and then what it says, which must succeed."""
+    failed = mil(*shlex.split(wrong))
+    assert failed.exit_code == exit_code, (wrong, failed.output)
+    assert advice in " ".join(failed.output.replace("│", " ").split()), failed.output
+    mil_ok(*shlex.split(then))
