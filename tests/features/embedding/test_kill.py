@@ -133,6 +133,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
         process = start(world, bags)
         time.sleep(rng.uniform(0.2, 1.0) * whole_s)
         if process.poll() is not None:  # it was done before: begin anew
+            whole_s *= 0.9  # the machine may have been busier when the time was taken
             same_bytes(bags, world / "whole")
             finished = {}
             shutil.rmtree(bags)
