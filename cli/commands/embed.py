@@ -63,6 +63,7 @@ from cli.shared.arguments import (
 from cli.shared.embed_profile import profile_seconds
 from cli.shared.embed_progress import report_results
 from cli.shared.executors import absolute_path, checkpoint_paths, embed_with_progress
+from cli.shared.output import print_failures
 from cli.shared.passed_over import print_passed_over
 from cli.shared.settings import (
     Assignments,
@@ -83,7 +84,6 @@ __all__ = []
 
 _STARTED_S = time.monotonic() - time.process_time()
 """Start of the program, nearly: until commands are imported, it does not wait."""
-_N_NAMED = 5
 
 
 class StainNorm(StrEnum):
@@ -395,15 +395,7 @@ def print_estimate(
         summary["survey_s"] = summary.pop("segmentation_s")  # The key of earlier versions.
         print_json({**summary, "n_finished": n_finished})
     else:
-        messages = list(estimate.failures.values())
-        for message in messages[:_N_NAMED]:
-            stderr.print(f"failed: {message}", style="yellow")
-        if len(messages) > _N_NAMED:
-            stderr.print(
-                f"{len(messages):,} of {pluralize(estimate.n_sampled, 'slides')} looked at cannot "
-                f"be read, the first {_N_NAMED} of them above; --json lists all",
-                style="bold yellow",
-            )
+        print_failures(estimate.failures.values(), estimate.n_sampled)
     if len(estimate.failures) == estimate.n_sampled:
         raise typer.Exit(EXIT_KNOWN_ERROR)
     if not as_json:

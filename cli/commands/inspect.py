@@ -18,17 +18,15 @@ from cli.console import (
     stdout,
 )
 from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
-from cli.shared.arguments import given_options, resolve_slides, slides_again
+from cli.shared.arguments import given_options, repeat_paths, resolve_slides
 from cli.shared.embed_progress import assumed_mpp_text
+from cli.shared.output import print_failures
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
-from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from features.slides.base import Slide
 
 __all__ = ["inspect"]
-
-_N_NAMED = 5
 
 
 def inspect(
@@ -70,18 +68,11 @@ def inspect(
             _print(described)
         if assumed:
             stderr.print(assumed_mpp_text(assumed), style="yellow")
-        for message in list(failed.values())[:_N_NAMED]:
-            stderr.print(f"failed: {message}", style="yellow")
-        if len(failed) > _N_NAMED:
-            stderr.print(
-                f"{len(failed):,} of {pluralize(len(search.slides), 'slides')} failed, the first "
-                f"{_N_NAMED} of them above; --json lists all",
-                style="bold yellow",
-            )
+        print_failures(failed.values(), len(search.slides))
     print_passed_over(search.passed_over)
     if opened and not as_json:
         print_next(
-            "mil preview {paths} --out previews {options}", paths=slides_again(paths),
+            "mil preview {paths} --out previews {options}", paths=repeat_paths(paths),
             options=given_options(context, "scene", "slide_mpp"),
         )  # fmt: skip
     if failed or search.unread:

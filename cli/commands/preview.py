@@ -36,10 +36,10 @@ from cli.options import (
 )
 from cli.shared.arguments import (
     given_options,
+    repeat_paths,
     require_one_resolution,
     resolve_mpp_table,
     resolve_slides,
-    slides_again,
     tile_settings,
 )
 from cli.shared.embed_progress import (
@@ -137,7 +137,7 @@ def preview(
         print_next(
             "open {page}",
             *(["mil embed {paths} --bags bags {options}"] if n_failed < len(rows) else []),
-            page=writer.index_path, paths=slides_again(paths),
+            page=writer.index_path, paths=repeat_paths(paths),
             options=given_options(context, *_OPTIONS_OF_EMBED),
         )  # fmt: skip
     print_passed_over(search.passed_over)

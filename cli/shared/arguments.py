@@ -25,17 +25,17 @@ __all__ = [
     "only_folder",
     "parse_columns",
     "reject_options",
+    "repeat_paths",
     "require_one_resolution",
     "require_ray_for_address",
     "resolve_mpp_table",
     "resolve_slides",
     "select_shard",
-    "slides_again",
     "tile_settings",
 ]
 
 T = TypeVar("T")
-_N_AGAIN = 5
+_N_REPEATED = 5
 
 
 def folder_for_bags(bags: Path) -> Path:
@@ -64,9 +64,9 @@ def given_options(context: typer.Context, *names: str) -> list[str]:
     return words
 
 
-def slides_again(paths: Sequence[Path]) -> Sequence[Path | str]:
+def repeat_paths(paths: Sequence[Path]) -> Sequence[Path | str]:
     """Return the slides of a command for the next one: as given, ``slides/`` if they are many."""
-    return paths if len(paths) <= _N_AGAIN else ["slides/"]
+    return paths if len(paths) <= _N_REPEATED else ["slides/"]
 
 
 def tile_settings(

@@ -91,8 +91,8 @@ def _print_encoder(executor: Executor, config: BaseEmbedConfig) -> None:
 
     info: Any = executor.info
     made, source = info.fingerprint, info.preprocessing_source
-    if info.cache_refusal:
-        print_warning(info.cache_refusal)
+    if info.cache_error:
+        print_warning(info.cache_error)
     transform = json.loads(made.transform)
     for name, one in zip(
         made.encoder.split("+"), transform.get("parts", [transform]), strict=False

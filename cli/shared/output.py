@@ -26,6 +26,7 @@ __all__ = [
     "print_caveats",
     "print_classification",
     "print_comparison",
+    "print_failures",
     "print_findings",
     "print_guarantee",
     "print_model_scores",
@@ -33,6 +34,7 @@ __all__ = [
     "print_scores",
 ]
 
+_N_NAMED = 5
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -49,6 +51,19 @@ def print_caveats(caveats: Iterable[str]) -> None:
     """Print warnings and notes on standard error, one per line."""
     for caveat in caveats:
         stderr.print(caveat, style="yellow")
+
+
+def print_failures(messages: Iterable[str], n_slides: int) -> None:
+    """Print on standard error why slides cannot be read: the first five of ``n_slides`` in full."""
+    failed = list(messages)
+    for message in failed[:_N_NAMED]:
+        stderr.print(f"failed: {message}", style="yellow")
+    if len(failed) > _N_NAMED:
+        stderr.print(
+            f"{len(failed):,} of {pluralize(n_slides, 'slides')} cannot be read, the first "
+            f"{_N_NAMED} of them above; --json lists all",
+            style="bold yellow",
+        )
 
 
 def print_comparison(comparison: BaselineComparison, *, label: str = "") -> None:

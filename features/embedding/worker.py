@@ -22,7 +22,7 @@ from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult
 from features.embedding.sources import Source
 from features.encoders.encoder import Encoder
-from features.encoders.runtime_cache import take_refusal
+from features.encoders.runtime_cache import take_write_error
 from features.errors import MilError, OutputError, one_line
 from features.parallel.base import Job, JobQueue
 from features.parallel.locks import shared_locks
@@ -49,13 +49,13 @@ class WorkerInfo:
     """Fingerprint of the bags and runtime of the encoder, which all workers of a run share.
 
     ``preprocessing_source`` says where mean and standard deviation of the channels come from,
-    ``cache_refusal`` why the cache of encoders could not be written here, else nothing.
+    ``cache_error`` why the cache of encoders could not be written here, else nothing.
     """
 
     fingerprint: Fingerprint
     runtime: str
     preprocessing_source: str = ""
-    cache_refusal: str = field(default="", compare=False)
+    cache_error: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         """Return a short description."""
@@ -126,7 +126,7 @@ class EmbeddingWorker:
         self.info = WorkerInfo(
             fingerprint=fingerprint, runtime=encoder.execution,
             preprocessing_source=getattr(encoder, "preprocessing_source", ""),
-            cache_refusal=take_refusal(),
+            cache_error=take_write_error(),
         )  # fmt: skip
         self._stack = ExitStack()
         self.locks = self._stack.enter_context(shared_locks(bags_dir / ".claims"))

@@ -2,7 +2,7 @@
 
 Everything lies in the user's cache folder, or in the one that ``MIL_CACHE`` names, and may be
 deleted at any time. A folder that cannot be written to costs time, not results; why it could not is
-kept for :func:`take_refusal`.
+kept for :func:`take_write_error`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = [
     "load",
     "read_encoder_record",
     "store",
-    "take_refusal",
+    "take_write_error",
     "write_encoder_record",
 ]
 
 _MOST_FILES = 16
 """Exports that are kept; the oldest are removed."""
 
-_refusals: list[str] = []
-"""Why entries could not be written, since the last call of :func:`take_refusal`."""
+_write_errors: list[str] = []
+"""Why entries could not be written, since the last call of :func:`take_write_error`."""
 
 
 def cache_folder() -> Path:
@@ -73,20 +73,20 @@ def store(name: str, content: bytes) -> str:
             temporary.write_bytes(content)
     except (OutputError, OSError) as error:
         known = write_error(folder, error) if isinstance(error, OSError) else error
-        _refusals.append(
+        _write_errors.append(
             f"the cache {folder} {known.actual}; the next start takes as long again. "
             "Free space there, or name another folder in MIL_CACHE."
         )
-        return _refusals[-1]
+        return _write_errors[-1]
     _remove_oldest(folder, Path(name).suffix)
     return ""
 
 
-def take_refusal() -> str:
+def take_write_error() -> str:
     """Return why the cache could not be written since the last call, else no text."""
-    refusal = _refusals[0] if _refusals else ""
-    _refusals.clear()
-    return refusal
+    first = _write_errors[0] if _write_errors else ""
+    _write_errors.clear()
+    return first
 
 
 def _remove_oldest(folder: Path, suffix: str) -> None:

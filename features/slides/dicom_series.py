@@ -16,6 +16,8 @@ __all__ = ["group_dicom_files", "is_dicom"]
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class VL Whole Slide Microscopy Image Storage."""
+_DIRECTORY = "1.2.840.10008.1.3.10"
+"""SOP class Media Storage Directory Storage."""
 _IMAGE_TYPE, _SOP_CLASS, _SERIES = 0x00080008, 0x00080016, 0x0020000E
 _COMPANIONS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
 
@@ -43,8 +45,8 @@ def group_dicom_files(paths: Iterable[Path]) -> dict[Path, str | None]:
 
     The first file of a series by name represents its slide; the reason of the others is empty. A
     series of labels, overviews or thumbnails alone is no slide, and neither is an object of another
-    kind, such as a report. A file that cannot be read represents itself, so that it is not lost
-    without a word.
+    kind, such as a report. A file that cannot be read, or ends before it says what it is,
+    represents itself, so that it is not lost without a word.
     """
     series: dict[str, list[tuple[Path, _Instance]]] = {}
     result: dict[Path, str | None] = {}
@@ -79,11 +81,16 @@ def _read_instance(path: Path) -> _Instance | None:
                 stop_when=lambda tag, _vr, _length: tag > _SERIES,
                 specific_tags=[_IMAGE_TYPE, _SOP_CLASS, _SERIES],
             )
+        # A directory of files (DICOMDIR) states its class before the data and has no series, which
+        # every other object has: a file without was cut off.
+        sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        if not header.get("SeriesInstanceUID") and sop_class not in (_WHOLE_SLIDE, _DIRECTORY):
+            return None
         image_type = header.get("ImageType") or ()
         words = [image_type] if isinstance(image_type, str) else image_type
         return _Instance(
             series=str(header.get("SeriesInstanceUID") or ""),
-            sop_class=str(header.get("SOPClassUID") or ""),
+            sop_class=str(sop_class),
             image_type=frozenset(str(word).upper() for word in words),
         )
     except Exception:  # noqa: BLE001 - pydicom raises errors of many kinds on damaged files

@@ -69,7 +69,9 @@ def write_comparison(
     pairs = list(combinations(range(len(models.models)), 2))
     # The page of a run of its own is on that run: the first of a combination, the last after a
     # recalibration.
-    judged = models.models[0].name if weights else models.models[-1].name if recalibration else ""
+    evaluated = (
+        models.models[0].name if weights else models.models[-1].name if recalibration else ""
+    )
     html = render(
         "compare.html",
         title="A combination and its parts"
@@ -92,7 +94,7 @@ def write_comparison(
         n_comparisons=len(comparison.differences),
         n_resamples=comparison.n_resamples,
         level=LEVEL,
-        findings=_findings(comparison, judged=judged),
+        findings=_findings(comparison, evaluated=evaluated),
         scores=_scores_table(comparison),
         matrices=[_matrix(comparison, metric) for metric in METRICS],
         differences=_differences_table(comparison),
@@ -106,17 +108,17 @@ def write_comparison(
     write_html(path, html)
 
 
-def _findings(comparison: Comparison, *, judged: str) -> list[tuple[str, str]]:
+def _findings(comparison: Comparison, *, evaluated: str) -> list[tuple[str, str]]:
     """Return one sentence per metric, each with its level, and the notes.
 
-    ``judged`` is the run that the page is on, if any: sentences are on it alone, and where it is
+    ``evaluated`` is the run that the page is on, if any: sentences are on it alone, and where it is
     worse than another, the level is a warning.
     """
     found = []
     for metric, words in METRIC_WORDS.items():
         shown: dict[tuple[str, str], list[str]] = {}
         for one in comparison.differences:
-            is_asked = judged in ("", one.first, one.second)
+            is_asked = evaluated in ("", one.first, one.second)
             if one.metric == metric and one.verdict != "no difference shown" and is_asked:
                 shown.setdefault((one.first, one.verdict), []).append(one.second)
         clauses = "; ".join(
@@ -125,12 +127,12 @@ def _findings(comparison: Comparison, *, judged: str) -> list[tuple[str, str]]:
             for (first, verdict), others in shown.items()
         )
         none = "no difference is shown " + (
-            f"between {judged} and the others" if judged else "between any two"
+            f"between {evaluated} and the others" if evaluated else "between any two"
         )
         sentence = f"By {words}: {clauses or none}."
         is_worse = any(
-            judged in (one.first, one.second)
-            and one.verdict == ("worse" if judged == one.first else "better")
+            evaluated in (one.first, one.second)
+            and one.verdict == ("worse" if evaluated == one.first else "better")
             for one in comparison.differences
             if one.metric == metric
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from typer.testing import CliRunner, Result
 
@@ -26,9 +27,15 @@ def mil_ok(*arguments: object) -> Result:
     return result
 
 
-def follow_advice(wrong: str, advice: str, then: str, *, exit_code: int = 1) -> None:
+def follow_advice(
+    wrong: str | Sequence[object], advice: str, then: str | Sequence[object], *, exit_code: int = 1
+) -> None:
     """Type a command that fails with an advice, and then what it says, which must succeed."""
-    failed = mil(*shlex.split(wrong))
+    failed = mil(*_words(wrong))
     assert failed.exit_code == exit_code, (wrong, failed.output)
     assert advice in " ".join(failed.output.replace("│", " ").split()), failed.output
-    mil_ok(*shlex.split(then))
+    mil_ok(*_words(then))
+
+
+def _words(command: str | Sequence[object]) -> Sequence[object]:
+    return shlex.split(command) if isinstance(command, str) else command

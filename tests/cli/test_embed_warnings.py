@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from features.bags.h5 import read_meta
-from features.encoders.runtime_cache import take_refusal
+from features.encoders.runtime_cache import take_write_error
 from tests.cli.running import mil_ok
 from tests.cli.test_filter import tissue
 from tests.cli.test_scenes import backbone
@@ -42,7 +42,7 @@ def test_faults_of_files_and_of_the_cache_are_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIL_CACHE", str(folder / "weights.safetensors"))  # a file is no folder
-    take_refusal()  # of an earlier test of this process
+    take_write_error()  # of an earlier test of this process
     command = ("embed", folder / "slides", "--bags", folder / "bags", *backbone(folder))
     text = mil_ok(*command, "--tissue", "all").output
     assert text.count("weights.safetensors cannot be used as a folder (File exists)") == 1

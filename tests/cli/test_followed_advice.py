@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mil.training.config import TrainConfig
-from tests.cli.running import mil, mil_ok
+from tests.cli.running import follow_advice, mil, mil_ok
 from tests.studies import train_on, write_encoded_cohort
 
 pytestmark = pytest.mark.ci
@@ -36,22 +36,21 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
     return folder
 
 
-def follow(command: list[object], advice: str, then: list[object], *, exit_code: int = 1) -> None:
-    """A command fails with an advice, and what the advice says succeeds."""
-    failed = mil(*command)
-    assert failed.exit_code == exit_code, failed.output
-    assert advice in " ".join(failed.output.replace("│", " ").split())
-    mil_ok(*then)
-
-
 def test_advice_of_compare_and_combine_works(study: Path, tmp_path: Path) -> None:
     runs, page = study / "runs", ["--out", tmp_path / "page.html"]
     files = [study / "a.csv", study / "b.csv"]
     with_labels = [*files, "--cohort", study / "train.csv", *page]
-    follow(["compare", *files, *page], "Give the table of labels with --cohort",
-           ["compare", *with_labels])  # fmt: skip
-    follow(["combine", *with_labels, "--run", tmp_path / "no"], "leave --run out for a report",
-           ["combine", *with_labels], exit_code=2)  # fmt: skip
+    follow_advice(
+        ["compare", *files, *page],
+        "Give the table of labels with --cohort",
+        ["compare", *with_labels],
+    )
+    follow_advice(
+        ["combine", *with_labels, "--run", tmp_path / "no"],
+        "leave --run out for a report",
+        ["combine", *with_labels],
+        exit_code=2,
+    )
     both = ["combine", runs / "a", "--run", tmp_path / "both"]
     advice = f"Train it with 'mil train --folds-of {runs / 'a'}'"
     failed = mil(*both, runs / "other")
@@ -62,7 +61,9 @@ def test_advice_of_compare_and_combine_works(study: Path, tmp_path: Path) -> Non
     mil_ok(*both, tmp_path / "again")
     infer = ["infer", "--run", tmp_path / "both", "--patients", study / "new.csv", "--out",
              tmp_path / "out.csv", "--bags", study / "bags" / "a"]  # fmt: skip
-    follow(infer, "Give their folder with --bags too", [*infer, "--bags", study / "bags" / "b"])
+    follow_advice(
+        infer, "Give their folder with --bags too", [*infer, "--bags", study / "bags" / "b"]
+    )
 
 
 def test_advice_of_evaluate_and_recalibrate_works(study: Path, tmp_path: Path) -> None:
@@ -71,15 +72,24 @@ def test_advice_of_evaluate_and_recalibrate_works(study: Path, tmp_path: Path) -
     recalibrate, new = ["recalibrate", *on], ["--run", tmp_path / "new"]
     named = [study / "renamed.csv", "--column", "patient=case id"]
     advice = "Did you mean 'case id'? Rename it in the table, or name it with --column."
-    follow([*evaluate, *named[:1], *page], advice, [*evaluate, *named, *page])
-    follow([*recalibrate, *named[:1], *new], advice, [*recalibrate, *named, *new])
-    follow([*evaluate, study / "small.csv", *page], "Give the labels the run's names",
-           [*evaluate, study / "new.csv", *page])  # fmt: skip
+    follow_advice([*evaluate, *named[:1], *page], advice, [*evaluate, *named, *page])
+    follow_advice([*recalibrate, *named[:1], *new], advice, [*recalibrate, *named, *new])
+    follow_advice(
+        [*evaluate, study / "small.csv", *page],
+        "Give the labels the run's names",
+        [*evaluate, study / "new.csv", *page],
+    )
     groups = [*evaluate, study / "new.csv", *page, "--by"]
-    follow([*groups, "scaner"], "Did you mean 'scanner'? Rename it in the table, or name it with "
-           "--by.", [*groups, "scanner"])  # fmt: skip
-    follow([*recalibrate, study / "new.csv", *new], "with --overwrite",
-           [*recalibrate, study / "new.csv", *new, "--overwrite"])  # fmt: skip
+    follow_advice(
+        [*groups, "scaner"],
+        "Did you mean 'scanner'? Rename it in the table, or name it with --by.",
+        [*groups, "scanner"],
+    )
+    follow_advice(
+        [*recalibrate, study / "new.csv", *new],
+        "with --overwrite",
+        [*recalibrate, study / "new.csv", *new, "--overwrite"],
+    )
 
 
 def test_advice_on_settings_and_covariates_works(study: Path, tmp_path: Path) -> None:
@@ -100,7 +110,7 @@ def test_advice_on_settings_and_covariates_works(study: Path, tmp_path: Path) ->
         assert advice in failed.output
     mil_ok(*train, tmp_path / "c.toml")
     train = ["train", *quick, tmp_path / "ages.csv", "--covariates"]
-    follow([*train, "agee"], "or name it with --covariates", [*train, "age"])
+    follow_advice([*train, "agee"], "or name it with --covariates", [*train, "age"])
     train[-2] = tmp_path / "units.csv"
     failed = mil(*train, "age")
     assert failed.exit_code == 1

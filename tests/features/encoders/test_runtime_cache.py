@@ -119,16 +119,16 @@ def test_a_cache_that_cannot_be_written_costs_no_result(
     how: str, words: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_cache(how, cache, monkeypatch)
-    runtime_cache.take_refusal()
+    runtime_cache.take_write_error()
     save_file(tiny_state(), tmp_path / "w.safetensors")
     encoder = load_encoder(TINY, weights_path=tmp_path / "w.safetensors", device=CPU, batch_tiles=2)
     assert encoder.dim == 64
-    refusal = runtime_cache.take_refusal()
+    refusal = runtime_cache.take_write_error()
     assert re.search(rf"^the cache \S+ cannot be (written|used).*({words}).*MIL_CACHE\.$", refusal)
     assert "\n" not in refusal
     assert not cache.is_dir() or not list(cache.iterdir())
     assert runtime_cache.load("x.json") is None
-    assert not runtime_cache.take_refusal()
+    assert not runtime_cache.take_write_error()
 
 
 def test_only_the_newest_entries_are_kept(cache: Path) -> None:

@@ -225,9 +225,25 @@ def test_a_dicom_object_given_by_name_is_called_what_it_is(
 def test_a_damaged_dicom_file_is_not_lost_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "bad.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
     write_dicom(tmp_path / "good.dcm", "1.1")
-    assert group_dicom_files(tmp_path.glob("*.dcm"))[tmp_path / "bad.dcm"] in (
-        None, "a DICOM object of another kind (private)"
-    )  # fmt: skip
+    assert group_dicom_files(tmp_path.glob("*.dcm"))[tmp_path / "bad.dcm"] is None
+
+
+def test_a_dicom_file_cut_off_anywhere_in_its_header_is_taken_for_a_slide(tmp_path: Path) -> None:
+    whole = write_dicom(tmp_path / "whole.dcm", "1.1").read_bytes()
+    cut = tmp_path / "cut.dcm"
+    for n_bytes in range(132, len(whole)):
+        cut.write_bytes(whole[:n_bytes])
+        assert group_dicom_files([cut])[cut] is None, n_bytes
+    with pytest.raises(SlideError, match="no reader can open it"):
+        open_slide(cut)
+
+
+def test_a_dicom_directory_is_passed_over_as_what_it_is(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "DICOMDIR", "1.1", sop_class="1.2.840.10008.1.3.10")
+    data = pydicom.dcmread(path)
+    del data.SOPClassUID, data.SeriesInstanceUID
+    pydicom.dcmwrite(path, data)
+    assert "Media Storage Directory" in str(group_dicom_files([path])[path])
 
 
 def test_an_apple_double_file_given_by_name_is_called_that(tmp_path: Path) -> None:
