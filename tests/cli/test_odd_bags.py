@@ -145,7 +145,7 @@ def test_the_order_of_rows_changes_nothing(world: Path, tmp_path: Path) -> None:
         assert (tmp_path / "run" / name).read_bytes() == (world / "run" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("order", ["shuffled", "reversed", "mirrored"])
+@pytest.mark.parametrize("order", ["shuffled", "reversed", "mirrored", "turned"])
 def test_copies_in_another_order_are_found(
     world: Path, bags: Path, tmp_path: Path, order: str
 ) -> None:
@@ -154,6 +154,7 @@ def test_copies_in_another_order_are_found(
     rows = {
         "shuffled": np.random.default_rng(0).permutation(12), "reversed": rows[::-1],
         "mirrored": rows.reshape(3, 4)[:, ::-1].ravel(),
+        "turned": np.rot90(rows.reshape(3, 4)).ravel(),
     }[order]  # fmt: skip
     write_bag(bags / "n0.h5", make_bag("n0", dim=16, n_tiles=12))
     with h5py.File(bags / "n0.h5", "r+") as file:

@@ -227,6 +227,25 @@ def test_a_slide_put_in_the_other_way_round_is_recognised(
     assert fit.share > 0.8
 
 
+@pytest.mark.parametrize("turn", [((1, 0), (0, 1)), ((0, 1), (1, 0)), ((0, 1), (-1, 0))])
+@pytest.mark.parametrize(("n_tiles", "n_kept"), [(12, 10), (12, 8), (60, 55), (60, 30)])
+@pytest.mark.parametrize("noise_share", [0.0, 0.3], ids=["same numbers", "compressed"])
+def test_a_bag_that_lost_tiles_is_recognised(
+    turn: Sequence[Sequence[int]], n_tiles: int, n_kept: int, noise_share: float
+) -> None:
+    bag = make_bag("a", n_tiles=n_tiles, dim=16)
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(n_tiles)[:n_kept]
+    features = bag.features[rows] + noise_share * rng.normal(size=(n_kept, 16))
+    part = replace(
+        bag, features=features.astype(np.float16), tissue_fraction=bag.tissue_fraction[rows],
+        coords_px0=bag.coords_px0[rows] @ np.array(turn) + 90_000,
+    )  # fmt: skip
+    assert match_tiles(bag, part, centre=np.zeros(16)).is_copy
+    other = replace(part, features=rng.normal(size=(n_kept, 16)).astype(np.float16))
+    assert not match_tiles(bag, other, centre=np.zeros(16)).is_copy
+
+
 def test_a_piece_of_a_slide_is_recognised() -> None:
     bag = make_bag("a", n_tiles=200, dim=16)
     piece = rescanned(
