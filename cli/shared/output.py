@@ -60,7 +60,7 @@ def print_failures(messages: Iterable[str], n_slides: int) -> None:
         stderr.print(f"failed: {message}", style="yellow")
     if len(failed) > _N_NAMED:
         stderr.print(
-            f"{len(failed):,} of {pluralize(n_slides, 'slides')} cannot be read, the first "
+            f"{len(failed):,} of {pluralize(n_slides, 'slides')} failed, the first "
             f"{_N_NAMED} of them above; --json lists all",
             style="bold yellow",
         )
