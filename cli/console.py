@@ -245,12 +245,14 @@ def treat_sigterm_as_interrupt() -> None:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Make threads of torch that wait for each other sleep, unless the user set it otherwise.
+    """Make threads of torch and NumPy that wait for work sleep, unless the user set it otherwise.
 
-    OpenMP lets them spin by default, and reads this when torch is loaded. Training computes many
-    small products: on a busy machine the spinning threads keep the others from their work.
+    OpenMP and OpenBLAS let them spin by default, and read this when torch and NumPy are loaded.
+    Training and inference compute many small products in turn with both: the spinning threads of
+    one keep those of the other, and other programs, from their work.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # sleep after 2^4 cycles, not 2^26
 
 
 def raise_open_file_limit() -> None:

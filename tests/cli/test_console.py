@@ -13,15 +13,23 @@ from tests.cli.running import mil_ok
 from tests.fakes import write_cohort
 
 
-@pytest.mark.parametrize(("own", "expected"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("name", "own", "expected"),
+    [
+        ("OMP_WAIT_POLICY", "", "PASSIVE"),
+        ("OMP_WAIT_POLICY", "ACTIVE", "ACTIVE"),
+        ("OPENBLAS_THREAD_TIMEOUT", "", "4"),
+        ("OPENBLAS_THREAD_TIMEOUT", "20", "20"),
+    ],
+)
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, own: str, expected: str
+    monkeypatch: pytest.MonkeyPatch, name: str, own: str, expected: str
 ) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    monkeypatch.setenv(name, own)
     if not own:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.delenv(name)
     let_waiting_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == expected
+    assert os.environ[name] == expected
 
 
 def test_paths_of_next_commands_are_quoted_for_the_shell(
