@@ -6,29 +6,40 @@ them labels, overviews, reports and annotations. Messages never quote a file's t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["group_dicom_files", "is_dicom"]
+__all__ = ["SPLIT_SERIES", "group_dicom_files", "is_dicom"]
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class VL Whole Slide Microscopy Image Storage."""
 _DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class Media Storage Directory Storage."""
-_IMAGE_TYPE, _SOP_CLASS, _SERIES = 0x00080008, 0x00080016, 0x0020000E
+_IMAGE_TYPE, _SOP_CLASS, _UID, _SERIES = 0x00080008, 0x00080016, 0x00080018, 0x0020000E
+_COLUMNS, _ROWS = 0x00480006, 0x00480007
 _COMPANIONS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
+
+
+SPLIT_SERIES = "a part of the DICOM series of"
+"""Beginning of the reason for files whose slide lies in another folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Instance:
-    """One file: its series, its class of object, and the words of its ImageType."""
+    """One file: its series, id and class of object, words of its ImageType, and pixels."""
 
     series: str
+    uid: str
     sop_class: str
     image_type: frozenset[str]
+    n_px: int
+
+
+_Member = tuple[Path, _Instance]
 
 
 def is_dicom(path: Path) -> bool:
@@ -45,10 +56,11 @@ def group_dicom_files(paths: Iterable[Path]) -> dict[Path, str | None]:
 
     The first file of a series by name represents its slide; the reason of the others is empty. A
     series of labels, overviews or thumbnails alone is no slide, and neither is an object of another
-    kind, such as a report. A file that cannot be read, or ends before it says what it is,
-    represents itself, so that it is not lost without a word.
+    kind, such as a report. Of a series whose files are spread over folders, which no reader joins,
+    the folder with the largest level is the slide. A file that cannot be read, or ends before it
+    says what it is, represents itself, so that it is not lost without a word.
     """
-    series: dict[str, list[tuple[Path, _Instance]]] = {}
+    series: dict[tuple[str, Path], list[_Member]] = {}
     result: dict[Path, str | None] = {}
     for path in sorted(paths):
         instance = _read_instance(path)
@@ -57,8 +69,10 @@ def group_dicom_files(paths: Iterable[Path]) -> dict[Path, str | None]:
         elif instance.sop_class != _WHOLE_SLIDE:
             result[path] = f"a DICOM object of another kind ({_name_of(instance.sop_class)})"
         else:
-            series.setdefault(instance.series or str(path), []).append((path, instance))
-    for members in series.values():
+            key = instance.series or str(path), path.parent
+            series.setdefault(key, []).append((path, instance))
+    slides: dict[str, list[Sequence[_Member]]] = {}
+    for (uid, _), members in series.items():
         kinds = [instance.image_type & _COMPANIONS for _, instance in members]
         if all(kinds):
             for (path, _), kind in zip(members, kinds, strict=True):
@@ -66,11 +80,31 @@ def group_dicom_files(paths: Iterable[Path]) -> dict[Path, str | None]:
         else:
             result |= {path: "" for path, _ in members}
             result[members[0][0]] = None
+            slides.setdefault(uid, []).append(members)
+    for folders in slides.values():
+        result |= _parts_elsewhere(folders)
     return result
 
 
+def _parts_elsewhere(folders: Sequence[Sequence[_Member]]) -> dict[Path, str]:
+    """Why files of a series are not read, where others of it, in another folder, are the slide.
+
+    A folder that repeats files of the slide is a copy, and remains one of its own.
+    """
+    slide = max(folders, key=lambda members: max(instance.n_px for _, instance in members))
+    uids = {instance.uid for _, instance in slide}
+    where = slide[0][0]
+    reason = f"{SPLIT_SERIES} {where.parent.name}/{where.name}, move them into one folder"
+    return {
+        path: reason
+        for members in folders
+        if members is not slide and not uids & {instance.uid for _, instance in members}
+        for path, _ in members
+    }
+
+
 def _read_instance(path: Path) -> _Instance | None:
-    """Header of a file up to its series; None if it cannot be read."""
+    """Header of a file up to its size; None if it cannot be read."""
     # It takes 0.2 s, and few folders hold DICOM.
     from pydicom.filereader import read_partial  # noqa: PLC0415
 
@@ -78,8 +112,8 @@ def _read_instance(path: Path) -> _Instance | None:
         with path.open("rb") as file:
             header: Any = read_partial(
                 file,
-                stop_when=lambda tag, _vr, _length: tag > _SERIES,
-                specific_tags=[_IMAGE_TYPE, _SOP_CLASS, _SERIES],
+                stop_when=lambda tag, _vr, _length: tag > _ROWS,
+                specific_tags=[_IMAGE_TYPE, _SOP_CLASS, _UID, _SERIES, _COLUMNS, _ROWS],
             )
         # A directory of files (DICOMDIR) states its class before the data and has no series, which
         # every other object has: a file without was cut off.
@@ -90,8 +124,12 @@ def _read_instance(path: Path) -> _Instance | None:
         words = [image_type] if isinstance(image_type, str) else image_type
         return _Instance(
             series=str(header.get("SeriesInstanceUID") or ""),
+            uid=str(header.get("SOPInstanceUID") or ""),
             sop_class=str(sop_class),
             image_type=frozenset(str(word).upper() for word in words),
+            n_px=math.prod(
+                int(header.get(f"TotalPixelMatrix{side}") or 0) for side in ("Columns", "Rows")
+            ),
         )
     except Exception:  # noqa: BLE001 - pydicom raises errors of many kinds on damaged files
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.errors import SlideError
-from features.slides.dicom_series import group_dicom_files, is_dicom
+from features.slides.dicom_series import SPLIT_SERIES, group_dicom_files, is_dicom
 from features.utils.files import is_zarr_folder, path_exists
 from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
 
@@ -92,23 +92,23 @@ def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
         If a path does not exist, or no slide is found at all.
     """
     search = SlideSearch()
-    dicom: dict[Path, list[Path]] = {}
+    named: list[Path] = []
+    dicom: list[Path] = []
     for path in map(Path, paths):
         if parse_url(path) is not None:
             search.slides.append(path)
         elif not path_exists(path):
             raise SlideError(path, actual="there is no such file or folder", expected="slides")
         elif path.is_dir() and not is_zarr_folder(path):
-            _search(path, search)
+            _search(path, search, dicom)
         elif _may_be_dicom(path):
-            dicom.setdefault(path.parent, []).append(path)
+            named.append(path)
         else:
             search.slides.append(path)
-    for files in dicom.values():
-        if len(files) == 1:
-            search.slides.extend(files)
-        else:
-            _add_dicom(files, search)
+    if len(named) == 1 and not dicom:
+        search.slides.extend(named)
+    else:
+        _add_dicom([*dicom, *named], search)
     _pass_over_names(search)
     if paths and not search.slides:
         passed = describe_passed_over(search.passed_over)
@@ -136,11 +136,10 @@ def describe_passed_over(passed_over: Mapping[Path, PassedOver]) -> list[str]:
     return lines
 
 
-def _search(folder: Path, search: SlideSearch) -> None:
-    """Add what is in a folder and below it."""
+def _search(folder: Path, search: SlideSearch, dicom: list[Path]) -> None:
+    """Add what is in a folder and below it; DICOM files, which are grouped later, to ``dicom``."""
     entries = _list_entries(folder)
     parts = set(_parts_of_vms(folder, entries))
-    dicom: list[Path] = []
     for name in sorted(entries):
         path, suffix = folder / name, _suffix_of(name)
         if _is_folder(entries[name]):
@@ -154,7 +153,7 @@ def _search(folder: Path, search: SlideSearch) -> None:
                     is_slide=True,
                 )
             else:
-                _search(path, search)
+                _search(path, search, dicom)
         elif name.lower() in SYSTEM_FILES:
             continue
         elif name in parts:
@@ -165,7 +164,6 @@ def _search(folder: Path, search: SlideSearch) -> None:
             search.slides.append(path)
         else:
             search.passed_over[path] = _passed_over(suffix)
-    _add_dicom(dicom, search)
 
 
 def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:
@@ -173,7 +171,9 @@ def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:
         if reason is None:
             search.slides.append(path)
         elif reason:
-            search.passed_over[path] = PassedOver(reason=reason)
+            search.passed_over[path] = PassedOver(
+                reason=reason, is_slide=reason.startswith(SPLIT_SERIES)
+            )
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from io import BytesIO
 
 from PIL import Image
 
-__all__ = ["jpeg_dimensions", "jpeg_precision", "png_or_webp_dimensions"]
+__all__ = [
+    "jpeg2000_transforms_colours",
+    "jpeg_dimensions",
+    "jpeg_precision",
+    "jpeg_stores_rgb",
+    "png_or_webp_dimensions",
+]
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
@@ -20,6 +27,8 @@ _SSIZ_OFFSET = 42
 """Bytes from the start of a JPEG 2000 codestream to the precision of its first component."""
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame of JPEG, lossless JPEG or JPEG-LS and hold its size."""
+_JFIF, _ADOBE = 0xE0, 0xEE
+_CODING_STYLE = b"\xff\x52"
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd9\xff])")
 """A marker with a length behind it, after whatever decoders skip: noise, fill, bare markers."""
 
@@ -49,13 +58,9 @@ def jpeg_precision(stream: bytes) -> int | None:
     """
     try:
         if stream.startswith(_JPEG_START):
-            position = 2
-            while (marker := _MARKER.search(stream, position)) is not None:
-                position = marker.end()
-                if marker[1][0] in _FRAMES:
-                    return stream[position + 2]
-                (length,) = struct.unpack_from(">H", stream, position)
-                position += max(2, length)
+            for marker, position in _segments(stream):
+                if marker in _FRAMES:
+                    return stream[position]
             return None
         start = _codestream_start(stream) if stream.startswith(_JP2_START) else 0
         if not stream.startswith(_JPEG_2000_START, start):
@@ -74,17 +79,55 @@ def png_or_webp_dimensions(stream: bytes) -> tuple[int, int] | None:
         return None
 
 
+def jpeg_stores_rgb(stream: bytes) -> bool | None:
+    """Return whether the components of a JPEG stream are RGB, not YCbCr; None if it does not say.
+
+    JFIF and subsampled components mean YCbCr; Adobe's marker states either.
+    """
+    said: set[str] = set()
+    try:
+        for marker, position in _segments(stream):
+            if marker == _JFIF and stream.startswith(b"JFIF\0", position):
+                said.add("YCbCr")
+            elif marker == _ADOBE and stream.startswith(b"Adobe", position):
+                said.add("YCbCr" if stream[position + 11] else "RGB")
+            elif marker in _FRAMES:
+                components = stream[position + 6 : position + 15]
+                if len(set(components[1::3])) > 1:
+                    return False
+                if components[::3] == b"RGB":
+                    said.add("RGB")
+                break
+    except (IndexError, struct.error):
+        return None
+    return said == {"RGB"} if len(said) == 1 else None
+
+
+def jpeg2000_transforms_colours(stream: bytes) -> bool | None:
+    """Return whether a JPEG 2000 codestream has a colour transform of its own; None if unknown."""
+    position = stream.find(_CODING_STYLE)
+    if not stream.startswith(_JPEG_2000_START) or not 0 < position < len(stream) - 8:
+        return None
+    return stream[position + 8] == 1
+
+
 def _jpeg_frame_size(stream: bytes) -> tuple[int, int] | None:
     """Size in the first frame header, px."""
-    position = 2
-    while (marker := _MARKER.search(stream, position)) is not None:
-        position = marker.end()
-        if marker[1][0] in _FRAMES:
-            height_px, width_px = struct.unpack_from(">HH", stream, position + 3)
+    for marker, position in _segments(stream):
+        if marker in _FRAMES:
+            height_px, width_px = struct.unpack_from(">HH", stream, position + 1)
             return width_px, height_px
+    return None
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, int]]:
+    """Marker of each segment of a JPEG stream, and where its content begins, bytes."""
+    position = 2
+    while (match := _MARKER.search(stream, position)) is not None:
+        position = match.end()
+        yield match[1][0], position + 2
         (length,) = struct.unpack_from(">H", stream, position)
         position += max(2, length)
-    return None
 
 
 def _codestream_start(stream: bytes) -> int:

@@ -2,19 +2,82 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import re
+import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FrameGrid", "incomplete_levels"]
+from features.slides.base import StatedMpp
+
+__all__ = [
+    "DicomInstance", "FrameGrid", "frame_grids", "instances_of_series", "mpp_in_frames",
+]  # fmt: skip
 
 _TAGS = [
-    "SeriesInstanceUID", "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "Columns", "Rows",
-    "NumberOfFrames", "ConcatenationUID", "ConcatenationFrameOffsetNumber",
+    "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "Columns",
+    "Rows", "NumberOfFrames", "ConcatenationUID", "ConcatenationFrameOffsetNumber",
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "BitsAllocated",
+    "TotalPixelMatrixFocalPlanes",
 ]  # fmt: skip
-_GROUPS = "PerFrameFunctionalGroupsSequence"
-_POSITION = "PlanePositionSlideSequence"
+_LAST_TAG = 0x00480303
+"""The last of them; behind it are the lists of frames, which pydicom takes seconds to read."""
+_FIELDS = re.compile(
+    rb"\x48\0\x1e\x02SL\x04\0(?P<x>.{4})\x48\0\x1f\x02SL\x04\0(?P<y>.{4})"
+    rb"|\0\x52\x30\x92SQ(?P<groups>)"
+    rb"|\x28\0\x30\0DS(?P<length>.)\0(?P<spacing>[-+0-9.eE\\ ]+)"
+    rb"|\xe0\x7f\x10\0O[BW]\0\0(?P<pixels>)",
+    re.DOTALL,
+)
+"""In explicit VR, little endian, the only one that OpenSlide reads: column and row of a frame from
+1, PerFrameFunctionalGroupsSequence, PixelSpacing, and PixelData."""
+_ITEM = b"\xfe\xff\x00\xe0"
+_START_BYTES = 1 << 16
+_Place = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomInstance:
+    """One file of a series, and what its frames say of themselves.
+
+    ``places_px`` are left and top of each frame in its level, empty where frames follow one another
+    in rows. ``spacings_mm`` are all values of PixelSpacing among frames, row then column.
+    ``first_stream`` is the beginning of the first compressed frame.
+    """
+
+    path: Path
+    header: Any
+    places_px: tuple[_Place, ...]
+    spacings_mm: frozenset[tuple[float, ...]]
+    first_stream: bytes
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of its level."""
+        return int(self.header.TotalPixelMatrixColumns), int(self.header.TotalPixelMatrixRows)
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames that the header states."""
+        return int(self.header.get("NumberOfFrames") or 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of rows and columns of frames that its level needs."""
+        width, height = self.size_px
+        return -(-height // int(self.header.Rows)), -(-width // int(self.header.Columns))
+
+    @property
+    def n_at_one_place(self) -> int:
+        """Number of frames at one place for most of its frames; 1 if each has its own."""
+        if not self.places_px:
+            return max(1, self.n_frames // math.prod(self.grid))
+        counts = Counter(Counter(self.places_px).values())
+        return max(counts, key=lambda n: n * counts[n])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +91,35 @@ class FrameGrid:
     height_px: int
     frame_width_px: int
     frame_height_px: int
-    stored: frozenset[tuple[int, int]] | None
+    stored: frozenset[_Place] | None
 
 
-def incomplete_levels(
-    path: Path, level_sizes_px: Sequence[tuple[int, int]]
+def instances_of_series(path: Path) -> list[DicomInstance]:
+    """Return the files of one folder that are of the series of ``path``, sizes in px, by name."""
+    series = _read_header(path).get("SeriesInstanceUID")
+    found = []
+    for file in sorted(path.parent.iterdir()):
+        try:
+            header = _read_header(file)
+            if header.get("SeriesInstanceUID") == series and "TotalPixelMatrixColumns" in header:
+                found.append(_read_frames(file, header))
+        except Exception:  # noqa: BLE001, S112 - other files of the folder, damaged or not DICOM
+            continue
+    return found
+
+
+def frame_grids(
+    instances: Sequence[DicomInstance], level_sizes_px: Sequence[tuple[int, int]]
 ) -> list[FrameGrid] | None:
     """Return the frames of each level of a DICOM slide, or None if no frame is missing.
 
     ``level_sizes_px`` are widths and heights, px. Of a level of which no file is found, all frames
     are taken to be there. Files of one concatenation are parts of one level.
     """
-    parts: dict[tuple[int, int], list[tuple[Any, Path]]] = {}
-    for header, file in _headers_of_series(path):
-        size = int(header.TotalPixelMatrixColumns), int(header.TotalPixelMatrixRows)
-        if size in level_sizes_px:
-            parts.setdefault(size, []).append((header, file))
+    parts: dict[tuple[int, int], list[DicomInstance]] = {}
+    for instance in instances:
+        if instance.size_px in level_sizes_px:
+            parts.setdefault(instance.size_px, []).append(instance)
     grids = {size: _read_grid(files, size) for size, files in parts.items()}
     if all(grid.stored is None for grid in grids.values()):
         return None
@@ -57,66 +133,95 @@ def incomplete_levels(
     ]  # fmt: skip
 
 
-def _headers_of_series(path: Path) -> Iterator[tuple[Any, Path]]:
-    """Headers of the files of one folder that are of the series of ``path``."""
-    from pydicom import dcmread  # noqa: PLC0415 - it takes 0.2 s, and few slides are DICOM
-
-    series = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS).SeriesInstanceUID
-    for file in sorted(path.parent.iterdir()):
-        try:
-            header = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-        except Exception:  # noqa: BLE001, S112 - other files of the folder, damaged or not DICOM
-            continue
-        if header.get("SeriesInstanceUID") == series and "TotalPixelMatrixColumns" in header:
-            yield header, file
+def mpp_in_frames(instances: Sequence[DicomInstance]) -> tuple[StatedMpp, ...]:
+    """Return each PixelSpacing that frames of the largest level state for themselves, µm per px."""
+    largest = max(instances, key=lambda instance: instance.size_px, default=None)
+    return tuple(
+        StatedMpp(x=1000 * spacing[-1], y=1000 * spacing[0], field="PixelSpacing of frames")
+        for spacing in sorted(largest.spacings_mm if largest is not None else ())
+    )
 
 
-def _read_grid(files: Sequence[tuple[Any, Path]], size: tuple[int, int]) -> FrameGrid:
-    header = files[0][0]
-    whole = header.get("ConcatenationUID")
-    # Two files of one level that are not parts of it are copies of each other.
-    files = [part for part in files if part[0].get("ConcatenationUID") == whole]
-    files = files if whole else files[:1]
-    width, height = int(header.Columns), int(header.Rows)
-    n_columns, n_rows = -(-size[0] // width), -(-size[1] // height)
-    stored = None
-    if sum(_n_frames(part) for part, _ in files) < n_columns * n_rows:
-        stored = frozenset(
-            place for part, file in files for place in _stored_in(part, file, n_columns)
-        )
-    return FrameGrid(
-        width_px=size[0], height_px=size[1], frame_width_px=width, frame_height_px=height,
-        stored=stored,
+def _read_header(path: Path) -> Any:
+    from pydicom.filereader import read_partial  # noqa: PLC0415 - it takes 0.2 s, for few slides
+    from pydicom.tag import Tag  # noqa: PLC0415
+
+    with path.open("rb") as file:
+        return read_partial(
+            file, stop_when=lambda tag, _vr, _length: tag > _LAST_TAG,
+            specific_tags=list(map(Tag, _TAGS)),
+        )  # fmt: skip
+
+
+def _read_frames(path: Path, header: Any) -> DicomInstance:
+    """Find what is stated for each frame; the lists are long, and read without parsing them."""
+    places: list[_Place] = []
+    spacings: set[tuple[float, ...]] = set()
+    is_among_frames, stream = False, b""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for match in _FIELDS.finditer(content):
+            if match["pixels"] is not None:
+                stream = _first_stream(content, match.end())
+                break
+            if match["x"] is not None:
+                places.append(tuple(struct.unpack("<i", match[axis])[0] - 1 for axis in "xy"))
+            elif match["groups"] is not None:
+                is_among_frames, places = True, []
+            elif is_among_frames:
+                text = match["spacing"][: match["length"][0]].decode()
+                spacings.add(tuple(map(float, text.split("\\"))))
+    n_frames = int(header.get("NumberOfFrames") or 1)
+    return DicomInstance(
+        path=path, header=header, places_px=tuple(places) if len(places) == n_frames else (),
+        spacings_mm=frozenset(spacings), first_stream=stream,
     )  # fmt: skip
 
 
-def _n_frames(header: Any) -> int:
-    return int(header.get("NumberOfFrames") or 1)
+def _first_stream(content: mmap.mmap, position: int) -> bytes:
+    """Beginning of the first fragment of compressed pixels; empty for others."""
+    if content[position : position + 4] != b"\xff\xff\xff\xff":
+        return b""
+    position += 4
+    for _ in range(2):  # the table of offsets, then the first fragment
+        kind, length = content[position : position + 4], content[position + 4 : position + 8]
+        if kind != _ITEM:
+            return b""
+        start = position + 8
+        position = start + int.from_bytes(length, "little")
+    return content[start : min(position, start + _START_BYTES)]
 
 
-def _stored_in(header: Any, file: Path, n_columns: int) -> Iterator[tuple[int, int]]:
+def _read_grid(files: Sequence[DicomInstance], size: tuple[int, int]) -> FrameGrid:
+    header = files[0].header
+    whole = header.get("ConcatenationUID")
+    # Two files of one level that are not parts of it are copies of each other.
+    files = [part for part in files if part.header.get("ConcatenationUID") == whole]
+    files = files if whole else files[:1]
+    n_rows, n_columns = files[0].grid
+    counts = Counter(place for part in files for place in _places_in(part, n_columns))
+    # Of two frames at one place nothing says which one belongs there.
+    stored = frozenset(
+        (row, column)
+        for (row, column), n_frames in counts.items()
+        if n_frames == 1 and row < n_rows and column < n_columns
+    )
+    return FrameGrid(
+        width_px=size[0], height_px=size[1], frame_width_px=int(header.Columns),
+        frame_height_px=int(header.Rows),
+        stored=None if len(stored) == n_columns * n_rows else stored,
+    )  # fmt: skip
+
+
+def _places_in(part: DicomInstance, n_columns: int) -> Iterator[_Place]:
     """Row and column of each frame of a file.
 
     Where frames state their places, these hold, whatever DimensionOrganizationType says: so does
     the library that decodes them. Otherwise frames follow one another in rows.
     """
-    from pydicom import dcmread  # noqa: PLC0415 - loaded above already
-
-    # A long list, which is read only where frames are missing.
-    groups = dcmread(file, stop_before_pixels=True, specific_tags=[_GROUPS]).get(_GROUPS) or ()
-    if groups and all(_POSITION in group for group in groups):
-        for x_px, y_px in map(_place_of, groups):
-            yield y_px // int(header.Rows), x_px // int(header.Columns)
+    if part.places_px:
+        for x_px, y_px in part.places_px:
+            yield y_px // int(part.header.Rows), x_px // int(part.header.Columns)
     else:
-        first = int(header.get("ConcatenationFrameOffsetNumber") or 0)
-        for index in range(first, first + _n_frames(header)):
+        first = int(part.header.get("ConcatenationFrameOffsetNumber") or 0)
+        for index in range(first, first + part.n_frames):
             yield divmod(index, n_columns)
-
-
-def _place_of(group: Any) -> tuple[int, int]:
-    """Left and top of a frame in its level, px from 0."""
-    place = group[_POSITION].value[0]
-    return (
-        int(place.ColumnPositionInTotalImagePixelMatrix) - 1,
-        int(place.RowPositionInTotalImagePixelMatrix) - 1,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 
@@ -15,7 +15,7 @@ from features.slides.backends.openslide_properties import mpp_in_properties
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_scenes import slide_size_px
 from features.slides.backends.tiff_tags import largest_byte_count
-from features.slides.base import Level, RgbArray
+from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
 from features.slides.resampling import overview_level, thumbnail_accumulator
 from features.slides.resolution import choose_mpp
@@ -34,11 +34,14 @@ class OpenSlideSlide(RegionReader):
 
     A handle keeps its first error for ever, so the slide is reopened after one. Raises SlideError
     if OpenSlide cannot open the file, or if it declares more pixels or bytes than can be true.
+    ``more_mpp`` are places of the resolution, µm per px, that OpenSlide does not know.
     """
 
     reader = "openslide"
 
-    def __init__(self, path: Path, scene: int | None = None) -> None:
+    def __init__(
+        self, path: Path, scene: int | None = None, *, more_mpp: Iterable[StatedMpp] = ()
+    ) -> None:
         require_single_scene(scene, where=path)
         self.path = path
         self._lock = Lock()
@@ -58,7 +61,9 @@ class OpenSlideSlide(RegionReader):
             f"{name}, {width:,} × {height:,} px"
             for name, (width, height) in self._associated_sizes()
         )
-        self.stated_mpp, self.warnings = choose_mpp(mpp_in_properties(dict(properties)))
+        self.stated_mpp, self.warnings = choose_mpp(
+            [*mpp_in_properties(dict(properties)), *more_mpp]
+        )
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)

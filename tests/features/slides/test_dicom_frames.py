@@ -210,3 +210,42 @@ def test_a_copy_of_a_file_beside_it_does_not_stand_for_its_missing_frames(tmp_pa
     (tmp_path / "a (1).dcm").write_bytes(path.read_bytes())
     with closing(open_slide(path)) as slide:
         assert slide.warnings == ("16 of 144 frames of level 0 are not stored",)
+
+
+def test_a_place_stated_twice_fails_as_the_one_without_a_frame_does(tmp_path: Path) -> None:
+    path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5, sparse=True)
+    header = dcmread(path)
+    groups = header.PerFrameFunctionalGroupsSequence
+    place = groups[5 * 12 + 5].PlanePositionSlideSequence[0]
+    place.ColumnPositionInTotalImagePixelMatrix += FRAME  # that of the next frame
+    header.save_as(path)
+    with closing(open_slide(path)) as slide:
+        assert slide.warnings == ("2 of 144 frames of level 0 are not stored",)
+        for column in (5, 6):
+            with pytest.raises(TileError, match=f"row 5, column {column} of level 0"):
+                slide.read(level=0, x_px=column * 64, y_px=320, width_px=64, height_px=64)
+        slide.read(level=0, x_px=4 * 64, y_px=320, width_px=64, height_px=64)
+
+
+def test_a_place_outside_the_level_leaves_a_hole(tmp_path: Path) -> None:
+    path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5, sparse=True)
+    header = dcmread(path)
+    place = header.PerFrameFunctionalGroupsSequence[5 * 12 + 5].PlanePositionSlideSequence[0]
+    place.RowPositionInTotalImagePixelMatrix += 100 * FRAME
+    header.save_as(path)
+    with closing(open_slide(path)) as slide, pytest.raises(TileError, match="row 5, column 5"):
+        slide.read(level=0, x_px=320, y_px=320, width_px=64, height_px=64)
+
+
+def test_a_hole_in_a_coarser_level_by_a_place_stated_twice_comes_from_the_finer(
+    tmp_path: Path,
+) -> None:
+    path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5)
+    half = write_level(tmp_path / "b.dcm", HALF, mpp=1.0, sparse=True)
+    header = dcmread(half)
+    place = header.PerFrameFunctionalGroupsSequence[2 * 6 + 2].PlanePositionSlideSequence[0]
+    place.ColumnPositionInTotalImagePixelMatrix += FRAME
+    header.save_as(half)
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=1, x_px=0, y_px=0, width_px=384, height_px=384)
+    assert np.abs(result.astype(int) - HALF).mean() < 3  # JPEG
