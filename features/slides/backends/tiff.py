@@ -269,6 +269,8 @@ class TiffSlide(BlockReader):
         for page in pages:
             offsets, counts = page.dataoffsets, np.array(page.databytecounts, np.uint64)
             n_listed = min(len(offsets), len(counts))
+            # At the start is the header: without compression, it would be taken for pixels.
+            counts[:n_listed][np.equal(offsets[:n_listed], 0)] = 0
             if n_planes == 1 and n_expected / 2 <= n_listed < n_expected:  # the last are not stored
                 n_missing = n_expected - n_listed
                 offsets = (*offsets[:n_listed], *[0] * n_missing)

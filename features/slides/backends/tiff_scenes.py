@@ -88,9 +88,23 @@ def _pyramids(file: tifffile.TiffFile) -> Iterator[list[tifffile.TiffPageSeries]
 def _sections(levels: Sequence[tifffile.TiffPageSeries]) -> Iterator[list[tifffile.TiffPageSeries]]:
     """Yield the pictures in what tifffile takes for one pyramid by the sizes of the pages.
 
-    Pages of one size are pictures of their own, and so is a half as large page that is not marked
-    as reduced and has the same resolution: another section, not a coarser level.
+    Pages of one size are pictures of their own, and so are pages that are named as companions,
+    untiled ones above tiled ones, and a half as large page that is not marked as reduced and has
+    the same resolution: another section, not a coarser level.
     """
+    tiled = [number for number, level in enumerate(levels) if level.keyframe.is_tiled]
+    first_tiled = tiled[0] if tiled else 0
+    alone = [
+        level
+        for number, level in enumerate(levels)
+        if number < first_tiled or companion_name(_name_of(level))
+    ]
+    if alone and len(levels) > 1:
+        yield from ([level] for level in alone)
+        rest = [level for level in levels if level not in alone]
+        if rest:
+            yield from _sections(rest)
+        return
     if len(levels[0].pages) > 1:
         for level in levels:
             yield from ([tifffile.TiffPageSeries([page])] for page in level.pages if page)

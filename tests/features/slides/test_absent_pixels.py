@@ -121,6 +121,27 @@ def losing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     return write
 
 
+@pytest.mark.parametrize("n_levels", [1, 2])
+def test_a_tiff_tile_at_the_start_of_the_file_is_not_stored(tmp_path: Path, n_levels: int) -> None:
+    path = tmp_path / "s.tif"
+    with tifffile.TiffWriter(path) as file:
+        for level in LEVELS[:n_levels]:
+            file.write(level, photometric="rgb", tile=(BLOCK, BLOCK), metadata=None)
+    with tifffile.TiffFile(path) as file:
+        position = file.pages[n_levels - 1].tags["TileOffsets"].valueoffset
+        columns = file.pages[n_levels - 1].imagewidth // BLOCK
+    with path.open("r+b") as stream:
+        stream.seek(position + 4 * (2 * columns + 3))
+        stream.write(bytes(4))
+    box = (3 * BLOCK, 2 * BLOCK, BLOCK, BLOCK)
+    if n_levels == 1:
+        with pytest.raises(TileError, match="row 2, column 3 of level 0 is not stored"):
+            read(path, 0, box)
+    else:
+        expected = HALF[2 * BLOCK : 3 * BLOCK, 3 * BLOCK : 4 * BLOCK]
+        np.testing.assert_allclose(read(path, 1, box).astype(int), expected, atol=1)
+
+
 def test_what_a_coarser_level_lacks_comes_from_the_finer(losing: Any) -> None:
     path = losing(LEVELS, {1: [(2, 2), (2, 3)]})
     np.testing.assert_allclose(read(path, 1, (0, 0, 384, 384)).astype(int), HALF, atol=1)

@@ -52,6 +52,7 @@ def shown(path: Path, scene: int | None = None) -> np.ndarray:
 
 THUMBNAIL = SLIDE[::8, ::8]
 HALF, QUARTER = SLIDE[::2, ::2], SLIDE[::4, ::4]
+DOUBLE = SLIDE[::-1].repeat(2, axis=0).repeat(2, axis=1)
 
 
 def qpi(options: dict[str, object], kind: str) -> dict[str, object]:
@@ -83,6 +84,11 @@ FILES: dict[str, list[Page]] = {
     "small to large": [
         (QUARTER, {**TILED, "subfiletype": 1}), (HALF, {**TILED, "subfiletype": 1}), (SLIDE, TILED)
     ],
+    "macro of twice the size first": [(DOUBLE, {**TILED, "description": "macro"}), (SLIDE, TILED)],
+    "label of half the size behind": [(SLIDE, TILED), (HALF, {**TILED, "description": "label"})],
+    "photograph of twice the size, untiled": [
+        (DOUBLE, {**PLAIN, "rowsperstrip": 64}), (SLIDE, TILED)
+    ],
     "small to large, not flagged": [(QUARTER, TILED), (HALF, TILED), (SLIDE, TILED)][1:],
     "QPTIFF, thumbnail first": [
         (THUMBNAIL, qpi(PLAIN, "Thumbnail")),
@@ -99,6 +105,14 @@ def test_the_largest_picture_that_is_no_companion_is_the_slide(
 ) -> None:
     path = write_pages(tmp_path / "s.tif", *pages)
     np.testing.assert_array_equal(shown(path), SLIDE)
+
+
+@pytest.mark.parametrize("name", ["macro of twice the size first", "label of half the size behind"])
+def test_a_companion_of_the_proportions_of_the_slide_is_no_level(tmp_path: Path, name: str) -> None:
+    path = write_pages(tmp_path / "s.tif", *FILES[name])
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [1024]
+        assert len(slide.associated_images) == 1
 
 
 @pytest.mark.parametrize("name", ["small to large", "label between the levels"])
