@@ -38,6 +38,8 @@ _MAX_MEMBER_BYTES = 1 << 31
 _N_CHANNELS = (1, 3, 4)
 _LEAST_CLEAR_OR_OPAQUE = 0.9
 """Share of pixels that are wholly transparent or opaque where a fourth channel is alpha."""
+_SLACK = 0.01
+"""Difference of a level's size from its scale that rounding can bring."""
 _N_BIT_SAMPLES = 8
 _OME_XML = "OME/METADATA.ome.xml"
 _MAX_SERIES = 1000
@@ -117,8 +119,7 @@ class OmeZarrSlide(BlockReader):
             group = zarr.open_group(self._store, mode="r", path=folder)
             group, image = self._choose_image(group, scene)
             axes = _axes_of(image)
-            names = [dataset["path"] for dataset in image["datasets"]]
-            self._grids = list(self._read_grids(group, names, axes))
+            self._grids = list(self._read_grids(group, image["datasets"], axes))
             self.stated_mpp, notes = choose_mpp(self._read_mpp(image, folder))
             self.warnings += notes
             self._check_order()
@@ -221,15 +222,25 @@ class OmeZarrSlide(BlockReader):
         )
 
     def _read_grids(
-        self, group: zarr.Group, names: Sequence[str], axes: tuple[str, ...]
+        self, group: zarr.Group, datasets: Sequence[Mapping[str, Any]], axes: tuple[str, ...]
     ) -> Iterator[_ChunkGrid]:
-        """Chunks of all levels, without coarser ones that cannot be served."""
-        yield self._read_grid(group, names[0], axes)
-        for name in names[1:]:
+        """Chunks of all levels, without coarser ones that cannot be served or lie elsewhere."""
+        first = self._read_grid(group, datasets[0]["path"], axes)
+        yield first
+        for dataset in datasets[1:]:
+            name = dataset["path"]
             try:
-                yield self._read_grid(group, name, axes)
+                grid = self._read_grid(group, name, axes)
             except SlideError as error:
                 self.warnings += (f"level {name!r} is set aside: {error.actual}",)
+                continue
+            stated, factor = _factor_of(datasets[0], dataset, axes), first.width_px / grid.width_px
+            slack_px = max(2.0, _SLACK * grid.width_px)
+            if stated is None or abs(first.width_px / stated - grid.width_px) <= slack_px:
+                yield grid
+            else:
+                text = f"its scale is {stated:.4g} times the finest, its size {factor:.4g} times"
+                self.warnings += (f"level {name!r} is set aside: {text} smaller",)
 
     def _read_grid(self, group: zarr.Group, name: str, axes: tuple[str, ...]) -> _ChunkGrid:
         """Chunks of an array, after checks that it can be served."""
@@ -427,6 +438,26 @@ def _mpp_of(image: Mapping[str, Any], axes: tuple[str, ...]) -> Iterator[StatedM
             for axis, um in (("x", x_um), ("y", y_um))
         )
         yield StatedMpp(x=x, y=y, field="the scales and units of 'multiscales'")
+
+
+def _factor_of(
+    finest: Mapping[str, Any], dataset: Mapping[str, Any], axes: tuple[str, ...]
+) -> float | None:
+    """Scale of a level along x over that of the finest; None if it has none of its own."""
+    try:
+        scales = [
+            math.prod(
+                float(step["scale"][axes.index("x")])
+                for step in level["coordinateTransformations"]
+                if isinstance(step.get("scale"), list)
+            )
+            for level in (finest, dataset)
+        ]
+        factor = scales[1] / scales[0]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    # Writers that know no resolution state the same scale for every level.
+    return factor if 1 < factor < math.inf else None
 
 
 def _mean_mpp(image: Mapping[str, Any], axes: tuple[str, ...]) -> float | None:

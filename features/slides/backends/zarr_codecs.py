@@ -108,9 +108,13 @@ class _LimitedV3(BytesBytesCodec):
 
 
 def _check_size(name: str, data: Any, n_bytes: int) -> None:
-    """Raise ValueError for data that unpack to more than ``n_bytes``, without unpacking more."""
-    limit = n_bytes + _SLACK_BYTES
-    if _SIZES[name](np.ascontiguousarray(data).tobytes(), limit) > limit:
+    """Raise ValueError for data that unpack to more than ``n_bytes``, or are cut off."""
+    limit, stream = n_bytes + _SLACK_BYTES, np.ascontiguousarray(data).tobytes()
+    n_least = max(16, _size_in(12, 16)(stream, limit)) if name == "blosc" else 0
+    if len(stream) < n_least:
+        # Its decoder does not look at the length, and goes on in other memory.
+        raise ValueError(f"blosc of {len(stream):,} bytes where {n_least:,} should be")
+    if _SIZES[name](stream, limit) > limit:
         raise ValueError(f"{name} that unpacks to more than the {n_bytes:,} bytes of a chunk")
 
 

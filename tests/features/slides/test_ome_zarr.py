@@ -511,6 +511,45 @@ def test_every_codec_reads_what_it_wrote_and_a_bomb_is_refused_before_it_is_unpa
         tracemalloc.stop()
 
 
+CUT = {**BOMBS, "blosc without compression": numcodecs.Blosc(clevel=0), "none": None}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.999])
+@pytest.mark.parametrize("name", CUT)
+def test_a_chunk_that_was_cut_off_is_an_error_and_no_other_pixels(
+    tmp_path: Path, name: str, share: float
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    path = write(tmp_path / "s.zarr", [noise], axes="yxc", chunk_px=512, compressors=CUT[name])
+    file = max((path / "0").rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with closing(OmeZarrSlide(path)) as slide, pytest.raises(TileError, match="cannot be read"):
+        slide.read(level=0, x_px=0, y_px=0, width_px=512, height_px=512)
+
+
+def test_a_level_whose_scale_denies_its_size_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    datasets = []
+    for number, side in enumerate((600, 256, 128)):  # half and a quarter of 512
+        group.create_array(str(number), shape=(side, side, 3), chunks=(64, 64, 3), dtype="u1")[
+            :
+        ] = 9
+        scale = [0.5 * 2**number, 0.5 * 2**number, 1.0]
+        transformation = {"type": "scale", "scale": scale}
+        datasets.append({"path": str(number), "coordinateTransformations": [transformation]})
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
+    axes.append({"name": "c", "type": "channel"})
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    with closing(OmeZarrSlide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [600]
+        assert slide.warnings == tuple(
+            f"level '{number}' is set aside: its scale is {factor} times the finest, its size "
+            f"{size:.4g} times smaller"
+            for number, factor, size in ((1, 2, 600 / 256), (2, 4, 600 / 128))
+        )
+
+
 @pytest.mark.parametrize("codec", [zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec(),
                                    zarr.codecs.BloscCodec()])  # fmt: skip
 @pytest.mark.parametrize("sharded", [False, True])
