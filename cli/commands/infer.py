@@ -350,7 +350,7 @@ def _review_rule(run: ModelBundle) -> str:
     chosen = run.abstention
     limit = (
         "" if chosen.risk_at_most is None
-        else f" (at most {chosen.risk_at_most:.1%}, with 95 % confidence)"
+        else f" (at most {chosen.risk_at_most:.1%}, the exact {chosen.confidence:.0%} limit)"
     )  # fmt: skip
     return (
         f"confidence below {chosen.threshold:.3f}, unlike the training patients, or one of them; "

@@ -15,7 +15,7 @@ __all__ = ["AbstentionPoint", "RiskCoverage", "choose_abstention", "risk_coverag
 
 _RISK_SHARE = 0.5
 _MIN_PATIENTS = 10
-_CONFIDENCE = 0.95
+_CONFIDENCE = 0.99  # in weak cohorts, the points that are found hold a limit of 95 % too rarely
 _BOOTSTRAP_LIMITS = ("risk_low", "risk_high")  # of earlier versions, too narrow
 
 
@@ -41,8 +41,9 @@ class AbstentionPoint:
 
     ``coverage`` and ``risk`` are those of patients whose own fold had no part in the choice,
     ``risk_of_all`` is the risk without abstaining. ``risk_at_most`` is the number to plan with: the
-    upper 95 % limit of the risk (one-sided; Clopper and Pearson, 1934), with as many patients as
-    the class-balanced ones are worth (Kish, 1965). None in runs of earlier versions.
+    upper limit of the risk at ``confidence`` (one-sided; Clopper and Pearson, 1934), with as many
+    patients as the class-balanced ones are worth (Kish, 1965). Runs of earlier versions have None,
+    or a limit at 0.95.
     """
 
     threshold: float
@@ -50,6 +51,7 @@ class AbstentionPoint:
     risk: float
     risk_of_all: float
     risk_at_most: float | None = None
+    confidence: float = 0.95
 
     def as_dict(self) -> dict[str, float]:
         """Return plain values for a file."""
@@ -122,6 +124,7 @@ def choose_abstention(
         risk=risk,
         risk_of_all=risk_of_all,
         risk_at_most=float(beta.ppf(_CONFIDENCE, risk * n_effective + 1, (1 - risk) * n_effective)),
+        confidence=_CONFIDENCE,
     )
 
 

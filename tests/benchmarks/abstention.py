@@ -7,14 +7,13 @@ patients. Prints a JSON list, one object per kind:
 ``chosen``
     Share of the cohorts that have a point. The next five are means over those.
 ``risk_of_all``, ``risk``, ``risk_at_most``
-    As stated: errors without abstaining, errors of the patients kept, and their upper 95 % limit.
+    As stated: errors without abstaining, errors of the patients kept, and their upper limit.
 ``new_risk_of_all``, ``new_risk``
     Those of new patients.
 ``within``
     Share of the cohorts with a point whose new patients have at most the stated limit.
 ``wrong``
-    Share of all cohorts that have a point whose new patients have more: 0.05 is what the limit
-    promises for a point that was fixed in advance.
+    Share of all cohorts that have a point whose new patients have more.
 
     python -m tests.benchmarks.abstention --cohorts 300
 """

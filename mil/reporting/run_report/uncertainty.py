@@ -45,12 +45,12 @@ def draw_risk_coverage(data: ReportData, point: AbstentionPoint | None) -> Embed
             if point.risk_at_most is not None:
                 axes.plot([point.coverage] * 2, [point.risk, point.risk_at_most],
                           color=MARK_COLOUR, linewidth=1.5, marker="_", markevery=[1],
-                          label="at most, with 95 % confidence")  # fmt: skip
+                          label=f"at most: {percent(point.confidence)} limit")  # fmt: skip
         axes.set(xlabel="share of patients kept", ylabel="share of errors among them",
                  xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * top)))  # fmt: skip
         share_ticks(axes.xaxis)
         share_ticks(axes.yaxis)
-        axes.legend()
+        figure.legend(loc="outside upper left", ncols=2)
 
     half = float(curve.risk[np.searchsorted(curve.coverage, 0.5)])
     return render_figure(

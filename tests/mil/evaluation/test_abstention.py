@@ -72,7 +72,7 @@ def test_a_point_is_measured_on_ten_patients_at_least(
     assert (point is not None) == is_chosen
     if point is not None:
         assert point.risk == 0
-        assert point.risk_at_most == pytest.approx(1 - 0.05 ** (1 / 20), abs=0.003)
+        assert point.risk_at_most == pytest.approx(1 - 0.01 ** (1 / 20), abs=0.003)
         assert point.coverage == pytest.approx((n_in_first_fold + 10) / 60)
 
 
@@ -96,10 +96,12 @@ def test_patients_that_share_a_slide_are_as_in_one_fold() -> None:
 
 def test_a_point_is_stored_as_plain_values() -> None:
     before = AbstentionPoint(threshold=0.7, coverage=0.5, risk=0.1, risk_of_all=0.3)
-    point = replace(before, risk_at_most=0.2)
+    point = replace(before, risk_at_most=0.2, confidence=0.99)
     for each in (before, point):
         assert AbstentionPoint.from_dict(each.as_dict()) == each
     assert "risk_at_most" not in before.as_dict()
+    earlier = {name: value for name, value in point.as_dict().items() if name != "confidence"}
+    assert AbstentionPoint.from_dict(earlier) == replace(point, confidence=0.95)
     limits = {"risk_low": 0.0, "risk_high": 0.1}  # bootstrap limits of earlier versions
     assert AbstentionPoint.from_dict({**before.as_dict(), **limits}) == before
     with pytest.raises(ValueError, match="abstention"):

@@ -26,10 +26,12 @@ from features.bags.h5 import find_bags, write_bag
 from mil.data.bags import PatientBags, SlideRecord, load_patient_bags
 from mil.data.cohort import Patient, read_cohort
 from mil.errors import RunError
+from mil.evaluation.abstention import AbstentionPoint
 from mil.evaluation.baselines import shortcut_probabilities
 from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.curves import net_benefit_curve, precision_recall_curve, roc_curve, treat_all
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
+from mil.inference.bundle import load_bundle, save_bundle
 from mil.reporting.figures import EmbeddedImage, render_figure
 from mil.reporting.run_report import write_report
 from mil.reporting.run_report.data import ReportData, read_report_data
@@ -45,6 +47,7 @@ from mil.reporting.run_report.tables import (
     confusion_table,
     findings,
 )
+from mil.reporting.run_report.verdict import Level, Verdict
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import OutOfFoldPredictions
 from mil.training_run import train_run
@@ -220,6 +223,24 @@ def test_written_again_from_the_files_the_page_has_the_same_bytes(two: Path) -> 
     before = (two / "report.html").read_bytes()
     assert write_report(two) == two / "report.html"
     assert (two / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("level", ["good", "error"])
+def test_a_point_of_abstention_states_its_limit_and_may_be_luck_without_a_signal(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Level
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(two, copy)
+    point = AbstentionPoint(
+        threshold=0.7, coverage=0.5, risk=0.1, risk_of_all=0.2, risk_at_most=0.31, confidence=0.99
+    )
+    save_bundle(replace(load_bundle(copy), abstention=point))
+    verdict = Verdict(level, "so or so")
+    monkeypatch.setattr("mil.reporting.run_report.page.run_verdict", lambda *_, **__: verdict)
+    write_report(copy)
+    text = " ".join(" ".join(page_of(copy).text).split())
+    assert "at most 31 % , the exact 99 % limit: plan with this" in text
+    assert ("a point may be luck" in text) == (level == "error")
 
 
 @pytest.mark.parametrize(("fixture", "n_figures"), [("two", 13), ("three", 22)])
