@@ -41,6 +41,7 @@ _NOT_RECORDED = {
     },
 }  # fmt: skip
 """Options of each command that decide where and by which machine something is made, not what."""
+_HOLDERS = {"train": "folder of a run", "embed": "bag"}
 
 
 def settings_parameters(command: Any) -> dict[str, Any]:
@@ -86,9 +87,15 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             expected="the tables " + " and ".join(f"[{name}]" for name in _COMMANDS),
             hint=f"Did you mean [{near[0]}]?" if near else f"Put [{context.command.name}] above.",
         )
-    table = given.get(str(context.command.name), {})
+    name = str(context.command.name)
+    if name not in given and (path.is_dir() or path.suffix == ".h5"):
+        raise MilError(
+            path, actual=f"no settings of 'mil {name}'", expected=f"a {_HOLDERS[name]}",
+            hint="A run states the settings of 'mil train', each of its bags those of 'mil embed'.",
+        )  # fmt: skip
+    table = given.get(name, {})
     if not isinstance(table, dict):
-        raise MilError(path, actual=f"{context.command.name} = {table!r}", expected="a table")
+        raise MilError(path, actual=f"{name} = {table!r}", expected="a table")
     _apply(context, "file", {key: (f"{path}, {key}", value) for key, value in table.items()})
     return path
 

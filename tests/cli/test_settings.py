@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from features.bags.h5 import read_bag_info
+from features.bags.h5 import read_bag_info, write_bag
 from mil.training.config import TrainConfig
 from tests.cli.running import mil, mil_ok
-from tests.fakes import write_cohort
+from tests.fakes import make_bag, write_cohort
 
 FEW = ("--set", "n_members=1", "--set", "fixed_steps=3", "--set", "head=gated")
 
@@ -127,6 +127,21 @@ def test_a_file_that_is_none_is_refused(study: Path, name: str) -> None:
     assert result.exit_code == 1
     assert name in result.output
     assert "expected settings in TOML" in result.output
+
+
+def test_a_run_states_no_settings_of_bags_and_a_bag_none_of_runs(study: Path) -> None:
+    (study / "run").mkdir()
+    (study / "run" / "settings.toml").write_text("[train]\nfolds = 3\n")
+    bag = make_bag("a")
+    bag = dataclasses.replace(
+        bag, meta=dataclasses.replace(bag.meta, settings="[embed]\nmpp = 0.5\n")
+    )
+    write_bag(study / "a.h5", bag)
+    for command, source in (("embed", "run"), ("train", "a.h5")):
+        result = mil(command, "--config", source)
+        assert result.exit_code == 1
+        told = " ".join(result.output.split())
+        assert f"{source}: no settings of 'mil {command}'; expected a" in told
 
 
 @pytest.mark.parametrize(
