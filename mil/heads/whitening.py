@@ -17,6 +17,7 @@ __all__ = ["Whitening", "fit_pca_whitening"]
 _TOTAL_TILES = 4096
 _TILES_PER_PATIENT = (16, 256)
 _BAGS_PER_BLOCK = 64
+_TILES_PER_BLOCK = 65_536
 
 
 class Whitening(nn.Module):
@@ -35,7 +36,10 @@ class Whitening(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map embeddings, shape (..., dim), to components, shape (..., n_components)."""
-        return torch.matmul(features - self.mean, self.matrix)
+        # Centred tiles are a copy of all of them, 5 GB of a million.
+        blocks = features.split(_TILES_PER_BLOCK, dim=-2)
+        parts = [torch.matmul(block - self.mean, self.matrix) for block in blocks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 def fit_pca_whitening(

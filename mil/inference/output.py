@@ -39,7 +39,7 @@ _STATUS_CAVEATS = {
     "bag_refused": "without a bag that can be used got the prior",
     "out_of_range": "with embeddings far larger than those of the training got the prior: check "
     "which encoder made them",
-    "slides_missing": "were predicted from part of their slides, because others have no bag that "
+    "slides_missing": "predicted from part of their slides, because others have no bag that "
     "can be used",
 }
 

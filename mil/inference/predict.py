@@ -293,7 +293,8 @@ def _predict(
     set_logits: Floats | None = None
     out_of_range = bool(nonempty) and _is_out_of_range(bundle, nonempty)
     if nonempty and not out_of_range:
-        tiles = np.concatenate([bag.features for bag in nonempty.values()])
+        of_slides = [bag.features for bag in nonempty.values()]
+        tiles = of_slides[0] if len(of_slides) == 1 else np.concatenate(of_slides)
         views = [bag.views for bag in nonempty.values() if bag.views is not None] if tta else []
         logits, attention = _forward(bundle, tiles, views)
         logits = bundle.add_covariates(logits, patient.covariates)
