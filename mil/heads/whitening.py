@@ -37,7 +37,7 @@ class Whitening(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map embeddings, shape (..., dim), to components, shape (..., n_components)."""
         # Centred tiles are a copy of all of them, 5 GB of a million.
-        blocks = features.split(_TILES_PER_BLOCK, dim=-2)
+        blocks = torch.split(features, _TILES_PER_BLOCK, dim=-2)
         parts = [torch.matmul(block - self.mean, self.matrix) for block in blocks]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
