@@ -369,6 +369,6 @@ class _Reader:
 
 
 def _lower_priority() -> None:
-    """Lower the priority of this thread; Linux counts niceness per thread."""
+    """Lower the priority of this thread below the command's; Linux counts niceness per thread."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.nice(_NICENESS)

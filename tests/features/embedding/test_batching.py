@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -201,3 +203,19 @@ def test_a_tile_that_the_filter_drops_has_no_views_either() -> None:
     assert len(buffer.features) == len(buffer.views) == 5
     embed([plain], MeanEncoder(), 3)
     np.testing.assert_array_equal(buffer.views, plain.views)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is of threads on Linux only")
+def test_decoding_threads_yield_to_a_command_that_was_run_with_nice() -> None:
+    niceness: list[int] = []
+
+    def run() -> None:
+        os.nice(5)  # of this thread: only root may go back
+        with decoding_pool(MeanEncoder(), 1) as pool:
+            niceness.append(pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result())
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert niceness == [min(19, before + 8)]
