@@ -78,6 +78,8 @@ class ImageSlide(RegionReader):
         # Pillow would clip grey of 16 bit, which it calls I or I;16, at 255.
         is_deep = image.mode.startswith("I")
         mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
+        # In colours Pillow keeps the upper 8 of 16 bit, and says so in the raw mode alone.
+        is_cut_to_eight = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
         image.load()
         largest = 0
         pixels = np.empty((height, width, 3), np.uint8)
@@ -89,7 +91,9 @@ class ImageSlide(RegionReader):
                 largest = max(largest, int(samples.max()))
                 samples = samples.astype(np.uint16)
             pixels[top : top + rows] = to_rgb(samples, background_rgb=self.background_rgb)
-        if is_deep:
+        if is_cut_to_eight and not is_deep:
+            largest = int(pixels.max()) << 8 | 255
+        if is_deep or is_cut_to_eight:
             self.warnings += resolve_bits(None, field="", largest=largest)[1]
         return pixels
 

@@ -17,10 +17,10 @@ _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
 _NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]*"
-_IN_UM = r"mpp|ScanRes|micro(?:meter|n)s?[-_ ]?per[-_ ]?pixel"
+_IN_UM = r"mpp|ScanRes|(?:micro(?:meter|metre|n)s?|um)[-_ ]?per[-_ ]?(?:pixel|px)"
 _SIZE = r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|resolution|spacing"
 _MPP = re.compile(
-    rf"{_NOT_OURS}({_IN_UM})[-_ ]?([xy]?){_IS}"
+    rf"{_NOT_OURS}({_IN_UM})[-_ ]?([xy]?){_IS}[\[(]?\s*"
     rf"({NUMBER})[ \t]*({_UNIT})?",
     re.IGNORECASE,
 )

@@ -152,3 +152,17 @@ def test_a_grey_png_of_sixteen_bit_is_not_clipped(tmp_path: Path) -> None:
         result, warnings = read(tmp_path / "s.png")
         assert len(warnings) == (bits == 12)
         np.testing.assert_array_equal(result[..., 1], PIXELS[..., 0] >> (16 - bits))
+
+
+@pytest.mark.parametrize("with_alpha", [False, True])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_a_png_in_colours_of_sixteen_bit_is_warned_of_where_it_uses_fewer(
+    tmp_path: Path, bits: int, with_alpha: bool
+) -> None:
+    samples = deep(bits)
+    if with_alpha:
+        samples = np.dstack([samples, np.full(samples.shape[:2], 65_535, np.uint16)])
+    (tmp_path / "s.png").write_bytes(imagecodecs.png_encode(samples))
+    result, warnings = read(tmp_path / "s.png")
+    assert [f"as if {bits} bit were used" in text for text in warnings] == [True] * (bits < 16)
+    np.testing.assert_array_equal(result, deep(bits) >> 8)
