@@ -141,4 +141,4 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> No
         runtimes = ", ".join(sorted({str(speed["execution"]) for speed in speeds.values()}))
         stdout.print(f"tiles/s: measured here with random weights, {runtimes}, without reading.")
     if usable := [one.name for one in infos if not one.unusable]:
-        print_next("mil embed slides/ --bags bags-new --backbone {name}", name=usable[0])
+        print_next("mil embed SLIDES --bags bags-new --backbone {name}", name=usable[0])

@@ -11,6 +11,7 @@ from cli.console import print_json, print_next, spinner, stdout
 from cli.options import ClassName, ColumnNames, JsonOutput, LabelTable, Seed, flag
 from cli.shared.arguments import keep_inputs, parse_columns
 from cli.shared.output import print_caveats, print_model_scores
+from cli.shared.runs import free_run
 
 if TYPE_CHECKING:
     from mil.comparison.differences import Comparison
@@ -94,8 +95,8 @@ def compare(
     _print(compared)
     stdout.print(f"Page: {out}")
     print_caveats(f"note: {note}" for note in read.notes)
-    combine = ["mil combine {runs} --run runs/combined"] if len(runs) > 1 and not files else []
-    print_next("open {page}", *combine, page=out, runs=runs)
+    combine = ["mil combine {runs} --run {new}"] if len(runs) > 1 and not files else []
+    print_next("open {page}", *combine, page=out, runs=runs, new=free_run("combined"))
 
 
 def _print(compared: Comparison) -> None:

@@ -11,6 +11,7 @@ from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, std
 from cli.options import BagsSources, CohortTable, ColumnNames, JsonOutput, Seed
 from cli.shared.arguments import given_options, keep_inputs, parse_columns
 from cli.shared.output import print_caveats
+from cli.shared.runs import free_run, is_combination
 
 if TYPE_CHECKING:
     from mil.validation.external import ExternalValidation
@@ -113,12 +114,14 @@ def evaluate(
         stdout.print(f"Page: {out}; predictions: {tables[0]}")
     print_caveats(f"note: {note}" for note in validated.notes)
     if not as_json:
+        is_final = is_combination(run) or (run / "recalibration.json").is_file()
         print_next(
             "open {page}",
-            "mil recalibrate {run} --cohort {cohort} --bags {bags} --run runs/recalibrated "
-            "{again}",
-            page=out, run=run, cohort=cohort, bags=bags or ["bags"],
-            again=given_options(context, "columns"),
+            "mil infer --run {run} --patients test.csv {again}"
+            if is_final
+            else "mil recalibrate {run} --cohort {cohort} --run {new} {again}",
+            page=out, run=run, cohort=cohort, new=free_run("recalibrated"),
+            again=given_options(context, "bags", "columns"),
         )  # fmt: skip
     unusable = {"no_bag", "no_tissue", "bag_refused", "out_of_range", "slides_missing"}
     if any(p.status in unusable for p in predictions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,12 @@ from cli.options import (
     TilePx,
     Weights,
 )
-from cli.shared.arguments import keep_inputs, require_one_resolution, resolve_mpp_table
+from cli.shared.arguments import (
+    given_options,
+    keep_inputs,
+    require_one_resolution,
+    resolve_mpp_table,
+)
 from cli.shared.executors import checkpoint_paths
 from features.utils.text import percent, pluralize
 
@@ -44,6 +50,7 @@ filter_ = typer.Typer(cls=PlainGroup, no_args_is_help=True, help="Fit a filter t
 
 @filter_.command(cls=PlainCommand)
 def fit(
+    context: typer.Context,
     *,
     table: Annotated[
         Path,
@@ -123,7 +130,7 @@ def fit(
             examples, spec=spec, threshold=threshold, versions={"execution": encoder.execution}
         )
         write_filter(out, tile_filter)
-    _print(tile_filter, out, as_json=as_json)
+    _print(tile_filter, out, as_json=as_json, weights=given_options(context, "weights"))
 
 
 @filter_.command(cls=PlainCommand)
@@ -168,7 +175,10 @@ def _summary(tile_filter: TileFilter, path: Path) -> dict[str, Any]:
     }
 
 
-def _print(tile_filter: TileFilter, path: Path, *, as_json: bool) -> None:
+def _print(
+    tile_filter: TileFilter, path: Path, *, as_json: bool, weights: Sequence[str] = ()
+) -> None:
+    """Print what a filter was fitted on; ``weights`` are the options that name its encoder's."""
     summary = _summary(tile_filter, path)
     if as_json:
         print_json(summary)
@@ -200,8 +210,11 @@ def _print(tile_filter: TileFilter, path: Path, *, as_json: bool) -> None:
         f"split between folds; the content of {pluralize(n_known, 'slide files')} "
         f"is known); regularisation C {summary['strength']:g}."
     )
+    spec = tile_filter.spec
     print_next(
-        "mil embed slides/ --bags bags --filter {file}",
+        "mil embed SLIDES --bags bags-filtered --filter {file} {options}",
         "mil train --cohort train.csv --bags bags --filter {file}",
         file=path,
-    )
+        options=["--backbone", spec.encoder, "--mpp", f"{spec.target_mpp:g}", "--tile-px",
+                 str(spec.tile_px), *weights],
+    )  # fmt: skip

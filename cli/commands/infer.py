@@ -40,6 +40,7 @@ from cli.shared.combination import infer_combination
 from cli.shared.embed_missing import embed_missing
 from cli.shared.executors import checkpoint_paths
 from cli.shared.multilabel import infer_labels, shares_of
+from cli.shared.next_slides import source_option
 from cli.shared.output import print_caveats, print_guarantee
 from cli.shared.runs import add_run_covariates, is_combination, newest_run
 from features.utils.text import pluralize
@@ -240,13 +241,14 @@ def infer(
         if several is not None
         else [
             "mil score {out} --cohort labels.csv",
-            "mil explain --run {run} --patients {patients} --bags {bags} --slides {slides} {again}",
+            "mil explain --run {run} --patients {patients} --bags {bags} {source} {again}",
         ]
     )
     print_next(
         *([] if as_json else commands),
         labels=",".join(several.names if several else ()),
-        out=out, run=chosen, patients=patients, bags=bags, slides=slides or "slides/",
+        out=out, run=chosen, patients=patients, bags=bags,
+        source=source_option(model.fingerprint, bags, slides=slides, series=series),
         again=given_options(context, "columns", "prior", "tta"),
     )  # fmt: skip
     if n_failed or not complete:

@@ -18,8 +18,9 @@ from cli.console import (
     stdout,
 )
 from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
-from cli.shared.arguments import given_options, repeat_paths, resolve_slides
+from cli.shared.arguments import given_options, resolve_slides
 from cli.shared.embed_progress import assumed_mpp_text
+from cli.shared.next_slides import repeat_paths
 from cli.shared.output import print_failures
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 

@@ -36,7 +36,6 @@ from cli.options import (
 )
 from cli.shared.arguments import (
     given_options,
-    repeat_paths,
     require_one_resolution,
     resolve_mpp_table,
     resolve_slides,
@@ -48,6 +47,7 @@ from cli.shared.embed_progress import (
     tissue_warnings,
     unusual_tissue,
 )
+from cli.shared.next_slides import repeat_paths
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 from features.utils.hardware import CPU_COUNT
 from features.utils.text import pluralize

@@ -9,7 +9,7 @@ import typer
 
 from cli.console import print_json, print_next, spinner, stdout
 from cli.options import BagsSource, CohortTable, ColumnNames, JsonOutput, Seed, flag
-from cli.shared.arguments import parse_columns
+from cli.shared.arguments import given_options, parse_columns
 from cli.shared.output import print_caveats
 from cli.shared.runs import add_run_covariates, require_free
 from features.utils.text import pluralize
@@ -18,6 +18,7 @@ __all__ = ["recalibrate"]
 
 
 def recalibrate(
+    context: typer.Context,
     *,
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     cohort: CohortTable,
@@ -70,7 +71,7 @@ def recalibrate(
     if not as_json:
         print_next(
             "open {page}",
-            "mil infer --run {run} --bags {bags} --patients test.csv",
-            "mil evaluate {run} --bags {bags} --cohort others.csv",
-            run=run, bags=bags, page=page,
+            "mil infer --run {run} --patients test.csv {again}",
+            "mil evaluate {run} --cohort others.csv {again}",
+            run=run, page=page, again=given_options(context, "bags", "columns"),
         )  # fmt: skip

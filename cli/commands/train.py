@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -30,9 +30,15 @@ from cli.options import (
     Labels,
     flag,
 )
-from cli.shared.arguments import parse_columns, reject_options, require_ray_for_address
+from cli.shared.arguments import (
+    given_options,
+    parse_columns,
+    reject_options,
+    require_ray_for_address,
+)
 from cli.shared.executors import absolute_path, print_warning
 from cli.shared.multilabel import read_labels, train_labels
+from cli.shared.next_slides import source_option
 from cli.shared.output import print_comparison
 from cli.shared.runs import require_free
 from cli.shared.settings import (
@@ -295,7 +301,7 @@ def train(
     if as_json:
         print_json(summary.as_dict())
     else:
-        _print_summary(summary, bags)
+        _print_summary(summary, bags, again=given_options(context, "columns"))
 
 
 def _read_patients(
@@ -316,7 +322,9 @@ def _next_run() -> Path:
     return next(p for p in (Path("runs") / f"run-{n}" for n in count(1)) if not p.exists())
 
 
-def _print_summary(summary: TrainingSummary, bags: Path | str) -> None:
+def _print_summary(summary: TrainingSummary, bags: Path, *, again: Sequence[str]) -> None:
+    """Print scores, sets and next commands, which repeat the options ``again``."""
+    from mil.inference.bundle import load_bundle
     from mil.inference.conformal import COVERAGE
     from mil.reporting.learners import describe_weights
 
@@ -346,10 +354,12 @@ def _print_summary(summary: TrainingSummary, bags: Path | str) -> None:
         f"the patients; plan with a coverage of {planned} (guaranteed on average: {guaranteed})",
     )
     stdout.print(f"Run: {summary.path}")
+    source = source_option(load_bundle(summary.path).fingerprint, bags)
     print_next(
         "open {run}/report.html",
-        "mil view {run} --bags {bags} --slides slides/",
-        "mil infer --run {run} --bags {bags} --patients test.csv",
-        run=summary.path,
-        bags=bags,
-    )
+        "mil view {run} --bags {bags} {source}"
+        if source[0] == "--slides"
+        else "mil explain --run {run} --bags {bags} {source}",
+        "mil infer --run {run} --bags {bags} --patients test.csv {again}",
+        run=summary.path, bags=bags, source=source, again=again,
+    )  # fmt: skip

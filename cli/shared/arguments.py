@@ -25,7 +25,6 @@ __all__ = [
     "only_folder",
     "parse_columns",
     "reject_options",
-    "repeat_paths",
     "require_one_resolution",
     "require_ray_for_address",
     "resolve_mpp_table",
@@ -35,7 +34,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_N_REPEATED = 5
 
 
 def folder_for_bags(bags: Path) -> Path:
@@ -62,11 +60,6 @@ def given_options(context: typer.Context, *names: str) -> list[str]:
                 words.append(parameter.opts[0])
                 words += [] if one is True else [str(getattr(one, "value", one))]
     return words
-
-
-def repeat_paths(paths: Sequence[Path]) -> Sequence[Path | str]:
-    """Return the slides of a command for the next one: as given, ``slides/`` if they are many."""
-    return paths if len(paths) <= _N_REPEATED else ["slides/"]
 
 
 def tile_settings(

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from cli.shared.next_slides import embedded_files
 from cli.viewer.slides import check_slide_size
-from features.errors import SlideError, TableError, TileError
+from features.errors import SlideError, TileError
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.search import find_slides
 from features.tiling.grid import read_tile
-from features.utils.tables import read_table
-from features.utils.text import normalize_name
 from features.visualization.heatmap import grid_from_layout, tile_layout
 from mil.inference.attention import SlideAttention
 from mil.multilabel.page import write_label_page
@@ -82,11 +81,7 @@ def _reachable_slides(bags: Path, slides: Path | None) -> dict[str, Path]:
     """Return the files of slides by id: those of a folder, or those that ``embed.csv`` names."""
     if slides is not None:
         return {slide_id_of(path): path for path in find_slides([slides])}
-    with suppress(TableError):
-        rows = read_table(bags / "embed.csv").to_dict("records")
-        paths = {normalize_name(str(row["slide_id"])): str(row.get("path", "")) for row in rows}
-        return {name: Path(path) for name, path in paths.items() if path and Path(path).exists()}
-    return {}
+    return embedded_files(bags)
 
 
 def _slide_pictures(paths: Mapping[str, Path]) -> ShowSlide:

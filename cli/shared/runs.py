@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_run_covariates",
+    "free_run",
     "is_combination",
     "newest_run",
     "require_free",
@@ -48,6 +50,12 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
             hint="Train one, or name another with --run.",
         )
     return runs[-1].parent
+
+
+def free_run(name: str) -> Path:
+    """Return the first of ``runs/name``, ``runs/name-2`` and so on that does not exist."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def require_free(run: Path, *, overwrite: bool) -> None:

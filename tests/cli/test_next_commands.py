@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cli.viewer.server import ViewServer
 from features.slides.synthetic import write_slide
+from mil.comparison.differences import compare_models
+from mil.validation.external import validate
+from mil.validation.recalibration import recalibrate
 from tests.cli.running import mil
+from tests.cli.test_filter import pen, tissue
 
 
 def next_of(*arguments: object) -> list[str]:
@@ -55,7 +61,7 @@ def test_slides_are_named_again(slides: list[Path], tmp_path: Path) -> None:
     many = [slides[0].parent / f"{number}.tif" for number in range(6)]
     for path in many:
         path.symlink_to(slides[0])
-    assert next_of("inspect", *many) == ["mil preview slides/ --out previews"]
+    assert next_of("inspect", *many) == [f"mil preview {many[0].parent} --out previews"]
 
 
 def test_nothing_is_proposed_for_slides_that_cannot_be_read(
@@ -77,3 +83,97 @@ def test_columns_are_named_again(tmp_path: Path) -> None:
         assert next_of("describe", table, "--out", page, *given) == [
             f"open {page}", f"mil audit {table} --column label=diagnosis"
         ]  # fmt: skip
+
+
+PLACEHOLDERS = {"SLIDES": "slides", "RUN": "runs/run-1", "BAGS": "bags", "BAGS_OF_EACH": "bags"}
+"""What a user puts for them; the tables that commands propose are there under these names."""
+ENCODER = "--backbone test_vit --weights w.safetensors --tile-px 64"
+MORE = {
+    "embed": "--execution eager --device cpu --rules none --slide-mpp 1",
+    "train": "--head mean --folds 2 --set n_members=1 --set fixed_steps=2 --device cpu",
+    "view": "--no-browser",
+}
+"""What a user adds here, as the cohort and its slides are small."""
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slides of many patients in the folder of the test, tables of them, and an encoder."""
+    import timm
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ViewServer, "serve_forever", lambda server: None)
+    for with_intervals in (validate, recalibrate, compare_models):
+        monkeypatch.setitem(with_intervals.__kwdefaults__, "n_resamples", 50)
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), "w.safetensors")
+    Path("slides").mkdir()
+    rows = []
+    for number in range(42):
+        pixels = np.full((64, 96, 3), 245, np.uint8)
+        pixels[8:56, 8:88] = tissue(number, 80)[:48]
+        Image.fromarray(pixels).save(f"slides/{number:02d}.png")
+        rows.append(f"{number:02d},p{number},{'AB'[number % 2]}")
+    examples = ["path,label,slide_id"]
+    for number in range(3):
+        for name, paint in (("keep", tissue), ("drop", pen)):
+            Image.fromarray(paint(number, 64)).save(f"{name}{number}.png")
+            examples.append(f"{name}{number}.png,{name},s{number}")
+    Path("examples.csv").write_text("\n".join(examples))
+    for name, some in (("train", rows[:12]), ("test", rows[12:32]), ("labels", rows[12:32]),
+                       ("others", rows[12:])):  # fmt: skip
+        Path(f"{name}.csv").write_text("\n".join(["image_id,patient_id,label", *some]))
+
+
+def type_next(command: str) -> list[str]:
+    """Type a command as proposed, which must work, and return what it proposes itself."""
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
+    if words[0] == "open":
+        assert Path(words[1].replace("RUN", PLACEHOLDERS["RUN"])).is_file(), command
+        return []
+    if words[1] == "embed" and "--backbone" not in words:
+        words += ENCODER.split()
+    result = mil(*words[1:], *MORE.get(words[1], "").split())
+    assert result.exit_code == 0, (words, result.output)
+    return [
+        line[6:] for line in result.stderr.splitlines() if line.startswith(("Next: ", "or:   "))
+    ]
+
+
+@pytest.mark.ci
+@pytest.mark.usefixtures("study")
+def test_what_commands_propose_can_be_typed_until_the_end() -> None:
+    typed, waiting = set[frozenset[str]](), ["mil inspect slides"]
+    while waiting:
+        words = (command := waiting.pop(0)).split()
+        kind = frozenset([*words[:2], *(word for word in words if word.startswith("--"))])
+        if words[0] == "open" or kind not in typed:
+            typed.add(kind)
+            waiting += type_next(command)
+    assert set[str]().union(*typed) >= {
+        "inspect", "preview", "embed", "train", "view", "infer", "score", "explain", "report",
+        "evaluate", "recalibrate",
+    }  # fmt: skip
+    # A recalibrated run is not calibrated again, and no run is proposed for a folder in use.
+    assert type_next("mil evaluate runs/recalibrated --cohort others.csv")[1:] == [
+        "mil infer --run runs/recalibrated --patients test.csv"
+    ]
+    type_next("mil train --cohort train.csv --bags bags --run runs/same")
+    for command in (
+        f"mil filter fit examples.csv {ENCODER}",
+        "mil describe train.csv",
+        "mil compare runs/run-1 runs/same",
+    ):
+        for proposed in type_next(command):
+            if not proposed.startswith("mil train"):
+                type_next(proposed)
+    assert type_next("mil bags pack bags") == ["mil train --cohort train.csv --bags bags.zarr"]
+    assert type_next("mil compare runs/run-1 runs/same")[1:] == [
+        "mil combine runs/run-1 runs/same --run runs/combined-2"
+    ]
+    assert type_next("mil backbones test_vit") == [
+        "mil embed SLIDES --bags bags-new --backbone test_vit"
+    ]

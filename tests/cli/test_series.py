@@ -223,10 +223,15 @@ def test_infer_embeds_new_series_as_those_of_the_run_were(
     assert new == old
 
 
-def test_view_says_what_shows_series(scanned: tuple[Path, list[str]]) -> None:
-    result = mil("view", scanned[0] / "one", "--bags", scanned[0] / "bags", "--no-browser")
+def test_what_shows_series_is_proposed_instead_of_view(scanned: tuple[Path, list[str]]) -> None:
+    folder, printed = scanned
+    bags = ["--bags", str(folder / "bags")]
+    result = mil("view", folder / "one", *bags, "--no-browser")
     assert result.exit_code == 1
     assert "'mil explain --series' shows them" in " ".join(result.output.split())
+    proposed = f"mil explain --run {folder / 'one'} --bags {folder / 'bags'} --series SERIES\n"
+    assert proposed in printed[1]
+    assert "mil view" not in printed[1]
 
 
 def test_series_and_slides_are_not_asked_for_together(tmp_path: Path) -> None:

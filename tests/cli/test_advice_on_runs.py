@@ -1,0 +1,171 @@
+"""Advice on runs, and on the tables and bags they need: each message is followed, and arrives."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import socket
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cli.viewer.server import ViewServer
+from mil.training.config import TrainConfig
+from tests.cli.running import follow_advice, mil, mil_ok
+from tests.studies import train_on, write_encoded_cohort
+
+pytestmark = pytest.mark.ci
+QUICK = TrainConfig(head="mean", n_members=1, n_components=4, fixed_steps=2)
+TRAIN = "train --bags bags/a --set n_members=1 --set fixed_steps=2 --run {out}/run --device cpu"
+MEAN = f"{TRAIN} --head mean --folds 2"
+NEW = "--patients new.csv --bags bags/a"
+INFER = f"infer {NEW} --run runs/a --out {{out}}/p.csv"
+EXPLAIN = "explain --run runs/a --bags bags/a --out {out}/pages"
+NO_RUN = "Make one with 'mil train', or name the folder of another run."
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPatch) -> Path:
+    """Runs a and b on the same folds, both combined, and tables of their and of new patients."""
+    folder = tmp_path_factory.mktemp("study")
+    encoders = {"a": 1.2, "b": 0.8}
+    table = write_encoded_cohort(folder, "train", n_patients=24, encoders=encoders)
+    write_encoded_cohort(folder, "new", n_patients=20, encoders=encoders, prefix="x")
+    for run in encoders:
+        train_on(folder, table, run, config=QUICK)
+    mil_ok("combine", folder / "runs" / "a", folder / "runs" / "b", "--run", folder / "both")
+    rows = pd.read_csv(table, dtype=str)
+    rows["age"] = [f"{50 + 7 * n % 31}" for n in range(len(rows))]
+    rows.to_csv(folder / "ages.csv", index=False)
+    rows.assign(center_id="c0").to_csv(folder / "centre.csv", index=False)
+    rows.assign(center_id="c" + rows["label"]).to_csv(folder / "confounded.csv", index=False)
+    rows.drop(columns="center_id").to_csv(folder / "none.csv", index=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study)
+    monkeypatch.setattr(ViewServer, "serve_forever", lambda server: None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        (f"{MEAN} --cohort train.csv --by centre", "goes with --by patient",
+         f"{MEAN} --cohort train.csv --by patient"),
+        (f"{MEAN} --cohort train.csv --folds-of runs/a", "which states the folds",
+         f"{TRAIN} --head mean --cohort train.csv --folds-of runs/a"),
+        (f"{INFER} --slides bags --series bags", "give either --slides or --series",
+         f"{INFER} --slides bags"),
+        (f"{INFER} --bags bags/b", "one folder for a run of one encoder", INFER),
+        (f"{EXPLAIN} --patient x000", "requires --patients",
+         f"{EXPLAIN} --patients new.csv --patient x000"),
+        (f"{EXPLAIN} --patients new.csv --slide x000_0", "give either --patients or --slide",
+         f"{EXPLAIN} --slide x000_0"),
+        (f"infer {NEW} --bags bags/b --run both --out {{out}}/p.csv --tta",
+         "does not go with combined runs",
+         f"infer {NEW} --bags bags/b --run both --out {{out}}/p.csv"),
+        ("combine runs/a runs/b", "name the new run", "combine runs/a runs/b --run {out}/new"),
+    ],
+)  # fmt: skip
+def test_advice_on_usage_is_usage_that_works(
+    wrong: str, advice: str, then: str, tmp_path: Path
+) -> None:
+    follow_advice(wrong.format(out=tmp_path), advice, then.format(out=tmp_path), exit_code=2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        (f"{TRAIN} --head mean --cohort centre.csv --by centre", "Use --by patient.",
+         f"{MEAN} --cohort centre.csv --by patient"),
+        (f"{TRAIN} --head mean --cohort confounded.csv --by centre",
+         "Use --by patient; centre and class are confounded here.",
+         f"{MEAN} --cohort confounded.csv --by patient"),
+        (f"{TRAIN} --head mean --cohort none.csv --by centre", "Add it, or use --by patient.",
+         f"{MEAN} --cohort none.csv --by patient"),
+        (f"{MEAN} --cohort ages.csv --covariates age", "Leave out --head, or --covariates.",
+         f"{MEAN} --cohort ages.csv"),
+        (f"{TRAIN} --cohort train.csv --calibrator temperature",
+         "or a single head such as --head gated",
+         f"{TRAIN} --cohort train.csv --calibrator temperature --head gated --folds 2"),
+        (f"{TRAIN} --head mean --cohort train.csv --folds-of bags",
+         NO_RUN, f"{TRAIN} --head mean --cohort train.csv --folds-of runs/b"),
+        (INFER.replace("runs/a", "nowhere"), NO_RUN, INFER),
+        (INFER.replace("runs/a", "nowhere"), "Make one with 'mil train'",
+         f"{MEAN} --cohort train.csv"),
+        (f"{INFER} --tta", "Leave --tta out", INFER),
+        (f"{INFER} --typicality 0.0001", "Give a higher level, or none", INFER),
+        (f"{EXPLAIN} --slide x0_0", "Check --bags, or embed the slide with 'mil embed'.",
+         f"{EXPLAIN} --slide x000_0"),
+        (EXPLAIN.replace("runs/a", "both") + " --slide x000_0", "Name one of those in both/members",
+         EXPLAIN.replace("runs/a", "both/members/a") + " --slide x000_0"),
+        ("report bags", NO_RUN, "report runs/a --bags bags/a"),
+        ("evaluate runs/a --cohort train.csv --bags bags/a --out {out}/e.html",
+         "Add patients that the run was not trained on",
+         "evaluate runs/a --cohort new.csv --bags bags/a --out {out}/e.html"),
+        ("evaluate runs/a --cohort new.csv --bags . --out {out}/e.html",
+         "or name another folder of bags.",
+         "evaluate runs/a --cohort new.csv --bags bags/a --out {out}/e.html"),
+        ("recalibrate runs/a --cohort train.csv --bags bags/a --run {out}/new",
+         "Add local patients that the run was not trained on",
+         "recalibrate runs/a --cohort new.csv --bags bags/a --run {out}/new"),
+        ("recalibrate runs/a --cohort new.csv --bags bags/a --run runs/a/new",
+         "Name another with --run.",
+         "recalibrate runs/a --cohort new.csv --bags bags/a --run {out}/new"),
+        ("compare runs/a bags --out {out}/c.html", NO_RUN,
+         "compare runs/a runs/b --out {out}/c.html"),
+    ],
+)  # fmt: skip
+def test_advice_on_runs_and_cohorts_leads_to_results(
+    wrong: str, advice: str, then: str, tmp_path: Path
+) -> None:
+    follow_advice(wrong.format(out=tmp_path), advice, then.format(out=tmp_path))
+
+
+def test_the_number_of_folds_that_is_advised_works(tmp_path: Path) -> None:
+    train = f"{TRAIN.format(out=tmp_path)} --head mean --cohort train.csv --folds"
+    failed = mil(*shlex.split(train), 20)
+    assert failed.exit_code == 1
+    advised = re.search(r"Use --folds (\d+), or add patients of that class\.", failed.output)
+    assert advised is not None, failed.output
+    mil_ok(*shlex.split(train), advised[1])
+
+
+def test_without_any_run_one_is_trained_or_named(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    infer = ["infer", "--patients", study / "new.csv", "--bags", study / "bags" / "a"]
+    follow_advice(
+        infer, "Train one, or name another with --run.", [*infer, "--run", study / "runs" / "a"]
+    )
+
+
+@pytest.mark.parametrize("file", ["model.json", "judged.csv"])
+def test_a_damaged_run_is_copied_again(study: Path, tmp_path: Path, file: str) -> None:
+    run = tmp_path / "a"
+    shutil.copytree(study / "runs" / "a", run)
+    (run / file).write_text("damaged")
+    command = ["compare", run, "runs/b", "--out", tmp_path / "page.html"]
+    if file == "model.json":
+        command = ["infer", *NEW.split(), "--run", run, "--out", tmp_path / "p.csv"]
+    failed = mil(*command)
+    assert failed.exit_code == 1
+    assert re.search(r"Copy (it|the run) again, or train again with 'mil train'", failed.output)
+    shutil.copytree(study / "runs" / "a", run, dirs_exist_ok=True)
+    mil_ok(*command)
+
+
+def test_another_port_is_chosen_where_one_is_in_use() -> None:
+    view = f"view runs/a {NEW} --no-browser --port".split()
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        failed = mil(*view, used.getsockname()[1])
+        assert failed.exit_code == 1
+        assert "Choose another with --port; 0 takes any free one." in failed.output
+        assert mil(*view, 0).exit_code == 0
