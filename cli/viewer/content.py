@@ -42,7 +42,7 @@ _STATUS = {
     "slides_missing": "some slides have no bag that can be used",
     "no_tissue": "no tissue, so the prior",
     "no_bag": "no bag, so the prior",
-    "out_of_range": "embeddings far outside those of the training, so the prior",
+    "out_of_range": "embeddings of another scale than those of the training, so the prior",
     "bag_refused": "no bag that can be used, so the prior",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -21,6 +22,7 @@ from features.utils.text import nearest_names, normalize_name
 
 __all__ = [
     "IMAGE",
+    "LARGEST_COORD_PX0",
     "TILE",
     "UNKNOWN",
     "UNKNOWN_COORD",
@@ -59,6 +61,9 @@ coordinates."""
 
 UNKNOWN_COORD = -1
 """Both coordinates of an instance whose position is not known."""
+
+LARGEST_COORD_PX0 = 2**53 - 1
+"""Largest coordinate, above which floating-point numbers are not exact."""
 
 UNKNOWN_SHARE = -1.0
 """Share of a slide that is tissue where it is not known: bags of images, of other programs, of
@@ -371,11 +376,11 @@ def check_format(
     if (actual := attributes.get("format")) != name:
         raise error(where, actual=f"format {actual!r:.40}", expected=f"{name!r}")
     version = attributes.get("format_version")
-    if not isinstance(version, int) or version > newest:
+    if not isinstance(version, int) or not 1 <= version <= newest:
         raise error(
             where,
             actual=f"format version {version!r:.40}",
-            expected=f"at most {newest}",
+            expected=f"1 to {newest}",
             hint="Install the version of this program that wrote it, or a later one.",
         )
 
@@ -454,11 +459,22 @@ def meta_attributes(meta: BagMeta) -> dict[str, Any]:
 def meta_from_attrs(attributes: Mapping[str, Any]) -> BagMeta:
     """Return the metadata from :func:`meta_attributes`; missing attributes get their defaults.
 
-    Raises TypeError for an attribute of another type, ValueError for a missing one without default.
+    Raises TypeError for an attribute of another type, ValueError for a missing one without default
+    and for a kind, size, resolution or count that no slide has.
     """
     fingerprint = Fingerprint(**_values(fields(Fingerprint), attributes))
     own = [part for part in fields(BagMeta) if part.name != "fingerprint"]
-    return BagMeta(fingerprint=fingerprint, **_values(own, attributes))
+    meta = BagMeta(fingerprint=fingerprint, **_values(own, attributes))
+    if meta.kind not in {TILE, IMAGE}:
+        raise ValueError(f"bag of kind {meta.kind!r:.40}")
+    for name in ("width_px0", "height_px0", "span_x_px0", "span_y_px0", "n_tried", "n_failed"):
+        value = getattr(meta, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value:g}")
+    mpp_xy = (meta.mpp_x, meta.mpp_y)
+    if meta.kind == TILE and not all(math.isfinite(mpp) and mpp > 0 for mpp in mpp_xy):
+        raise ValueError(f"a resolution of {meta.mpp_x:g} × {meta.mpp_y:g} µm/px")
+    return meta
 
 
 def _values(parts: Iterable[Field[Any]], attributes: Mapping[str, Any]) -> dict[str, Any]:

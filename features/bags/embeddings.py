@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from features.errors import BagError
 
-__all__ = ["check_embeddings", "hash_tiles", "largest_absolute"]
+__all__ = ["as_embeddings", "check_embeddings", "embedding_dtype", "hash_tiles", "largest_absolute"]
 
 _CHUNK_VALUES = 1 << 18
 """Values that are looked at together: they stay in the processor's cache."""
@@ -18,6 +18,28 @@ _SIGNS = {2: (np.uint16, 0x7FFF), 4: (np.uint32, 0x7FFFFFFF)}
 _N_LOOKED_AT = 8
 """Numbers of a row that are compared first; only equal ones need the others."""
 _HINT = "Embed the slide again with 'mil embed', or import it again from its source."
+
+
+def embedding_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type in memory of embeddings stored as a floating-point type: float16 or float32.
+
+    Other programs write either byte order, and wider types.
+    """
+    return np.dtype(np.float16 if stored.itemsize == 2 else np.float32)
+
+
+def as_embeddings(
+    where: object, array: npt.NDArray[Any], *, what: str = "embeddings"
+) -> npt.NDArray[np.floating[Any]]:
+    """Return an array that was read, shape (n_tiles, ..., dim), as float16 or float32, checked.
+
+    Raises BagError as :func:`check_embeddings`, also if a number does not fit into float32.
+    """
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(embedding_dtype(array.dtype), copy=False)
+    check_embeddings(where, array, what=what)
+    return array
 
 
 def check_embeddings(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from features.bags.bag import (
     IMAGE,
+    LARGEST_COORD_PX0,
     UNKNOWN_RGB,
     UNKNOWN_SHARE,
     Bag,
@@ -33,7 +34,12 @@ from features.bags.bag import (
     meta_attributes,
     meta_from_attrs,
 )
-from features.bags.embeddings import check_embeddings, largest_absolute
+from features.bags.embeddings import (
+    as_embeddings,
+    check_embeddings,
+    embedding_dtype,
+    largest_absolute,
+)
 from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
@@ -193,7 +199,7 @@ def read_bag(bag_ref: BagRef) -> Bag:
         else:
             bag = Bag(
                 features=features,
-                coords_px0=read_array(file, "coords", ndim=(2,), kinds="iu"),
+                coords_px0=_read_coords(bag_ref, file),
                 tissue_fraction=read_array(file, "tissue_fraction", ndim=(1,), kinds="f"),
                 meta=meta,
                 views=_read_embeddings(bag_ref, file, "views")
@@ -238,8 +244,8 @@ def read_bag_info(bag_ref: BagRef) -> BagInfo:
         return BagInfo(
             meta=_parse_meta(bag_ref, read_attributes(file)),
             n_tiles=len(features),
-            dtype=features.dtype,
-            views_dtype=views.dtype if isinstance(views, h5py.Dataset) else None,
+            dtype=embedding_dtype(features.dtype),
+            views_dtype=embedding_dtype(views.dtype) if isinstance(views, h5py.Dataset) else None,
         )
 
 
@@ -265,8 +271,18 @@ def read_views(bag_ref: BagRef) -> npt.NDArray[np.floating[Any]]:
 def _read_embeddings(path: Path, file: h5py.File, name: str = "features") -> npt.NDArray[Any]:
     """Read and check a dataset of embeddings, shape (n_tiles, dim) or (n_tiles, n_views, dim)."""
     array = read_array(file, name, ndim=(3,) if name == "views" else (2,), kinds="f")
-    check_embeddings(path, array, what="embeddings" if name == "features" else name)
-    return array
+    return as_embeddings(path, array, what="embeddings" if name == "features" else name)
+
+
+def _read_coords(path: Path, file: h5py.File) -> npt.NDArray[np.int64]:
+    """Read the corners of tiles, shape (n_tiles, 2), level-0 px."""
+    coords = read_array(file, "coords", ndim=(2,), kinds="iu")
+    largest = max(int(coords.max(initial=0)), -int(coords.min(initial=0)))
+    if largest > LARGEST_COORD_PX0:
+        raise BagError(
+            path, actual=f"a tile at {largest:,} px", expected="level-0 px of a slide", hint=_HINT
+        )
+    return coords.astype(np.int64, copy=False)
 
 
 def _open(path: Path) -> AbstractContextManager[h5py.File]:

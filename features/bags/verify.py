@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import (
-    TILE,
     Bag,
     BagMeta,
     BagRef,
@@ -119,7 +117,6 @@ def _check(slide_id: str, bag: Bag) -> BagReport:
     if bag.views is not None:
         problems += _check_views(bag.features, bag.views)
     if bag.order is None:  # Images of a series have neither coordinates nor tissue.
-        problems += _check_resolution(bag.meta)
         if "coords" not in unknown:
             problems += _check_coords(bag)
         if "tissue_fraction" not in unknown:
@@ -134,7 +131,7 @@ def _check_meta(slide_id: str, bag: Bag) -> Iterator[str]:
     if bag_id(meta.slide_id) != slide_id:
         yield f"it is the bag of slide {meta.slide_id!r}"
     n_left_out = _n_left_out(meta)
-    if meta.n_tried - meta.n_failed - n_left_out != n_tiles or min(meta.n_failed, n_left_out) < 0:
+    if meta.n_tried - meta.n_failed - n_left_out != n_tiles or n_left_out < 0:
         also = f", {n_left_out} left out" if n_left_out else ""
         tried = f"{meta.n_tried} tiles tried{also} and {meta.n_failed} failed"
         yield f"{n_tiles} embeddings, but {tried}"
@@ -150,11 +147,6 @@ def _n_left_out(meta: BagMeta) -> int:
         return -1
 
 
-def _check_resolution(meta: BagMeta) -> Iterator[str]:
-    if not all(math.isfinite(mpp) and mpp > 0 for mpp in (meta.mpp_x, meta.mpp_y)):
-        yield f"a resolution of {meta.mpp_x:g} × {meta.mpp_y:g} µm/px"
-
-
 def _check_views(features: npt.NDArray[Any], views: npt.NDArray[Any]) -> Iterator[str]:
     if len(views) and (views == features[:, None]).all():
         yield f"all views of {len(views)} tiles equal their plain tile"
@@ -163,7 +155,7 @@ def _check_views(features: npt.NDArray[Any], views: npt.NDArray[Any]) -> Iterato
 def _check_coords(bag: Bag) -> Iterator[str]:
     coords, meta = bag.coords_px0, bag.meta
     n_duplicates = len(coords) - len(np.unique(coords, axis=0))
-    if n_duplicates and meta.kind == TILE:
+    if n_duplicates:
         yield f"{n_duplicates} tiles have the coordinates of another"
     size = np.array([meta.width_px0, meta.height_px0], np.float64)
     size[size == 0] = np.inf  # Unknown in imported bags.

@@ -37,8 +37,8 @@ _STATUS_CAVEATS = {
     "no_bag": "without a readable slide got the prior",
     "no_tissue": "without tissue on their slides got the prior",
     "bag_refused": "without a bag that can be used got the prior",
-    "out_of_range": "with embeddings far larger than those of the training got the prior: check "
-    "which encoder made them",
+    "out_of_range": "with embeddings of another scale than those of the training got the prior: "
+    "check which encoder made them",
     "slides_missing": "predicted from part of their slides, because others have no bag that "
     "can be used",
 }

@@ -42,11 +42,16 @@ PatientStatus = Literal[
 ]
 """``ok``: all slides used. ``slides_missing``: some had no bag, or one that cannot be used. The
 others got the prior; ``bag_refused``: no bag of the patient can be used; ``out_of_range``: its
-embeddings are far larger than those of the training, see :data:`MAX_WHITENED`."""
+embeddings are far larger than those of the training, see :data:`MAX_WHITENED`, or hardly differ
+from tile to tile, see :data:`MIN_WHITENED_SPREAD`."""
 
 MAX_WHITENED = 20.0
 """Largest root mean square of a patient's whitened tiles, which is 1 over the training tiles; above
 it numbers are of another scale, as of another encoder, and no probability means anything."""
+
+MIN_WHITENED_SPREAD = 0.01
+"""Smallest root mean square of the distance of a patient's whitened tiles from their mean; below it
+numbers are of a smaller scale, or no tissue."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,7 +202,7 @@ def predict(
     Raises
     ------
     BagError
-        If there is no bag, a bag was made with other settings than the run's, or all are damaged.
+        If there is no bag, or all are damaged or made with other settings than the run's.
     RunError
         If views are to be averaged, and the run was trained without; or the run uses covariates
         that the cohort does not hold, see :func:`mil.data.covariates.with_covariates`.
@@ -370,14 +375,13 @@ def _read_bags(
         if slide_id not in refs:
             continue
         try:
-            bags[slide_id] = read_slide_bag(slide_id, refs[slide_id])
+            bag = read_slide_bag(slide_id, refs[slide_id])
+            made = ((refs[slide_id], bag.meta.fingerprint),)
+            check_fingerprint(bundle.fingerprint, made, source=f"the run {bundle.path}")
         except BagError as error:
             problems[slide_id] = error
-    check_fingerprint(
-        bundle.fingerprint,
-        ((refs[slide_id], bag.meta.fingerprint) for slide_id, bag in bags.items()),
-        source=f"the run {bundle.path}",
-    )
+        else:
+            bags[slide_id] = bag
     return bags, problems
 
 
@@ -447,13 +451,18 @@ def _compare_provenance(
 
 def _is_out_of_range(bundle: ModelBundle, bags: Mapping[str, Bag]) -> bool:
     whitening = bundle.heads[0].whitening
-    total, n_values = 0.0, 0
+    total, n_tiles, sums = 0.0, 0, torch.zeros(())
     with torch.inference_mode():
         for bag in bags.values():
-            whitened = whitening(torch.from_numpy(np.asarray(bag.features)).float()[None])
-            total += float(whitened.double().square().sum())
-            n_values += whitened.numel()
-    return not total <= n_values * MAX_WHITENED**2
+            tiles = torch.from_numpy(np.asarray(bag.features)).float()[None]
+            whitened = whitening(tiles)[0].double()
+            total += float(whitened.square().sum())
+            sums = sums + whitened.sum(dim=0)
+            n_tiles += len(whitened)
+    n_values = n_tiles * sums.numel()
+    spread = total - float(sums.square().sum()) / n_tiles
+    is_flat = n_tiles > 1 and spread < n_values * MIN_WHITENED_SPREAD**2
+    return is_flat or not total <= n_values * MAX_WHITENED**2
 
 
 def bound_probabilities(probabilities: Floats, n_patients: int) -> Floats:

@@ -63,8 +63,8 @@ class Terms:
             "slides_missing": f"some {self.slide}s have no bag that can be used",
             "no_tissue": f"{self.nothing}: the probabilities are the prior",
             "no_bag": f"no {self.slide} has a bag: the probabilities are the prior",
-            "out_of_range": "embeddings far outside those of the training: the probabilities are "
-            "the prior",
+            "out_of_range": "embeddings of another scale than those of the training: the "
+            "probabilities are the prior",
             "bag_refused": f"no {self.slide} has a bag that can be used: the probabilities are the "
             "prior",
         }

@@ -38,7 +38,7 @@ _REASONS = {
     "no_bag": "no bag of any slide",
     "no_tissue": "no tissue on any slide",
     "bag_refused": "no bag that can be used",
-    "out_of_range": "embeddings far larger than those of the training",
+    "out_of_range": "embeddings of another scale than those of the training",
 }
 
 

@@ -57,10 +57,20 @@ def put(value: float) -> Callable[[Path], None]:
     return change
 
 
+def attribute(name: str, value: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file.attrs[name] = value
+
+    return change
+
+
 DAMAGE = {
     "NaN": put(np.nan), "infinity": put(-np.inf), "zeros": fill(0), "a constant": fill(7),
     "cut off": lambda path: path.write_bytes(path.read_bytes()[:900]),
     "of another slide": lambda path: write_bag(path, make_bag("other", dim=16)),
+    "of another make": lambda path: write_bag(path, make_bag(path.stem, dim=15)),
+    "of version 0": attribute("format_version", 0), "of no kind": attribute("kind", "frog"),
     "no HDF5": lambda path: path.write_bytes(b"<html>not found</html>"),
 }  # fmt: skip
 
@@ -267,3 +277,21 @@ def test_huge_embeddings_get_bounded_probabilities(world: Path, bags: Path, tmp_
     details = pd.read_csv(tmp_path / "out.details.csv")
     assert details["look_at"].all()
     assert set(details["status"]) == {"out_of_range"}
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3])
+def test_tiny_embeddings_get_the_prior(
+    world: Path, bags: Path, tmp_path: Path, scale: float
+) -> None:
+    path = bags / "n0.h5"
+    tiles = read_bag(path).features * np.float16(scale)
+    with h5py.File(path, "r+") as file:
+        file["features"][...] = tiles
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\nn0,p0\nn1,p1\n")
+    result = mil("infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
+                 tmp_path / "out.csv")  # fmt: skip
+    assert result.exit_code == 3
+    assert "another scale than those of the training" in result.output
+    assert pd.read_csv(tmp_path / "out.csv")["CE"][0] == 0.5
+    assert pd.read_csv(tmp_path / "out.details.csv")["status"].tolist() == ["out_of_range", "ok"]

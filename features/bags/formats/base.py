@@ -13,8 +13,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.bag import UNKNOWN, UNKNOWN_COORD, Bag, BagMeta, Fingerprint, as_json
-from features.bags.embeddings import check_embeddings
+from features.bags.bag import (
+    LARGEST_COORD_PX0,
+    UNKNOWN,
+    UNKNOWN_COORD,
+    Bag,
+    BagMeta,
+    Fingerprint,
+    as_json,
+)
+from features.bags.embeddings import as_embeddings
 from features.errors import BagError
 from features.slides.base import StatedMpp
 from features.slides.resolution import Resolution, resolve_mpp
@@ -191,11 +199,7 @@ def _without_batch_axis(path: Path, array: npt.NDArray[Any], name: str) -> npt.N
             actual=f"{name} of shape {array.shape} and type {array.dtype}",
             expected="one row of numbers per tile",
         )
-    if name == "features":
-        check_embeddings(path, table)
-    if name == "features" and table.dtype != np.float16:
-        table = table.astype(np.float32)
-    return np.ascontiguousarray(table)
+    return np.ascontiguousarray(as_embeddings(path, table) if name == "features" else table)
 
 
 def _corners_px0(
@@ -210,7 +214,7 @@ def _corners_px0(
     if foreign.coords is None:
         return np.full((n_tiles, 2), UNKNOWN_COORD, np.int64)
     coords = _without_batch_axis(path, foreign.coords, "coords")[:, :2].astype(np.float64)
-    if coords.shape != (n_tiles, 2) or not (np.abs(coords) < 2**53).all():
+    if coords.shape != (n_tiles, 2) or not (np.abs(coords) <= LARGEST_COORD_PX0).all():
         raise BagError(
             path,
             actual=f"coords of shape {foreign.coords.shape}, or not finite",

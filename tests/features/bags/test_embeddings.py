@@ -13,7 +13,14 @@ import pytest
 
 from features.bags.bag import Bag
 from features.bags.embeddings import check_embeddings, hash_tiles, largest_absolute
-from features.bags.h5 import find_bags, read_bag, read_features, read_slide_bag, write_bag
+from features.bags.h5 import (
+    find_bags,
+    read_bag,
+    read_bag_info,
+    read_features,
+    read_slide_bag,
+    write_bag,
+)
 from features.bags.store import open_bags
 from features.bags.store_writer import write_store
 from features.errors import BagError
@@ -66,6 +73,32 @@ def test_embeddings_of_no_encoder_are_refused_by_name_when_read(
         read(path)
     assert "Präparat 7" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", "<f8", ">f8", "g"])
+def test_other_floating_types_are_read_as_float32(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "a.h5"
+    write_bag(path, make_bag("a", n_tiles=6, dim=10))
+    change(path, TILES.astype(dtype))
+    expected = np.dtype("f2" if dtype == ">f2" else "f4")
+    for features in (read_bag(path).features, read_features(path)):
+        assert features.dtype == expected
+        assert features.dtype.isnative
+        assert (features == TILES).all()
+    assert read_bag_info(path).dtype == expected
+    write_store(tmp_path, tmp_path / "a.zarr", overwrite=False, on_bag=lambda _d, _n: None)
+    assert (read_bag(open_bags(tmp_path / "a.zarr")["a"]).features == TILES).all()
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"), [(1e300, "hold NaN, 6 infinity"), (1e-300, "6 of 6 .* all zeros")]
+)
+def test_numbers_beyond_float32_are_refused(tmp_path: Path, factor: float, message: str) -> None:
+    path = tmp_path / "a.h5"
+    write_bag(path, make_bag("a", n_tiles=6, dim=10))
+    change(path, TILES.astype("f8") * factor)
+    with pytest.raises(BagError, match=message):
+        read_bag(path)
 
 
 @pytest.mark.parametrize("tiles", [TILES, TILES[:1], TILES[:0], TILES.astype("f4") * 1e9])

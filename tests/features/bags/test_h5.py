@@ -90,6 +90,43 @@ def test_a_bag_of_another_make_is_refused(tmp_path: Path, damage, message: str) 
         read_bag(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("format_version", 0, "format version 0; expected 1 to 2"),
+        ("format_version", -3, "format version -3"),
+        ("kind", "frog", "bag of kind 'frog'"),
+        ("mpp_x", 0.0, "a resolution of 0 × 0.25 µm/px"),
+        ("mpp_y", np.nan, "a resolution of 0.25 × nan µm/px"),
+        ("span_x_px0", np.inf, "span_x_px0 is inf"),
+        ("width_px0", -1, "width_px0 is -1"),
+        ("n_failed", -2, "n_failed is -2"),
+    ],
+)
+def test_metadata_of_no_slide_are_refused_when_read(
+    tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    path = tmp_path / "s1.h5"
+    write_bag(path, make_bag("s1"))
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+    for read in (read_bag, read_meta):
+        with pytest.raises(BagError, match=message) as caught:
+            read(path)
+        assert "s1.h5" in str(caught.value)
+
+
+@pytest.mark.parametrize("corner", [np.uint64(2**64 - 1), np.int64(-(2**62)), np.int64(2**53)])
+def test_coordinates_of_no_slide_are_refused_when_read(tmp_path: Path, corner: np.integer) -> None:
+    path = tmp_path / "s1.h5"
+    write_bag(path, make_bag("s1"))
+    with h5py.File(path, "r+") as file:
+        del file["coords"]
+        file["coords"] = np.full((4, 2), corner)
+    with pytest.raises(BagError, match=r"s1\.h5: a tile at [\d,]+ px"):
+        read_bag(path)
+
+
 def test_a_truncated_bag_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s1.h5"
     write_bag(path, make_bag("s1", n_tiles=500))

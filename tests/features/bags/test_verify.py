@@ -114,12 +114,6 @@ def test_tiles_at_the_same_place_are_found(tmp_path: Path) -> None:
     assert problem(tmp_path) == "1 tiles have the coordinates of another"
 
 
-def test_views_of_a_tile_may_stand_at_one_place(tmp_path: Path) -> None:
-    with h5py.File(write(tmp_path, kind="view"), "r+") as file:
-        file["coords"][3] = file["coords"][0]
-    assert problem(tmp_path) == ""
-
-
 @pytest.mark.parametrize("corner", [(-1, 0), (0, -448), (896, 0), (0, 10**12)])
 def test_tiles_outside_the_slide_are_found(tmp_path: Path, corner: tuple[int, int]) -> None:
     with h5py.File(write(tmp_path), "r+") as file:
@@ -133,7 +127,7 @@ def test_tiles_outside_the_slide_are_found(tmp_path: Path, corner: tuple[int, in
         ({"n_tried": 7}, "4 embeddings, but 7 tiles tried and 0 failed"),
         ({"left_out": '{"ink":1}'}, "4 embeddings, but 4 tiles tried, 1 left out and 0 failed"),
         ({"left_out": "[]"}, "4 embeddings, but 4 tiles tried, -1 left out and 0 failed"),
-        ({"n_tried": 3, "n_failed": -1}, "4 embeddings, but 3 tiles tried and -1 failed"),
+        ({"n_tried": 3}, "4 embeddings, but 3 tiles tried and 0 failed"),
         ({"empty_reason": "no tissue"}, "4 embeddings, but the reason for being empty is 'no"),
         ({"slide_id": "s2"}, "it is the bag of slide 's2'"),
         ({"mpp_x": float("inf")}, "a resolution of inf × 0.25 µm/px"),
