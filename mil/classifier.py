@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from features.bags.bag import UNKNOWN, Fingerprint
-from features.bags.embeddings import hash_tiles
+from features.bags.tile_keys import hash_tiles, make_tile_keys, sketch_tiles
 from features.parallel.devices import choose_device
 from mil.arrays import Floats, Ints
 from mil.base_learners import STACK
@@ -405,10 +405,11 @@ def _unseen_cohort(arrays: Sequence[Features], fingerprint: Fingerprint) -> Pati
 
 def _slide_record(name: str, tiles: Features) -> SlideRecord:
     """Return the record of a bag, identified by the hashes of its embeddings."""
+    keys = make_tile_keys(tiles)
     return SlideRecord(
         slide_id=name, patient_id=name, n_tiles=len(tiles), content_id="",
         features_sha256=hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest(),
-        tiles_sha256=hash_tiles(tiles),
+        tiles_sha256=hash_tiles(keys, dim=tiles.shape[1]), tile_sketch=sketch_tiles(keys),
     )  # fmt: skip
 
 

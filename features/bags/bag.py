@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from features.bags.embeddings import hash_tiles
+from features.bags.tile_keys import TileKeys, hash_tiles, make_tile_keys, sketch_tiles
 from features.errors import BagError, MilError
 from features.utils.paths import strip_slide_suffix
 from features.utils.text import nearest_names, normalize_name
@@ -220,8 +220,17 @@ class Bag:
 
     @cached_property
     def tiles_sha256(self) -> str:
-        """Hash of the embeddings in any order, see :func:`features.bags.embeddings.hash_tiles`."""
-        return hash_tiles(self.features)
+        """Hash of the embeddings in any order, see :func:`features.bags.tile_keys.hash_tiles`."""
+        return hash_tiles(self._tile_keys, dim=self.features.shape[1])
+
+    @cached_property
+    def tile_sketch(self) -> TileKeys:
+        """Keys of some tiles, (n_keys,), see :func:`features.bags.tile_keys.sketch_tiles`."""
+        return sketch_tiles(self._tile_keys)
+
+    @cached_property
+    def _tile_keys(self) -> TileKeys:
+        return make_tile_keys(self.features)
 
     @classmethod
     def from_series(

@@ -1,8 +1,7 @@
-"""Arrays of embeddings: checks made whenever they are read, and a hash without their order."""
+"""Arrays of embeddings: checks made whenever they are read."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from features.errors import BagError
 
-__all__ = ["as_embeddings", "check_embeddings", "embedding_dtype", "hash_tiles", "largest_absolute"]
+__all__ = ["as_embeddings", "check_embeddings", "embedding_dtype", "largest_absolute"]
 
 _CHUNK_VALUES = 1 << 18
 """Values that are looked at together: they stay in the processor's cache."""
@@ -103,29 +102,6 @@ def largest_absolute(features: npt.NDArray[np.floating[Any]]) -> float:
     return float(np.array(largest, as_integer).view(flat.dtype))
 
 
-def hash_tiles(features: npt.NDArray[np.floating[Any]]) -> str:
-    """Return a hash of embeddings, shape (n_tiles, dim), that does not depend on their order.
-
-    It is the same for float32 as for the float16 they are stored as, so that copies of a slide
-    have it in common whatever the order in which their tiles were written: reading order, the
-    order of a mirrored or turned copy, or any other.
-    """
-    with np.errstate(over="ignore"):
-        half = np.ascontiguousarray(features, dtype="<f2")
-    odd = half.shape[1] % 2
-    words = (np.pad(half, ((0, 0), (0, 1))) if odd else half).view("<u4")
-    keys = np.zeros((len(words), 2), np.uint64)
-    factors = _random_words(2 * words.shape[1]).reshape(-1, 2)
-    rows = max(1, _CHUNK_VALUES // max(1, words.shape[1]))
-    for first in range(0, len(words), rows):
-        part = words[first : first + rows].astype(np.uint64)
-        keys[first : first + rows] = part @ factors
-    ordered = keys[np.lexsort(keys.T)]
-    return hashlib.sha256(
-        f"{features.shape}".encode() + ordered.astype("<u8").tobytes()
-    ).hexdigest()
-
-
 def _not_finite(features: npt.NDArray[Any]) -> str:
     """Return how many embeddings, or how many tiles with views, are not finite."""
     axes = tuple(range(1, features.ndim))
@@ -133,14 +109,6 @@ def _not_finite(features: npt.NDArray[Any]) -> str:
     if features.ndim > 2:
         return f"views of {n_nan + n_infinite} tiles hold NaN or infinity"
     return f"{n_nan} embeddings hold NaN, {n_infinite} infinity"
-
-
-def _random_words(n: int) -> npt.NDArray[np.uint64]:
-    """Return numbers, shape (n,), that look random and are the same for ever (SplitMix64)."""
-    words = (np.arange(n, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
-    return words ^ (words >> np.uint64(31))
 
 
 def _count_zero_rows(rows: npt.NDArray[Any]) -> int:

@@ -21,19 +21,20 @@ from features.bags.bag import (
     no_bag_error,
 )
 from features.bags.h5 import read_bag_info, read_slide_bag
+from features.bags.tile_keys import TileKeys, no_sketch
 from features.errors import BagError, TableError
 from features.filters.classifier import TileFilter
 from features.utils.hardware import available_memory
 from features.utils.tables import read_table
 from features.utils.text import normalize_name
 from mil.data.cohort import Cohort, Patient
+from mil.data.copies import ContentKeys, CopyIndex, content_keys
 from mil.data.features import FeatureMapping, Features, OnDiskFeatures, subset_features
 from mil.data.patient_groups import LinkedPairs
 
 __all__ = [
     "PatientBags",
     "SlideRecord",
-    "content_keys",
     "load_patient_bags",
     "read_embed_failures",
 ]
@@ -45,7 +46,8 @@ class SlideRecord:
 
     ``content_id`` is a hash of the content of the slide file, ``features_sha256`` and
     ``views_sha256`` are hashes of embeddings, the latter empty without augmented views, and
-    ``tiles_sha256`` is that of the embeddings in any order, empty if unknown. Of
+    ``tiles_sha256`` is that of the embeddings in any order, empty if unknown, as ``tile_sketch``
+    is, the keys of some of its tiles (see :func:`features.bags.tile_keys.sketch_tiles`). Of
     ``n_tried`` tiles selected for embedding, ``n_failed`` could not be decoded; a bag without tiles
     has an ``empty_reason``. ``sources`` are the images of a series, in order; empty for slides.
     ``meta`` is the metadata of its bag.
@@ -63,10 +65,11 @@ class SlideRecord:
     empty_reason: str = ""
     sources: tuple[str, ...] = ()
     meta: BagMeta | None = None
+    tile_sketch: TileKeys = field(default_factory=no_sketch, compare=False, repr=False)
 
     @property
-    def content_keys(self) -> tuple[tuple[str, str], ...]:
-        """Keys that copies of the slide have in common, see :func:`content_keys`."""
+    def content_keys(self) -> ContentKeys:
+        """Keys that copies share, see :func:`mil.data.copies.content_keys`."""
         return content_keys(
             content_id=self.content_id, features_sha256=self.features_sha256,
             tiles_sha256=self.tiles_sha256, n_tiles=self.n_tiles,
@@ -203,26 +206,24 @@ class PatientBags:
     def find_duplicates(self, others: PatientBags) -> dict[str, str]:
         """Return the patients of ``others`` that are patients of this store, mapped to their ids.
 
-        They are matched by id, by the content of a slide's file, or by its embeddings.
+        They are matched by id, by the content of a slide's file, or by its tiles.
         """
-        owners = {key: record.patient_id for record in self.slides for key in record.content_keys}
+        index = CopyIndex(self.slides)
         known = {name: name for name in others.patient_ids if name in self.features}
         for record in others.slides:
-            for key in record.content_keys:
-                if key in owners:
-                    known.setdefault(record.patient_id, owners[key])
+            for number in index.find(record.content_keys, record.tile_sketch)[:1]:
+                known.setdefault(record.patient_id, self.slides[number].patient_id)
         return known
 
     def duplicate_slides(self) -> tuple[tuple[SlideRecord, SlideRecord], ...]:
-        """Return pairs of slides of two patients with equal file content or equal embeddings."""
-        first: dict[tuple[str, str], SlideRecord] = {}
-        pairs = {}
-        for record in self.slides:
-            for key in record.content_keys:
-                known = first.setdefault(key, record)
-                if known.patient_id != record.patient_id:
-                    pairs[known.slide_id, record.slide_id] = known, record
-        return tuple(pairs.values())
+        """Return pairs of slides of two patients that are copies of each other, whole or in part.
+
+        They have the same file content or the same embeddings, or share tiles, see
+        :mod:`mil.data.copies`.
+        """
+        pairs = CopyIndex(self.slides).pairs()
+        found = ((self.slides[one], self.slides[other]) for one, other in pairs)
+        return tuple((a, b) for a, b in found if a.patient_id != b.patient_id)
 
     def linked_patients(self) -> LinkedPairs:
         """Return pairs of patients that share a slide, see :meth:`duplicate_slides`."""
@@ -321,20 +322,6 @@ def read_embed_failures(bags_dir: Path) -> dict[str, str]:
     return {}
 
 
-def content_keys(
-    *, content_id: str, features_sha256: str, n_tiles: int, tiles_sha256: str = ""
-) -> tuple[tuple[str, str], ...]:
-    """Return the keys that copies of a slide have in common: hashes of file and embeddings.
-
-    The embeddings, shape (``n_tiles``, dim), have one hash in their order and one in any order,
-    which runs trained earlier lack. What is unknown has no key, nor have bags without tiles, which
-    are all equal.
-    """
-    of_tiles = {"tiles": features_sha256, "tiles in any order": tiles_sha256} if n_tiles else {}
-    keys = {"file": content_id, **of_tiles}
-    return tuple((kind, value) for kind, value in keys.items() if value)
-
-
 def _concatenate(parts: list[Features]) -> Features:
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float16)
 
@@ -356,6 +343,7 @@ def _record(patient: Patient, bag: Bag) -> SlideRecord:
         features_sha256=bag.features_sha256,
         views_sha256=bag.views_sha256,
         tiles_sha256=bag.tiles_sha256,
+        tile_sketch=bag.tile_sketch,
         n_tried=bag.meta.n_tried,
         n_failed=bag.meta.n_failed,
         empty_reason=bag.meta.empty_reason,

@@ -127,4 +127,5 @@ def as_training_slide(record: SlideRecord) -> TrainingSlide:
         content_id=record.content_id,
         features_sha256=record.features_sha256,
         tiles_sha256=record.tiles_sha256,
+        tile_sketch=record.tile_sketch,
     )

@@ -18,8 +18,8 @@ from mil.arrays import Floats
 from mil.base_learners.stack import predict_learner_views, predict_learners
 from mil.calibration import StackedPlattScaling
 from mil.calibration.priors import balanced, shift_prior
-from mil.data.bags import content_keys
 from mil.data.cohort import Cohort, Patient
+from mil.data.copies import CopyIndex, content_keys
 from mil.data.features import Features
 from mil.errors import RunError
 from mil.inference.bundle import ModelBundle
@@ -386,24 +386,25 @@ def _read_bags(
 
 
 class _TrainingIndex:
-    """Index of training patients by id, content of their slides, and embeddings."""
+    """Index of training patients by id, and by the content and tiles of their slides."""
 
     def __init__(self, slides: Sequence[TrainingSlide]) -> None:
         self._patient_ids = [slide.patient_id for slide in slides]
-        self._first: dict[tuple[str, str], int] = {}
-        for index, slide in enumerate(slides):
-            for key in (("patient", slide.patient_id), *slide.content_keys):
-                self._first.setdefault(key, index)
+        self._first: dict[str, int] = {}
+        for index, name in enumerate(self._patient_ids):
+            self._first.setdefault(name, index)
+        self._copies = CopyIndex(slides)
 
     def match(self, patient: Patient, bags: Iterable[Bag]) -> str:
-        """Return the first training patient with the id or a slide's content; else ``""``."""
-        keys = [("patient", patient.patient_id)]
+        """Return the first training patient with the id or a copy of a slide; else ``""``."""
+        known = self._first.get(patient.patient_id)
+        indices = [] if known is None else [known]
         for bag in bags:
-            keys += content_keys(
+            keys = content_keys(
                 content_id=bag.meta.slide_content_id, features_sha256=bag.features_sha256,
                 tiles_sha256=bag.tiles_sha256, n_tiles=len(bag.features),
             )  # fmt: skip
-        indices = [self._first[key] for key in keys if key in self._first]
+            indices += self._copies.find(keys, bag.tile_sketch)
         return self._patient_ids[min(indices)] if indices else ""
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file, save
 
+from features.bags.tile_keys import TileKeys, no_sketch
+from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
-from mil.data.bags import content_keys
+from mil.data.copies import ContentKeys, CopyIndex, content_keys
 from mil.data.patient_groups import LinkedPairs
 
 __all__ = ["TrainingSlide", "linked_patients", "read_training_slides", "write_training_slides"]
+
+_COLUMNS = (
+    "slide_id", "patient_id", "n_tiles", "content_id", "features_sha256", "tiles_sha256",
+)  # fmt: skip
+_SKETCHES = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +30,10 @@ class TrainingSlide:
     """A slide that a run was trained on, identified by id and by content.
 
     ``features_sha256`` is the hash of its embeddings, shape (n_tiles, dim), ``tiles_sha256`` that
-    of the embeddings in any order, empty in a run trained earlier, and ``content_id`` that of the
-    slide file, see :func:`features.slides.file_info.content_hash`.
+    of the embeddings in any order, and ``content_id`` that of the slide file, see
+    :func:`features.slides.file_info.content_hash`. ``tile_sketch`` holds keys of some of its tiles,
+    see :func:`features.bags.tile_keys.sketch_tiles`. Runs trained earlier lack the hash of tiles in
+    any order, or the sketch.
     """
 
     slide_id: str
@@ -31,10 +42,11 @@ class TrainingSlide:
     content_id: str
     features_sha256: str
     tiles_sha256: str = ""
+    tile_sketch: TileKeys = field(default_factory=no_sketch, compare=False, repr=False)
 
     @property
-    def content_keys(self) -> tuple[tuple[str, str], ...]:
-        """Keys that copies of the slide have in common, see :func:`mil.data.bags.content_keys`."""
+    def content_keys(self) -> ContentKeys:
+        """Keys that copies share, see :func:`mil.data.copies.content_keys`."""
         return content_keys(
             content_id=self.content_id, features_sha256=self.features_sha256,
             tiles_sha256=self.tiles_sha256, n_tiles=self.n_tiles,
@@ -42,13 +54,34 @@ class TrainingSlide:
 
 
 def write_training_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
-    """Write one row per slide."""
-    write_table(path, pd.DataFrame([asdict(slide) for slide in slides]))
+    """Write one row per slide, and the sketches of their tiles beside the table.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    rows = [{name: getattr(slide, name) for name in _COLUMNS} for slide in slides]
+    write_table(path, pd.DataFrame(rows, columns=_COLUMNS))
+    sketches = [slide.tile_sketch for slide in slides]
+    tensors = {
+        "keys": np.concatenate([no_sketch(), *sketches]),
+        "counts": np.array([len(sketch) for sketch in sketches], np.int64),
+    }
+    with atomic_write(path.with_suffix(_SKETCHES)) as temporary:
+        temporary.write_bytes(save(tensors))
 
 
 def read_training_slides(path: Path) -> tuple[TrainingSlide, ...]:
-    """Read the slides of a run; those of earlier runs lack the hash of tiles in any order."""
-    table = read_table(path)
+    """Read the slides of a run; those of earlier runs lack some ways to recognise a copy.
+
+    Raises
+    ------
+    TableError, OSError, SafetensorError, LookupError, TypeError, ValueError
+        If a file is missing or damaged.
+    """
+    rows = read_table(path).to_dict("records")
+    sketches = _read_sketches(path.with_suffix(_SKETCHES), n_slides=len(rows))
     return tuple(
         TrainingSlide(
             slide_id=normalize_name(row["slide_id"]),
@@ -57,14 +90,29 @@ def read_training_slides(path: Path) -> tuple[TrainingSlide, ...]:
             content_id=row["content_id"],
             features_sha256=row["features_sha256"],
             tiles_sha256=row.get("tiles_sha256", ""),
+            tile_sketch=sketch,
         )
-        for row in table.to_dict("records")
+        for row, sketch in zip(rows, sketches, strict=True)
     )
 
 
 def linked_patients(slides: Sequence[TrainingSlide]) -> LinkedPairs:
-    """Return pairs of patients that share a slide, by its file or its embeddings."""
-    owners: dict[tuple[str, str], str] = {}
-    keys = [(key, slide.patient_id) for slide in slides for key in slide.content_keys]
-    pairs = ((owners.setdefault(key, patient_id), patient_id) for key, patient_id in keys)
+    """Return pairs of patients that share a slide, by its file or its tiles."""
+    pairs = (
+        (slides[one].patient_id, slides[other].patient_id)
+        for one, other in CopyIndex(slides).pairs()
+    )
     return tuple(dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]))
+
+
+def _read_sketches(path: Path, *, n_slides: int) -> list[TileKeys]:
+    """Return the sketches of a file, shape (n_keys,) each; empty ones without the file."""
+    if not path.is_file():
+        return [no_sketch()] * n_slides
+    tensors = load_file(path)
+    keys, counts = tensors["keys"], tensors["counts"]
+    if keys.dtype != np.uint64 or keys.ndim != 1 or counts.shape != (n_slides,):
+        raise ValueError(f"{path.name}: {keys.dtype} keys of {counts.shape} slides")
+    if (counts < 0).any() or counts.sum() != len(keys):
+        raise ValueError(f"{path.name}: {counts.sum()} keys stated, {len(keys)} there")
+    return np.split(keys, np.cumsum(counts)[:-1])

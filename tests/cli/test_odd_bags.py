@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -180,6 +181,33 @@ def test_copies_in_another_order_are_found(
     assert pd.read_csv(tmp_path / "out.details.csv", dtype=str)["seen_as"].tolist() == ["003"]
 
 
+@pytest.mark.parametrize("change", ["cut short", "added to", "in part among others"])
+def test_copies_that_lost_or_gained_tiles_are_found(
+    world: Path, bags: Path, tmp_path: Path, change: str
+) -> None:
+    tiles = read_bag(bags / "003_0.h5").features
+    own = make_bag("n0", dim=16, n_tiles=30).features
+    features = {
+        "cut short": tiles[4:], "added to": np.concatenate([own[:5], tiles]),
+        "in part among others": np.concatenate([tiles[:8], own]),
+    }[change]  # fmt: skip
+    copy = make_bag("n0", dim=16, n_tiles=len(features))
+    write_bag(bags / "n0.h5", replace(copy, features=features))
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\nn0,new\n")
+    ask = ["infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
+           tmp_path / "out.csv"]  # fmt: skip
+    assert "was trained on 1 of these patients" in mil_ok(*ask).output
+    assert pd.read_csv(tmp_path / "out.details.csv", dtype=str)["seen_as"].tolist() == ["003"]
+    both = tmp_path / "train.csv"
+    both.write_text((world / "train.csv").read_text() + "n0,new,CE\n")
+    train(both, bags, tmp_path / "run")
+    notes = (tmp_path / "run" / "notes.json").read_text()
+    assert "copies of each other: 1, first 003_0 of 003 and n0 of new" in notes
+    folds = pd.read_csv(tmp_path / "run" / "folds.csv", dtype=str).set_index("patient_id")
+    assert folds.loc["003", "fold"] == folds.loc["new", "fold"]
+
+
 EDITS: dict[str, Callable[[dict], None]] = {
     "classes": lambda run: run["classes"].reverse(),
     "counts": lambda run: run["cohort_counts"].reverse(),
@@ -198,7 +226,9 @@ def test_a_run_edited_by_hand_is_refused(world: Path, tmp_path: Path, edit: str)
     assert_refused(world, tmp_path)
 
 
-@pytest.mark.parametrize("part", ["slides.csv", "out_of_fold.csv", "heads.safetensors"])
+@pytest.mark.parametrize(
+    "part", ["slides.csv", "slides.safetensors", "out_of_fold.csv", "heads.safetensors"]
+)
 def test_a_part_of_another_run_is_refused(world: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(world / "run", tmp_path / "run")
     path = tmp_path / "run" / part

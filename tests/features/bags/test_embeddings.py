@@ -1,4 +1,4 @@
-"""Embeddings that no encoder makes, in files written elsewhere, and copies in another order."""
+"""Embeddings that no encoder makes, and names of bags, in files written elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from features.bags.bag import Bag
-from features.bags.embeddings import check_embeddings, hash_tiles, largest_absolute
+from features.bags.embeddings import check_embeddings, largest_absolute
 from features.bags.h5 import (
     find_bags,
     read_bag,
@@ -137,27 +137,6 @@ def test_rows_of_a_store_are_checked_when_read(tmp_path: Path) -> None:
 def test_the_largest_absolute_value_is_that_of_numpy(values: list[float], dtype: str) -> None:
     array = np.array(values, dtype).reshape(1, -1)
     assert largest_absolute(array) == np.abs(array.astype("f8")).max(initial=0)
-
-
-def test_the_hash_of_tiles_has_no_order_and_no_type() -> None:
-    shuffled = TILES[RNG.permutation(6)]
-    turned = TILES.reshape(2, 3, 10)[:, ::-1].reshape(6, 10)
-    for copy in (shuffled, turned, TILES[::-1], TILES.astype(np.float32)):
-        assert hash_tiles(copy) == hash_tiles(TILES)
-    # It is stored in runs, and must never change.
-    assert hash_tiles(np.arange(12, dtype=np.float16).reshape(4, 3)).startswith(STORED)
-
-
-STORED = "f03e36633038e6b4"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [TILES[:5], -TILES, np.roll(TILES, 1, axis=1), np.concatenate([TILES[:5], TILES[:1]]),
-     TILES * np.where(np.arange(10) < 2, -1, 1), spoil(0.001)],
-)  # fmt: skip
-def test_other_tiles_have_another_hash(other: np.ndarray) -> None:
-    assert hash_tiles(other.astype(np.float16)) != hash_tiles(TILES)
 
 
 @pytest.mark.parametrize("name", ["x.svs", "x.ome.tiff", "x.NDPI", "x"])
