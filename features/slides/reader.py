@@ -19,6 +19,7 @@ from features.slides.backends.image import ImageSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
 from features.slides.dicom_series import group_dicom_files, is_dicom
+from features.utils.file_kinds import START_BYTES, find_foreign_kind
 from features.utils.files import ZARR_METADATA, is_zarr_folder
 from features.utils.paths import parse_url, strip_slide_suffix
 from features.utils.text import normalize_name
@@ -26,31 +27,6 @@ from features.utils.text import normalize_name
 __all__ = ["open_slide", "scene_of", "slide_id_of", "split_scene"]
 
 
-_APPLE_DOUBLE = bytes.fromhex("00051607")
-_START_BYTES = 4096
-_NO_SLIDES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
-    (
-        (_APPLE_DOUBLE,), "an AppleDouble file of macOS, no slide",
-        "Name the file without '._' before its name.",
-    ),
-    (
-        (b"version https://git-lfs",), "a pointer of Git LFS, no slide",
-        "Fetch the file with 'git lfs pull'.",
-    ),
-    (
-        (
-            b"<!doctype html", b"<html", b"<error>",
-            b'<?xml version="1.0" encoding="utf-8"?>\n<error>',
-        ),
-        "a web page, as after a failed download", "Download it again, signed in if need be.",
-    ),
-    (
-        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd"),
-        "an archive", "Unpack it, and name what is in it.",
-    ),
-    ((b"%PDF",), "a PDF", "Export the picture in it as TIFF or PNG."),
-)  # fmt: skip
-"""Beginnings of files that go by the name of a slide, in small letters if they are text."""
 _SCENE = re.compile(r"(.+)_scene(\d{1,6})")
 
 
@@ -170,13 +146,12 @@ def _check_readable(path: Path) -> None:
             raise SlideError(path, actual="an empty file", expected="a slide",
                              hint="Copy it again.")  # fmt: skip
         with path.open("rb") as file:
-            start = file.read(_START_BYTES)
+            start = file.read(START_BYTES)
     except OSError as error:
         raise SlideError(path, actual=f"cannot be read ({error.strerror or error})") from error
-    text = start.lstrip().lower()
-    for beginnings, actual, hint in _NO_SLIDES:
-        if start.startswith(beginnings) or text.startswith(beginnings):
-            raise SlideError(path, actual=actual, expected="a slide", hint=hint)
+    kind, hint = find_foreign_kind(start)
+    if kind:
+        raise SlideError(path, actual=f"{kind}, no slide", expected="a slide", hint=hint)
     if not any(start):
         raise SlideError(path, actual="zeros where its header should be, as after a broken copy",
                          expected="a slide", hint="Copy it again.")  # fmt: skip

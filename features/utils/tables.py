@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.errors import TableError
+from features.utils.file_kinds import START_BYTES, find_foreign_kind
 from features.utils.files import atomic_write
-from features.utils.text import normalize_name, strip_blanks
+from features.utils.text import normalize_name, shown_form, strip_blanks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,19 @@ _QUOTED = re.compile(r'(?<![^,;\t\n])"[^"]*+(?:""[^"]*+)*+"')
 """A quoted cell, in which separators and line ends are text."""
 _ROW = re.compile(rf"(?:{_QUOTED.pattern}|[^\n])*+")
 
+_NO_TABLES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
+    (
+        (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"), "a workbook of a spreadsheet, or an archive",
+        "Save the sheet as CSV (UTF-8).",
+    ),
+    (
+        (b"PAR1", b"ARROW1", b"FEA1"), "a file of Parquet or Arrow",
+        "Write it as CSV, such as with pandas' read_parquet and to_csv.",
+    ),
+    ((b"{\\rtf",), "a text document", "Save the table as CSV (UTF-8)."),
+    ((b"{", b"["), "JSON", "Write it as CSV, such as with pandas' read_json and to_csv."),
+)  # fmt: skip
+"""Beginnings of files that go by the name of a table."""
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE)
 """First line by which Excel is told the separator."""
 
@@ -74,7 +88,8 @@ def read_table(path: Path) -> pd.DataFrame:
     columns without any content are left out, so the index of a row is its line in the file less
     two. White space around names and cells is stripped, and so is the apostrophe with which
     :func:`write_table` escapes formulas. Raises TableError if the file is missing, unreadable, not
-    text, without rows, names a column twice, or a row has more cells than the header.
+    text, without rows, names a column twice, repeats its header, or a row has more cells than the
+    header.
     """
     import numpy as np  # noqa: PLC0415 - as below
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands read no table
@@ -110,6 +125,14 @@ def read_table(path: Path) -> pd.DataFrame:
     stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
     if stripped.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
+    repeats = np.logical_and.reduce([stripped[name] == name for name in stripped.columns])
+    if repeats.any():
+        raise TableError(
+            f"{path}, row {stripped.index[repeats][0] + 2}",
+            actual="the header again",
+            expected="one header, in the first row",
+            hint="If tables were joined, delete the header of each but the first.",
+        )
     return _map_cells(stripped, _unescape_formula)
 
 
@@ -133,6 +156,7 @@ def _read_text(path: Path) -> str:
     """
     try:
         content = path.read_bytes()
+        _check_kind(path, content)
         text = content.decode(_encoding_of(content))
     except FileNotFoundError as error:
         raise TableError(path, actual="there is no such file", expected="a CSV table") from error
@@ -154,6 +178,16 @@ def _read_text(path: Path) -> str:
             hint="The file is damaged or of another kind: export it again.",
         )
     return text
+
+
+def _check_kind(path: Path, content: bytes) -> None:
+    """Raise for a file of another kind, whose text would be taken for a table or for damaged."""
+    kind, hint = find_foreign_kind(content[:START_BYTES])
+    if not kind:
+        found = (of for beginnings, *of in _NO_TABLES if content.startswith(beginnings))
+        kind, hint = next(found, ("", ""))
+    if kind:
+        raise TableError(path, actual=f"{kind}, no table", expected="a CSV table", hint=hint)
 
 
 def _encoding_of(content: bytes) -> str:
@@ -271,6 +305,7 @@ def suggest_column(columns: Sequence[str], names: Sequence[str]) -> str:
 
 def column_key(column: str) -> str:
     """Return a key that is equal for spellings of one column's name, such as ``imageId``."""
+    column = shown_form(column)
     for pattern, replacement in _WORDS:
         column = pattern.sub(replacement, column)
     return column.casefold().strip("_")

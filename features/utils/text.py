@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 
 __all__ = [
     "is_missing_word",
+    "is_unclear_word",
     "lookalike_key",
     "lookalikes",
     "natural_key",
@@ -17,18 +18,24 @@ __all__ = [
     "percent",
     "pluralize",
     "printable",
+    "shown_form",
     "spelling_hint",
     "strip_blanks",
 ]
 
 _MISSING_WORDS = frozenset({
-    "", "-", "--", "---", ".", "?", "<na>", "#n/a", "#na", "n.a.", "n/a", "na", "nan", "nat", "nil",
-    "none", "null", "(null)", "<null>", "missing", "not applicable", "not available",
+    "<na>", "(na)", "[na]", "#n/a", "#na", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "null",
+    "(null)", "<null>", "[null]", "(blank)", "(empty)", "\\n", "missing", "undefined",
+    "notapplicable", "notavailable",
     "#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!",
 })  # fmt: skip
-"""What programs write for no value; the last row are errors of spreadsheets."""
-_TOO_NARROW = re.compile("#{3,}")
-"""Shown by spreadsheets in place of what does not fit into a column, and exported by some."""
+"""What programs write for no value, without blanks; the last row are errors of spreadsheets."""
+_NO_WORD = re.compile(r"#{3,}|[-\u2010-\u2015\u2212.?/*~_'\"]*")
+"""Marks without a letter or digit; the first is shown by spreadsheets for what is too wide."""
+_UNCLEAR_WORDS = frozenset({
+    "indeterminate", "not known", "not reported", "not specified", "pending", "tbd", "to be done",
+    "undetermined", "unk", "unknown", "unspecified",
+})  # fmt: skip
 _CONFUSABLES = str.maketrans(
     "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455"
     "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
@@ -37,6 +44,10 @@ _CONFUSABLES = str.maketrans(
 """Cyrillic and Greek letters that look like Latin ones, as capitals or as small letters."""
 _ZERO_WIDTH = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Characters without width, which no editor shows."""
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Marks and letters that are drawn as nothing, beside the format characters of Unicode."""
 _BLANKS_AROUND = re.compile(rf"^[\s{_ZERO_WIDTH}]+|[\s{_ZERO_WIDTH}]+$")
 _MIN_SIMILARITY = 0.6
 _MAX_COMPARED = 20_000
@@ -120,8 +131,33 @@ def is_missing_word(text: str) -> bool:
     >>> is_missing_word("NaN"), is_missing_word("n/a"), is_missing_word("Nancy")
     (True, True, False)
     """
-    plain = strip_blanks(text).casefold()
-    return plain in _MISSING_WORDS or _TOO_NARROW.fullmatch(plain) is not None
+    plain = re.sub(r"\s", "", shown_form(text)).casefold()
+    return plain in _MISSING_WORDS or _NO_WORD.fullmatch(plain) is not None
+
+
+def is_unclear_word(text: str) -> bool:
+    """Return whether a text is a word for what is not known, which may be meant as a class.
+
+    Examples
+    --------
+    >>> is_unclear_word("Unknown"), is_unclear_word("not  reported"), is_unclear_word("other")
+    (True, True, False)
+    """
+    return re.sub(r"[\s_-]+", " ", shown_form(text)).strip().casefold() in _UNCLEAR_WORDS
+
+
+def shown_form(text: str) -> str:
+    r"""Return a text as a reader sees it: without invisible characters, forms of letters made one.
+
+    Examples
+    --------
+    >>> shown_form("\uff21\u200b\ufe0f")
+    'A'
+    """
+    if text.isascii():
+        return text
+    plain = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf" and not _INVISIBLE.match(c))
 
 
 def lookalike_key(text: str) -> str:
@@ -138,8 +174,7 @@ def lookalike_key(text: str) -> str:
     >>> lookalike_key("007") == lookalike_key("7.0"), lookalike_key("P1") == lookalike_key("P11")
     (True, False)
     """
-    plain = unicodedata.normalize("NFKC", text)
-    shown = "".join(c for c in plain if unicodedata.category(c) != "Cf").casefold()
+    shown = shown_form(text).casefold()
     if not shown.isascii():
         shown = shown.translate(_CONFUSABLES)
     words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()

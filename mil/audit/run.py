@@ -27,6 +27,7 @@ from mil.audit.tables import (
     audit_similar_ids,
     audit_sizes,
     audit_table,
+    audit_unclear_labels,
     read_split,
     table_entries,
 )
@@ -122,6 +123,7 @@ def audit(
     if test is not None:
         findings += audit_overlap(*splits)
     findings += audit_similar_ids(splits)
+    findings += audit_unclear_labels(splits)
     digests: Mapping[str, BagDigest] = {}
     refused: dict[str, BagError] = {}
     if bags_dir is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.errors import BagError
-from features.utils.text import lookalikes, pluralize
+from features.utils.text import is_unclear_word, lookalikes, pluralize
 from mil.audit.findings import Finding, Severity, abbreviate
 from mil.calibration import MIN_PATIENTS_PER_CLASS
 from mil.data.cohort import Cohort, Columns, read_slide_rows
@@ -26,6 +26,7 @@ __all__ = [
     "audit_similar_ids",
     "audit_sizes",
     "audit_table",
+    "audit_unclear_labels",
     "read_split",
     "table_entries",
 ]
@@ -166,6 +167,17 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
                 f"{abbreviate(similar)}",
                 f"If they are one {column}, write it the same way everywhere.", similar,
             )  # fmt: skip
+
+
+def audit_unclear_labels(splits: Sequence[Split]) -> Iterator[Finding]:
+    """Yield a finding on classes whose name is a word for what is not known."""
+    names = {name for split in splits for name in split.rows.get("label", ())}
+    if unclear := tuple(sorted(filter(is_unclear_word, names))):
+        yield Finding(
+            Severity.warning, "unclear_labels",
+            f"classes named by a word for what is not known: {abbreviate(unclear)}",
+            "If it means that the label is not known, delete these rows.", unclear,
+        )  # fmt: skip
 
 
 def audit_refused(refused: Mapping[str, BagError]) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,9 +23,11 @@ from features.utils.paths import strip_slide_suffix
 from features.utils.tables import column_key, find_column, read_table
 from features.utils.text import (
     is_missing_word,
+    is_unclear_word,
     lookalikes,
     natural_key,
     normalize_name,
+    pluralize,
     strip_blanks,
 )
 from mil.errors import CohortError
@@ -65,7 +68,8 @@ _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
 _JOINED_ROWS = r"(?s)[\r\n].*[,;\t]|[,;\t].*[\r\n]"
 _MONTH = "jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _MANGLED_ID = re.compile(
-    rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({_MONTH})|({_MONTH})[- ]\d\d",
+    rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({_MONTH})|({_MONTH})[- ]\d\d"
+    r"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?(\.0+)?",
     re.IGNORECASE,
 )
 """Id that a spreadsheet or another program turned into a number or, such as 3-1, into a date."""
@@ -188,10 +192,20 @@ def id_order(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
 
 
 def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
-    """Return notes on patients, slides and centres that may be one thing spelled in two ways."""
+    """Return notes on what the table may mean otherwise than it says.
+
+    These are classes such as ``unknown``, and patients, slides and centres that may be one thing
+    spelled in two ways.
+    """
     slides = (slide_id for patient in cohort.patients for slide_id in patient.slide_ids)
     centres = {patient.center_id for patient in cohort.patients if patient.center_id}
-    notes = []
+    unclear = [
+        f"class {name!r} with {pluralize(count, 'patients')} counts as a class like any other; if "
+        "it means that the label is not known, delete its rows"
+        for name, count in (cohort.class_counts().items() if cohort.classes else ())
+        if is_unclear_word(name)
+    ]
+    notes = [*unclear]
     for what, names in (("patients", cohort.patient_ids), ("slides", slides), ("centres", centres)):
         if groups := lookalikes(names):
             alike = ", ".join(" = ".join(map(repr, group)) for group in groups[:3])
@@ -238,13 +252,16 @@ def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = Non
         turned into a number or date.
     """
     table = read_table(path)
-    roles = {"slide": "slide", "patient": "patient"} | ({"label": "label"} if labelled else {})
-    named = pd.DataFrame({
-        name: table[find_role(table, role, where=path, columns=columns)].map(_one_form)
-        for role, name in roles.items()
-    })  # fmt: skip
+    roles = ["slide", "patient", *(["label"] if labelled else [])]
     if (columns and "center" in columns) or _has_center(table):
-        centres = table[find_role(table, "center", where=path, columns=columns)]
+        roles.append("center")
+    column_of = {role: find_role(table, role, where=path, columns=columns) for role in roles}
+    _check_own_columns(path, column_of)
+    named = pd.DataFrame({
+        role: table[column].map(_one_form) for role, column in column_of.items() if role != "center"
+    })  # fmt: skip
+    if "center" in column_of:
+        centres = table[column_of["center"]]
         named["centre"] = centres.map(lambda c: "" if is_missing_word(c) else _one_form(c))
     _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
     _check_joined_rows(path, named)
@@ -318,6 +335,18 @@ def _group(named: pd.DataFrame) -> tuple[Patient, ...]:
         )
         for patient_id, own in rows.items()
     )
+
+
+def _check_own_columns(path: Path, column_of: Mapping[str, str]) -> None:
+    """Raise for one column in two roles; only slide and patient may be the same."""
+    for (role, column), (other, other_column) in combinations(column_of.items(), 2):
+        if column == other_column and {role, other} != {"slide", "patient"}:
+            raise TableError(
+                path,
+                actual=f"column {column!r} both as {role} and as {other}",
+                expected="a column for each",
+                hint="Name the right ones with --column.",
+            )
 
 
 def _check_nonempty(path: Path, named: pd.DataFrame) -> None:

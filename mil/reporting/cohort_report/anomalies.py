@@ -12,7 +12,7 @@ import numpy as np
 from features.bags.digest import BagDigest
 from features.utils.text import percent, pluralize
 from mil.audit.findings import Finding, Severity, abbreviate
-from mil.audit.tables import Split, audit_similar_ids, audit_table
+from mil.audit.tables import Split, audit_similar_ids, audit_table, audit_unclear_labels
 from mil.evaluation.metrics import wilson_interval
 from mil.reporting.cohort_report.statistics import ClassDifference, Crosstab
 from mil.reporting.cohort_report.table import SlideFiles, SlideTable
@@ -32,6 +32,7 @@ def check_table(table: SlideTable) -> Iterator[Finding]:
     split = Split(name="train", path=table.path, rows=table.rows)
     yield from audit_table(split)
     yield from audit_similar_ids([split])
+    yield from audit_unclear_labels([split])
     if table.n_rows_repeated:
         yield Finding(
             Severity.warning, "row_repeated",

@@ -141,3 +141,39 @@ def test_a_decimal_comma_is_told_with_its_row(tmp_path: Path) -> None:
     path.write_text("slide_id;mpp\na;0.5\nb;0,25\n")
     with pytest.raises(TableError, match=r"row 3: mpp '0,25'.*decimal point, such as 0\.25"):
         read_mpp_table(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04" + bytes(40), "a workbook of a spreadsheet.*Save the sheet as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(40), "a workbook of a spreadsheet"),
+        (b"PAR1\x15\x04", "a file of Parquet or Arrow, no table.*read_parquet"),
+        (b'[{"image_id": "a"}]', "JSON, no table.*read_json"),
+        (b"{\\rtf1\\ansi image_id}", "a text document, no table"),
+        (b"\x1f\x8b\x08\x00", "an archive, no table.*Unpack it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a pointer of Git LFS, no table",
+        ),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page, as after a failed download"),
+        (b"%PDF-1.4 \xff", "a PDF, no table"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=f"t.csv: {message}"):
+        read_table(path)
+
+
+def test_a_header_that_comes_again_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    table = "image_id,patient_id\na,p\nb,q\n"
+    path.write_text(table + "\n" + table)
+    with pytest.raises(TableError, match=r"t.csv, row 5: the header again.*delete the header"):
+        read_table(path)
+    path.write_text("image_id,patient_id\nimage_id,p\n")
+    assert len(read_table(path)) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from features.errors import MilError, TableError
 from features.utils.tables import read_table
+from mil.audit.tables import audit_unclear_labels, read_split
 from mil.data.cohort import Cohort, cohort_notes, read_cohort
 from mil.errors import CohortError
 from mil.evaluation.cohort_part import read_part
@@ -37,7 +38,9 @@ def read(folder: Path, rows: list[tuple[str, ...]], **options: str) -> Cohort:
     ("one", "other"),
     [("A", "a"), ("class A", "class  A"), ("class A", "class\u00a0A"), ("class-A", "class_A"),
      ("class A", "class\u200bA"[:5] + "\u200b A"), ("1", "01"), ("1", "1.0"), ("é", "É"),
-     ("Ａ", "A"), ("ß", "SS"), ("CE", "Ce"), ("CE", "\u0421\u0415"), ("Alpha", "\u0391lph\u0430")],
+     ("Ａ", "A"), ("ß", "SS"), ("CE", "Ce"), ("CE", "\u0421\u0415"), ("Alpha", "\u0391lph\u0430"),
+     ("A", "A\ufe0f"), ("AB", "A\u034fB"),
+     ("A", "A\u3164"), ("A", "A\uffa0"), ("A", "\u2800A")],
 )  # fmt: skip
 def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
     rows = [("a", "p1", one, ""), ("b", "p2", other, ""), ("c", "p3", "third", "")]
@@ -62,6 +65,20 @@ def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: st
         "(null)",
         "missing",
         "####",
+        "n. a.",
+        "\u2013",
+        "\u2014",
+        "\u2212",
+        "...",
+        "\u2026",
+        "\uff1f",
+        "/",
+        "\\N",
+        "''",
+        "undefined",
+        "(blank)",
+        "[null]",
+        "Not  applicable",
     ],
 )
 @pytest.mark.parametrize("column", [0, 1, 2])
@@ -72,6 +89,41 @@ def test_words_for_missing_values_are_no_values(tmp_path: Path, word: str, colum
     ]
     with pytest.raises(CohortError, match=r"row 3.*missing value|row 3.*turned into a number"):
         read(tmp_path, [ROWS[2], *rows])
+
+
+@pytest.mark.parametrize("word", ["unknown", "UNKNOWN", "not_known", "Not  reported", "unk"])
+def test_a_class_that_may_mean_no_label_is_named(tmp_path: Path, word: str) -> None:
+    cohort = read(tmp_path, [*ROWS, ("d", "p4", word, "Bern")])
+    (note,) = cohort_notes(cohort)
+    assert note.startswith(f"class {word!r} with 1 patient counts as a class like any other")
+    split = read_split(tmp_path / "train.csv", name="train")
+    (finding,) = audit_unclear_labels([split])
+    assert word in finding.message
+    assert not cohort_notes(read(tmp_path, ROWS))
+    assert not [*audit_unclear_labels([read_split(tmp_path / "train.csv", name="train")])]
+
+
+@pytest.mark.parametrize(
+    "column", ["\uff4c\uff41\uff42\uff45\uff4c", "la\u200bbel", "label\ufe0f", "\u00a0Label"]
+)
+def test_columns_named_with_other_forms_of_letters_are_recognised(
+    tmp_path: Path, column: str
+) -> None:
+    header = f"image_id,patient_id,{column},center_id"
+    assert read(tmp_path, ROWS, header=header).classes == ("A", "B")
+
+
+@pytest.mark.parametrize(("role", "other"), [("label", "patient"), ("center", "label")])
+def test_one_column_in_two_roles_is_refused(tmp_path: Path, role: str, other: str) -> None:
+    column = {"patient": "patient_id"}.get(other, other)
+    with pytest.raises(TableError, match=f"column '{column}' both as .* expected a column for ea"):
+        read_cohort(write(tmp_path, ROWS), labelled=True, columns={role: column})
+
+
+def test_patients_named_as_their_only_slide_need_no_second_column(tmp_path: Path) -> None:
+    columns = {"slide": "patient_id"}
+    cohort = read_cohort(write(tmp_path, ROWS), labelled=True, columns=columns)
+    assert cohort.patients[0].slide_ids == ("p1",)
 
 
 @pytest.mark.parametrize("word", ["NA", "nan", "", "None"])
@@ -114,7 +166,9 @@ def test_ids_that_look_alike_are_named(
     assert f"'{other}'" in note
 
 
-@pytest.mark.parametrize("name", ["3-Jan", "03-Mar", "Jan-03", "3. Mrz", "5,88E+13", "049194,0"])
+@pytest.mark.parametrize(
+    "name", ["3-Jan", "03-Mar", "Jan-03", "3. Mrz", "5,88E+13", "049194,0", "2024-01-03 00:00:00"]
+)
 @pytest.mark.parametrize("column", [0, 1])
 def test_ids_that_became_dates_or_numbers_are_refused(
     tmp_path: Path, name: str, column: int

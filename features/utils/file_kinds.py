@@ -1,0 +1,44 @@
+"""Files of other kinds that go by the name of a slide or a table, known by their first bytes."""
+
+from __future__ import annotations
+
+__all__ = ["START_BYTES", "find_foreign_kind"]
+
+START_BYTES = 4096
+"""Number of first bytes by which a file is known."""
+
+_KINDS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
+    (
+        (bytes.fromhex("00051607"),), "an AppleDouble file of macOS",
+        "Name the file without '._' before its name.",
+    ),
+    (
+        (b"version https://git-lfs",), "a pointer of Git LFS",
+        "Fetch the file with 'git lfs pull'.",
+    ),
+    (
+        (
+            b"<!doctype html", b"<html", b"<error>",
+            b'<?xml version="1.0" encoding="utf-8"?>\n<error>',
+        ),
+        "a web page, as after a failed download", "Download it again, signed in if need be.",
+    ),
+    (
+        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd"),
+        "an archive", "Unpack it, and name what is in it.",
+    ),
+    ((b"%PDF",), "a PDF", "Export the picture in it as TIFF or PNG, a table as CSV."),
+)  # fmt: skip
+"""Beginnings, in small letters if they are text, what they are of, and what to do."""
+
+
+def find_foreign_kind(start: bytes) -> tuple[str, str]:
+    """Return of which other kind a file is, and what to do; empty texts if it is of none.
+
+    ``start`` holds its first :data:`START_BYTES` bytes.
+    """
+    text = start.lstrip().lower()
+    for beginnings, kind, hint in _KINDS:
+        if start.startswith(beginnings) or text.startswith(beginnings):
+            return kind, hint
+    return "", ""
