@@ -121,8 +121,6 @@ def predict_combination(
 
     Raises
     ------
-    BagError
-        If bags were made with other settings than those of their run.
     InputError
         If a run has too few training patients for a typicality that low.
     """
@@ -193,6 +191,7 @@ def _combine(
         first,
         probabilities=proba[0],
         status=(worst or partly).status,
+        n_tiles=(worst or first).n_tiles,
         ensemble_min=spread.min(axis=0),
         ensemble_max=spread.max(axis=0),
         matched_training_patient=matched,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -146,27 +146,29 @@ def explain_patients(
     Raises
     ------
     BagError
-        If there are bags and all are damaged, or one was made with other settings than the run's.
+        If there are bags, and all are damaged or made with other settings than the run's.
     """
     refs = bags if isinstance(bags, Mapping) else open_bags(Path(bags))
     slide_ids = (slide_id for patient in cohort.patients for slide_id in patient.slide_ids)
     _check_headers(bundle, {slide_id: refs[slide_id] for slide_id in slide_ids if slide_id in refs})
-    return (_explain(bundle, cohort, patient, refs, prior, tta=tta) for patient in cohort.patients)
+    predictions = iter_predictions(bundle, cohort, refs, prior=prior, tta=tta)
+    return (
+        _explain(bundle, prediction, patient, refs, tta=tta)
+        for prediction, patient in zip(predictions, cohort.patients, strict=True)
+    )
 
 
 def _check_headers(bundle: ModelBundle, refs: Mapping[str, BagRef]) -> None:
-    """Raise for a bag with other settings than the run's, and if no header can be read."""
+    """Raise unless the header of a bag can be read and states the run's settings."""
     errors = []
     for slide_id, ref in refs.items():
         try:
             meta = read_meta(ref)
             check_slide_id(ref, meta, slide_id)
+            made = ((ref, meta.fingerprint),)
+            check_fingerprint(bundle.fingerprint, made, source=f"the run {bundle.path}")
         except BagError as error:
             errors.append(error)
-            continue
-        check_fingerprint(
-            bundle.fingerprint, [(ref, meta.fingerprint)], source=f"the run {bundle.path}"
-        )
     if errors and len(errors) == len(refs):
         raise errors[0]
 
@@ -184,15 +186,12 @@ def percentiles(values: Floats) -> Floats:
 
 def _explain(
     bundle: ModelBundle,
-    cohort: Cohort,
+    prediction: PatientPrediction,
     patient: Patient,
     refs: Mapping[str, BagRef],
-    prior: str | Floats,
     *,
     tta: bool,
 ) -> Explanation:
-    of_patient = replace(cohort, patients=(patient,))
-    (prediction,) = iter_predictions(bundle, of_patient, refs, prior=prior, tta=tta)
     nonempty = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
     bags = [bundle.apply_filter(read_slide_bag(slide_id, refs[slide_id])) for slide_id in nonempty]
     if not bags:

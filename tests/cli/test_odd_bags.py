@@ -120,6 +120,21 @@ def test_the_other_commands_name_a_damaged_bag(
         assert "Traceback" not in result.output
 
 
+def test_explanations_go_on_past_a_bag_of_another_make(
+    world: Path, bags: Path, tmp_path: Path
+) -> None:
+    DAMAGE["of another make"](bags / "n1.h5")
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\nn0,p0\nn1,p1\n")
+    ask = ["explain", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
+           tmp_path / "pages"]  # fmt: skip
+    result = mil(*ask)
+    assert result.exit_code == 3
+    assert "n1.h5: dim is 15; expected 16 as in the run" in result.output
+    table.write_text("image_id,patient_id\nn1,p1\n")
+    assert mil(*ask).exit_code == 1
+
+
 def test_a_part_of_a_patient_is_predicted(world: Path, bags: Path, tmp_path: Path) -> None:
     DAMAGE["NaN"](bags / "n1.h5")
     table = tmp_path / "test.csv"

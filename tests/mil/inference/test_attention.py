@@ -130,10 +130,16 @@ def test_patients_without_tiles_are_explained_by_the_prior(world: Path) -> None:
     assert all(each.slides == () and each.n_tiles == 0 for each in explanations)
 
 
-def test_a_bag_of_another_make_is_refused_before_anything_is_explained(world: Path) -> None:
+def test_bags_of_another_make_alone_are_refused_and_one_among_others_is_not_used(
+    world: Path,
+) -> None:
     write_bag(world / "bags" / "odd_0.h5", make_bag("odd_0", dim=8))
     with pytest.raises(BagError, match="dim is 8; expected 16 as in the run"):
-        explain(world, "gated", "new_0,new", "odd_0,odd")
+        explain(world, "gated", "odd_0,odd")
+    _, (of_new, of_odd) = explain(world, "gated", "new_0,new", "odd_0,odd")
+    assert of_new.slides
+    assert not of_odd.slides
+    assert of_odd.prediction.status == "bag_refused"
 
 
 @given(arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
