@@ -429,7 +429,7 @@ def _without_equal_parts(value: object, other: object) -> str:
     try:
         own, others = json.loads(str(value)), json.loads(str(other))
         differing = [key for key in {**own, **others} if own.get(key) != others.get(key)]
-    except (AttributeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
         differing = []
     if not differing:
         return repr(value)

@@ -143,7 +143,7 @@ def _n_left_out(meta: BagMeta) -> int:
     """Return the number of rejected tiles; -1 where their counts cannot be parsed."""
     try:
         return sum(map(int, json.loads(meta.left_out).values()))
-    except (AttributeError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
         return -1
 
 

@@ -183,6 +183,6 @@ def _takes_export(choice: bytes | None, *, few: bool) -> bool:
     """Return whether a run whose runtime is to be chosen begins with the export."""
     try:
         stored: str | None = json.loads(choice or b"")["runtime"]
-    except (ValueError, KeyError, TypeError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         stored = None
     return stored == _ONNX or (stored is None and few)

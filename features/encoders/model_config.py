@@ -199,7 +199,15 @@ def _from_json(config: ModelConfig, path: Path) -> ModelConfig:
         }  # fmt: skip
         size = list(stated.get("input_size") or ())
         model_args = dict(content.get("model_args") or {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise EncoderError(
             path,
             actual="not a configuration of timm",

@@ -131,7 +131,7 @@ def read_encoder_record(name: str, weights: Sequence[Path | None]) -> EncoderRec
         ):
             return None
         return EncoderRecord(**entry["encoder"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -240,7 +240,7 @@ class StoredChoice:
             stored = cls(**json.loads(content or b""), batch_tiles=shape[0])
             parse_execution(stored.runtime)
             rates = {name: float(rate) for name, rate in stored.rates.items()}
-        except (ValueError, TypeError, AttributeError, EncoderError):
+        except (ArithmeticError, AttributeError, EncoderError, TypeError, ValueError):
             return None
         return stored if {str(EAGER), stored.runtime} <= rates.keys() else None
 

@@ -299,7 +299,15 @@ def read_filter(path: Path) -> TileFilter:
             return _parse(header, {name: file.get_tensor(name) for name in _TENSORS})
     except FileNotFoundError as error:
         raise FilterError(path, actual="there is no such file", expected=_EXPECTED) from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        KeyError,
+        OSError,
+        RecursionError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise FilterError(
             path,
             actual=f"not readable ({' '.join(str(error).split())[:200]})",

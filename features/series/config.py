@@ -59,7 +59,7 @@ def series_config_from_fingerprint(fingerprint: Fingerprint, **others: Any) -> S
     """
     try:
         first, second, third = (Window(**w) for w in json.loads(fingerprint.tissue)["windows"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise BagError(
             "the run's bags", actual="bags that were not made from image series",
             expected="bags made by 'mil embed --series'",

@@ -166,7 +166,7 @@ def read_array(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
     """
     try:
         numbers = np.asarray(values[key], np.float64)
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         numbers = np.full((), np.nan)
     if numbers.ndim != n_axes or not np.isfinite(numbers).all():
         raise CalibrationError(

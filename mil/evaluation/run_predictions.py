@@ -165,7 +165,7 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
     try:
         table, slides = read_table(path / "judged.csv"), _read_slides(path / "slides.csv")
         return _parse(path, table, slides, f"{kind}_")
-    except (LookupError, TypeError, ValueError, TableError) as error:
+    except (ArithmeticError, LookupError, TableError, TypeError, ValueError) as error:
         raise RunError(
             path,
             actual=f"no out-of-fold predictions ({' '.join(str(error).split())[:200]})",
@@ -179,7 +179,7 @@ def read_run_scores(path: Path) -> dict[str, Interval]:
     try:
         scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))["calibrated"]
         return {metric: Interval.from_dict(of) for metric, of in scores.items()}
-    except (OSError, LookupError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError):
         return {}
 
 

@@ -28,7 +28,7 @@ class LabelCheckpoints:
         try:
             stored = json.loads(self._path(label).read_text(encoding="utf-8"))
             summary = TrainingSummary.from_dict(stored["summary"], path=run_dir)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ArithmeticError, KeyError, OSError, TypeError, ValueError):
             return None
         valid = stored["decided_by"] == config_hash and (run_dir / "model.json").is_file()
         return summary if valid else None

@@ -220,7 +220,7 @@ def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
         described = json.loads((path / _FILE).read_text(encoding="utf-8"))
         version, names = int(described["format_version"]), list(map(str, described["labels"]))
         scores = dict(described["scores"])
-    except (OSError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise RunError(
             path / _FILE, actual=f"cannot be read ({type(error).__name__})",
             expected="as 'mil train --labels' wrote it", hint="Train again.",

@@ -38,7 +38,7 @@ def write_recalibration(folder: Path) -> Path:
             for name, bias in zip(after.classes, fitted["bias"], strict=True)
         ]
         n_left_out = len(fitted["left_out"])
-    except (LookupError, OSError, TableError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, OSError, TableError, TypeError, ValueError) as error:
         raise RunError(
             folder / "recalibration.json",
             actual=f"cannot be read ({' '.join(str(error).split())[:200]})",

@@ -114,7 +114,15 @@ class Checkpoints:
                     for member, epoch, train, val in stored["history"]
                 ),
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        except (
+            ArithmeticError,
+            KeyError,
+            OSError,
+            RecursionError,
+            SafetensorError,
+            TypeError,
+            ValueError,
+        ):
             return None
 
     def write(self, key: str, result: FoldResult) -> None:

@@ -108,6 +108,6 @@ def _stated_mpp(image: Image.Image) -> Iterator[StatedMpp]:
         yield from mpp_in_text(text)
     try:
         x, y = (25_400 / float(value) for value in image.info["dpi"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         return
     yield StatedMpp(x=x, y=y, field="the px per inch", kind="tags")

@@ -464,7 +464,7 @@ def _mean_mpp(image: Mapping[str, Any], axes: tuple[str, ...]) -> float | None:
     """µm per level-0 px, the geometric mean of both axes; None if not stated or wrongly."""
     try:
         mpp = next(iter(_mpp_of(image, axes)), None)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
     return math.sqrt(mpp.x * mpp.y) if mpp and min(mpp.x, mpp.y) > 0 else None
 

@@ -25,7 +25,7 @@ def bits_of_maximum(value: object) -> int | None:
     """
     try:
         largest = float(np.max(np.asarray(value, np.float64)))
-    except (TypeError, ValueError):
+    except (ArithmeticError, TypeError, ValueError):
         return None
     if not 1 < largest < 1 << _FULL:
         return None

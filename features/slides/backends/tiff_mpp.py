@@ -80,7 +80,7 @@ def _pixels_per_unit(page: Any) -> tuple[float, float]:
         try:
             numerator, denominator = _value(page, name, (0, 0))
             values.append(numerator / denominator)
-        except (TypeError, ValueError, ZeroDivisionError):
+        except (ArithmeticError, TypeError, ValueError):
             values.append(0.0)
     x, y = (value if math.isfinite(value) else 0.0 for value in values)
     return x or y, y or x

@@ -204,6 +204,7 @@ def _metadata(path: Path) -> str:
         ({"format_version": 2}, r"format version 2; expected at most 1"),
         ({"threshold": 1.0}, r"threshold of 1"),
         ({"intercept": float("inf")}, r"NaN or infinity"),
+        ({"intercept": 10**400}, r"not readable \(int too large"),
         ({"coef": np.zeros(7)}, r"coef is float64 of shape \(7,\)"),
         ({"drop": np.zeros(3, bool)}, r"drop is bool of shape \(3,\)"),
         ({"slide": np.full(80, 99)}, r"beyond the 8"),
