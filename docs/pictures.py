@@ -65,7 +65,8 @@ _LEARNER_COLOURS = (
     "#a1d99b",
     "#74c476",
     "#31a354",
-)  # the attention; learners of the mean and of clusters; learners of the distribution
+    "#bcbddc",
+)  # the attention; learners of the mean and of clusters; of the distribution; the kernel
 _LEAST_NAMED_WEIGHT = 0.06
 _BLUE, _ORANGE = (style.colour for style in class_styles(["", ""]))
 

@@ -9,10 +9,11 @@ STACK = "stack"
 
 BASE_LEARNERS = (
     "mean", "mean + logistic", "histogram", "extremes", "spread", "covariance", "projections",
+    "kernel",
 )  # fmt: skip
 """Names of the base learners, in the order of their logits after those of the attention.
 
-Runs of the first stacks have no ``covariance`` and ``projections``.
+Stacks of earlier versions have the first five or seven of them.
 """
 
 _ATTENTION = "gated"

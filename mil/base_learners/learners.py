@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mil.arrays import Floats, Ints
 from mil.base_learners import BASE_LEARNERS
+from mil.base_learners.kernel import PatientKernel
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes, spaced
 from mil.base_learners.second_order import (
@@ -40,14 +41,16 @@ class BaseLearners:
     ``histogram`` the mean occupancy of the cluster centres of ``codebook``. ``covariance`` uses the
     covariance of whitened components over tiles, and ``projections`` the tails of their
     distribution along ``directions``, shape (n_components, classes), which are those of
-    :func:`mil.base_learners.second_order.fit_covariance_model`. Whitened components are those of
-    the ensemble's heads. ``models`` are by name, in the order of the logits; stored ones of an
-    earlier version lack the last two, and have no directions.
+    :func:`mil.base_learners.second_order.fit_covariance_model`. ``kernel`` uses the similarity of
+    mean, maximum and minimum to those of training patients. Whitened components are those of
+    the ensemble's heads. ``models`` are by name, in the order of the logits; stored ones of
+    earlier versions lack the kernel, or the kernel and the two before it with their directions.
     """
 
     models: Mapping[str, LinearModel]
     codebook: Codebook
     directions: Floats | None = None
+    kernel: PatientKernel | None = None
 
     @classmethod
     def fit(
@@ -98,6 +101,8 @@ class BaseLearners:
         )
         del covariances  # 32 kB per patient
         tails = np.stack([tail_statistics(c, directions) for c in components])
+        flat = pooled.reshape(len(pooled), -1)
+        kernel = PatientKernel.fit(flat)
         models = {
             "mean": fit(means, standardise=False),
             "mean + logistic": LinearModel.fit_principal_components(
@@ -108,11 +113,13 @@ class BaseLearners:
             "spread": fit(spread, standardise=True),
             "covariance": of_covariance,
             "projections": fit(tails, standardise=True),
+            "kernel": fit(kernel.features(flat), standardise=False),
         }
         return cls(
             models={name: models[name] for name in BASE_LEARNERS},
             codebook=codebook,
             directions=directions,
+            kernel=kernel,
         )
 
     @property
@@ -137,6 +144,8 @@ class BaseLearners:
         if self.directions is not None:
             features["covariance"] = covariance(components).ravel()
             features["projections"] = tail_statistics(components, self.directions)
+        if self.kernel is not None:
+            features["kernel"] = self.kernel.features(pooled.ravel())
         return np.stack([model.logits(features[name]) for name, model in self.models.items()])
 
     def contributions(self, tiles: Features, whitening: Whitening) -> dict[str, Floats]:

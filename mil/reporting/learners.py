@@ -20,6 +20,7 @@ _WORDS = {
     "spread": "spread within the patient",
     "covariance": "covariance within the patient",
     "projections": "tails along its directions",
+    "kernel": "similarity to training patients",
     "covariates": "clinical covariates",
 }
 _FEW_CLUSTERS = 20

@@ -154,21 +154,58 @@ def test_a_large_bag_is_pooled_as_a_small_one() -> None:
     )
 
 
-def test_a_stack_stored_before_the_covariance_is_read_as_it_was() -> None:
+@pytest.mark.parametrize(
+    ("n_learners", "later"),
+    [
+        (7, ("kernel.", "similarity.")),
+        (5, ("kernel.", "similarity.", "covariance.", "projections.", "directions")),
+    ],
+)
+def test_stacks_of_earlier_versions_are_read_as_they_were(
+    n_learners: int, later: tuple[str, ...]
+) -> None:
     bags, labels = drawn()
     learners, whitening = fit(bags, labels)
-    later = ("covariance.", "projections.", "directions")
     older = {
         name: value
         for name, value in base_learners_to_tensors(learners).items()
         if not name.startswith(later)
     }
     back = base_learners_from_tensors(older, dim=12, n_components=6, n_classes=2)
-    assert tuple(back.models) == BASE_LEARNERS[:5]
+    assert tuple(back.models) == BASE_LEARNERS[:n_learners]
     np.testing.assert_array_equal(
-        back.logits(bags["p1"], whitening), learners.logits(bags["p1"], whitening)[:5]
+        back.logits(bags["p1"], whitening), learners.logits(bags["p1"], whitening)[:n_learners]
     )
-    assert set(back.contributions(bags["p1"], whitening)) == set(TILE_WISE) - {"covariance"}
+    assert set(back.contributions(bags["p1"], whitening)) == {
+        name for name in TILE_WISE if name in back.models
+    }
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_stored_stack_gives_the_same_logits(n_classes: int) -> None:
+    bags, labels = drawn(n_classes=n_classes)
+    learners, whitening = fit(bags, labels, n_classes=n_classes)
+    back = base_learners_from_tensors(
+        base_learners_to_tensors(learners), dim=12, n_components=6, n_classes=n_classes
+    )
+    for bag in bags.values():
+        np.testing.assert_array_equal(back.logits(bag, whitening), learners.logits(bag, whitening))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("similarity.width", torch.tensor(0.0, dtype=torch.float64), "out of range"),
+        ("similarity.anchors", torch.zeros(24, 36), "not torch.float16"),
+        ("similarity.anchors", torch.full((24, 36), torch.inf).half(), "out of range"),
+        ("similarity.anchors", torch.zeros(23, 36).half(), "kernel.centre"),
+        ("similarity.scale", torch.ones(35).double(), "similarity.scale"),
+    ],
+)
+def test_a_damaged_kernel_is_refused(name: str, value: torch.Tensor, expected: str) -> None:
+    tensors = base_learners_to_tensors(fit(*drawn())[0])
+    with pytest.raises(ValueError, match=expected):
+        base_learners_from_tensors(tensors | {name: value}, dim=12, n_components=6, n_classes=2)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
