@@ -116,6 +116,18 @@ def test_a_patient_that_one_run_cannot_predict_gets_the_prior(world: Path, tmp_p
     assert "no_bag" in (world / "out.details.csv").read_text()
 
 
+@pytest.mark.parametrize("folder", ["a", "b"])
+def test_one_run_without_a_bag_that_can_be_used_ends_the_command(
+    world: Path, tmp_path: Path, folder: str
+) -> None:
+    shutil.copytree(world / "bags", tmp_path / "bags")
+    for path in (tmp_path / "bags" / folder).glob("x*.h5"):
+        path.write_bytes(b"x")
+    result = infer(world, "--bags", tmp_path / "bags")
+    assert result.exit_code == 1
+    assert "not readable as HDF5" in result.output
+
+
 def _change_weights(folder: Path) -> None:
     described = json.loads((folder / "combination.json").read_text())
     described["calibrator"]["slopes"][0] += 1

@@ -65,7 +65,8 @@ def test_a_run_holds_what_it_promises(world: Path, run: ModelBundle) -> None:
     names = {path.name for path in (world / "run").iterdir()}
     assert names == {
         "heads.safetensors", "model.json", "folds.csv", "out_of_fold.csv", "scores.json",
-        "history.csv", "slides.csv", "judged.csv", "notes.json", "MODEL_CARD.md", "report.html",
+        "history.csv", "slides.csv", "slides.safetensors", "judged.csv", "notes.json",
+        "MODEL_CARD.md", "report.html",
         "fold_heads.safetensors", "sets.json", "base_learners.safetensors",
         "fold_base_learners.safetensors", "typicality.safetensors", "typicality.csv",
         "provenance.json",
