@@ -324,6 +324,7 @@ def _next_run() -> Path:
 
 def _print_summary(summary: TrainingSummary, bags: Path, *, again: Sequence[str]) -> None:
     """Print scores, sets and next commands, which repeat the options ``again``."""
+    from features.series.config import is_series_fingerprint
     from mil.inference.bundle import load_bundle
     from mil.inference.conformal import COVERAGE
     from mil.reporting.learners import describe_weights
@@ -354,12 +355,13 @@ def _print_summary(summary: TrainingSummary, bags: Path, *, again: Sequence[str]
         f"the patients; plan with a coverage of {planned} (guaranteed on average: {guaranteed})",
     )
     stdout.print(f"Run: {summary.path}")
-    source = source_option(load_bundle(summary.path).fingerprint, bags)
+    fingerprint = load_bundle(summary.path).fingerprint
+    source = source_option(fingerprint, bags)
     print_next(
         "open {run}/report.html",
-        "mil view {run} --bags {bags} {source}"
-        if source[0] == "--slides"
-        else "mil explain --run {run} --bags {bags} {source}",
+        "mil explain --run {run} --bags {bags} {source}"
+        if is_series_fingerprint(fingerprint)
+        else "mil view {run} --bags {bags} {source}",
         "mil infer --run {run} --bags {bags} --patients test.csv {again}",
         run=summary.path, bags=bags, source=source, again=again,
     )  # fmt: skip

@@ -389,7 +389,7 @@ def check_format(
         raise error(
             where,
             actual=f"format version {version!r:.40}",
-            expected=f"1 to {newest}",
+            expected="1" if newest == 1 else f"1 to {newest}",
             hint="Install the version of this program that wrote it, or a later one.",
         )
 

@@ -20,7 +20,7 @@ from tests.fakes import make_bag, write_cohort
 
 PATIENTS = [
     "../../x", "/etc/passwd", "con", "nul.txt", "x" * 300, "two\nlines", "=cmd|' /C calc'!A0",
-    "@SUM(1)", "-2+3", "<script>alert(1)</script>", "049194", "\x1b[31mred", "..", "a\\b",
+    "@SUM(1)", "-2+3", "<script>alert(1)</script>", "049194", "\x1b[31mred", "..b", "a\\b",
 ]  # fmt: skip
 SLIDES = ["con", "two\nlines", "=1+1", "x" * 240, "<b>", "{{ 7*7 }}", "\x1b]0;title\x07"]
 TINY = "test_resnet"

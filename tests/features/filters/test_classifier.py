@@ -201,7 +201,7 @@ def _metadata(path: Path) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, r"format version 2; expected at most 1"),
+        ({"format_version": 2}, r"format version 2; expected 1\. Install"),
         ({"threshold": 1.0}, r"threshold of 1"),
         ({"intercept": float("inf")}, r"NaN or infinity"),
         ({"intercept": 10**400}, r"not readable \(int too large"),

@@ -82,7 +82,7 @@ def test_brier_and_accuracy_follow_the_stated_prior_and_log_loss_does_not() -> N
         ({"status": "no_bag"}, "no bag"),
         ({"status": "no_tissue"}, "no tissue"),
         ({"status": "bag_refused"}, "no bag that can be used"),
-        ({"status": "out_of_range"}, "far larger"),
+        ({"status": "out_of_range"}, "another scale"),
     ],
 )
 def test_patients_without_a_prediction_of_their_own_are_not_scored(
