@@ -9,7 +9,7 @@ import typer
 
 from cli.console import print_json, print_next, print_table, progress_bar, spinner, stderr, stdout
 from cli.options import BACKBONE, Batch, Device, JsonOutput, flag
-from features.utils.text import pluralize
+from features.utils.text import pluralize, rounded
 
 if TYPE_CHECKING:
     from features.encoders.registry import EncoderInfo
@@ -121,8 +121,8 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> No
         "weights here": [one.weights_here or "no" for one in infos],
     }  # fmt: skip
     if speeds:
-        rates = [speeds.get(one.name, {}).get("tiles_per_s", float("nan")) for one in infos]
-        columns["tiles/s"] = [f"{rate:.3g}" for rate in rates]
+        rates = [float(str(speeds.get(one.name, {}).get("tiles_per_s", "nan"))) for one in infos]
+        columns["tiles/s"] = [rounded(rate) for rate in rates]
     if any(one.mpp for one in infos):
         columns["µm/px"] = [", ".join(f"{mpp:g}" for mpp in one.mpp) for one in infos]
     same = {name: columns.pop(name) for name in ("input px", "weights here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
@@ -18,6 +19,7 @@ __all__ = [
     "percent",
     "pluralize",
     "printable",
+    "rounded",
     "shown_form",
     "spelling_hint",
     "strip_blanks",
@@ -74,6 +76,21 @@ def percent(share: float, *, digits: int = 0) -> str:
     ('25 %', '33.3 %')
     """
     return f"{100 * share:.{digits}f} %"
+
+
+def rounded(value: float, *, digits: int = 3) -> str:
+    """Return a number with so many significant digits, and all before the point.
+
+    A number that is not finite is a dash.
+
+    Examples
+    --------
+    >>> rounded(0.012345), rounded(12345.6), rounded(float("nan"))
+    ('0.0123', '12,346', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def printable(text: str, *, kept: str = "") -> str:

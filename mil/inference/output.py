@@ -309,5 +309,7 @@ def _details(prediction: PatientPrediction, classes: Sequence[str]) -> dict[str,
     }
 
 
-def _pairs(values: Mapping[str, float]) -> str:
-    return " ".join(f"{name}={value:.4g}" for name, value in values.items())
+def _pairs(values: Mapping[str, int | float]) -> str:
+    """Return counts in full and shares to four digits, by slide."""
+    shown = {n: str(v) if isinstance(v, int) else f"{v:.4g}" for n, v in values.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items())

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.utils.files import make_folder
-from features.utils.text import percent
+from features.utils.text import percent, rounded
 from mil.data.cohort import Cohort
 from mil.data.instance_labels import InstanceLabels
 from mil.inference.attention import Explanation, SlideAttention, explain_patients
@@ -272,11 +272,6 @@ def _signed(value: float, digits: str) -> str:
     return format(value, f"+{digits}").replace("-", "−")
 
 
-def _two_digits(value: float) -> str:
-    """Return a number with two digits, and all those before the point."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
 def _table_of_shares(explanation: Explanation, classes: Sequence[str], terms: Terms) -> Table:
     """Return the share of tiles and attention of each slide, and its sums of shape (classes,)."""
     n_tiles, has_parts = explanation.n_tiles, explanation.logits is not None
@@ -311,10 +306,11 @@ def _tiles(
 
     def describe(tile: TileView) -> dict[str, object]:
         index = tile.index
+        times = slide.attention[index] * explanation.n_tiles
         return {
             "image": tile.image,
             "position": slide.describe_tile(index),
-            "times": f"{_two_digits(slide.attention[index] * explanation.n_tiles)} × equal share",
+            "times": f"{rounded(times, digits=2)} × equal share",
             "percentile": f"percentile {slide.percentile[index]:.1f}",
             "is_unlike": slide.is_unlike is not None and bool(slide.is_unlike[index]),
             "contribution": None if contribution is None else _signed(contribution[index], ".2g"),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from features.bags.digest import BagDigest
-from features.utils.text import percent, pluralize
+from features.utils.text import percent, pluralize, rounded
 from mil.audit.findings import Finding, Severity, abbreviate
 from mil.audit.tables import Split, audit_similar_ids, audit_table, audit_unclear_labels
 from mil.evaluation.metrics import wilson_interval
@@ -81,11 +81,11 @@ def check_differences(differences: Sequence[ClassDifference]) -> Iterator[Findin
     for difference in differences:
         if difference.p_value * len(differences) > _ALPHA:
             continue
-        first, second = difference.medians
+        first, second = (rounded(median, digits=4) for median in difference.medians)
         yield Finding(
             Severity.warning, "measure_tells_label",
-            f"{difference.measure} differs between classes: median over patients {first:.4g} for "
-            f"{difference.classes[0]} and {second:.4g} for {difference.classes[1]} (AUROC "
+            f"{difference.measure} differs between classes: median over patients {first} for "
+            f"{difference.classes[0]} and {second} for {difference.classes[1]} (AUROC "
             f"{difference.auroc:.2f}, p {difference.p_value:.2g} before correction for "
             f"{len(differences)} measures)",
             "A model may learn it instead of tissue; 'mil audit' measures how well it predicts the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.digest import BagDigest
-from features.utils.text import natural_key, percent, pluralize
+from features.utils.text import natural_key, percent, pluralize, rounded
 from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.figures import boxes, histograms, scatter, stacked_bars
 from mil.reporting.cohort_report.statistics import Crosstab, TileCount, Variable
@@ -252,10 +251,10 @@ def _files(summary: CohortSummary, files: SlideFiles) -> Section:
 
 def _in_words(largest: SlideHeader) -> str:
     width, height, n_bytes = largest.width_px0, largest.height_px0, largest.file_bytes
-    size = "" if n_bytes is None else f", a file of {_number(n_bytes / 1e6)} MB"
+    size = "" if n_bytes is None else f", a file of {rounded(n_bytes / 1e6)} MB"
     return (
         f"The largest slide is {largest.slide_id}: {width:,} × {height:,} px, "
-        f"{_number(width * height / 1e6)} megapixels{size}."
+        f"{rounded(width * height / 1e6)} megapixels{size}."
     )
 
 
@@ -287,8 +286,8 @@ def _tile_counts(by: str, groups: Sequence[TileCount], *, of_slides: bool) -> Ta
     rows = [
         [
             each.group, f"{each.n_slides:,}", f"{each.n_patients:,}", f"{each.n_tiles:,}",
-            *map(_number, (each.tiles_a_slide, each.tiles_a_patient)),
-            *([_number(100 * each.tissue_share)] if of_slides else []),
+            *map(rounded, (each.tiles_a_slide, each.tiles_a_patient)),
+            *([rounded(100 * each.tissue_share)] if of_slides else []),
         ]
         for each in groups
     ]  # fmt: skip
@@ -314,7 +313,7 @@ def _statistics(what: str, summary: CohortSummary, variables: Sequence[Variable]
     rows = [
         [
             names[s.measure], s.group, f"{s.n:,}", f"{s.n_missing:,}",
-            *map(_number, (s.mean, s.sd, s.least, s.q1, s.median, s.q3, s.most)),
+            *map(rounded, (s.mean, s.sd, s.least, s.q1, s.median, s.q3, s.most)),
             f"{s.n_outliers:,}",
         ]
         for s in summary.statistics
@@ -339,7 +338,7 @@ def _differences(summary: CohortSummary) -> Section:
         "Medians over patients; the value of a patient is the median over its slides",
         ["measure", first, second, "AUROC", "p"],
         [
-            [d.measure, *map(_number, d.medians), f"{d.auroc:.3f}", f"{d.p_value:.2g}"]
+            [d.measure, *map(rounded, d.medians), f"{d.auroc:.3f}", f"{d.p_value:.2g}"]
             for d in summary.differences
         ],
     )
@@ -351,11 +350,3 @@ def _differences(summary: CohortSummary) -> Section:
         "two-sided, not corrected for the number of variables.",
         parts=[medians],
     )
-
-
-def _number(value: float) -> str:
-    """Return a number with three significant digits; large numbers as integers."""
-    if not math.isfinite(value):
-        return "–"
-    whole = abs(value) >= 1000 or value == round(value)
-    return f"{value:,.0f}" if whole else f"{value:.3g}"

@@ -127,6 +127,15 @@ def test_details_give_the_classes_that_cannot_be_ruled_out(world: Path, tmp_path
         assert cell == ("|".join(names) or "(none)")
 
 
+def test_details_count_the_tiles_of_large_slides_in_full(world: Path, tmp_path: Path) -> None:
+    run = load_bundle(world / "run")
+    cohort = read_cohort(world / "test.csv", labelled=False)
+    predicted = predict(run, cohort, world / "bags", prior=balanced(run.classes))
+    large = replace(predicted[0], n_tiles={"a": 12_345, "b": 1_000_000})
+    write_details(tmp_path / "d.csv", [large], classes=run.classes)
+    assert pd.read_csv(tmp_path / "d.csv")["tiles_by_slide"].tolist() == ["a=12345 b=1000000"]
+
+
 @pytest.mark.parametrize("prior", [[0.5, 0.5], [0.05, 0.95]])
 def test_patients_below_the_chosen_confidence_are_marked_at_any_prior(
     world: Path, tmp_path: Path, prior: list[float]
