@@ -24,6 +24,7 @@ import unicodedata
 from functools import partial
 
 __all__ = [
+    "CONTENT_ERRORS",
     "BagError",
     "EncoderError",
     "FilterError",
@@ -38,6 +39,12 @@ __all__ = [
     "UnsupportedFormatError",
     "one_line",
 ]
+
+CONTENT_ERRORS = (ArithmeticError, KeyError, OSError, RecursionError, TypeError, ValueError)
+"""Errors of Python on turning a file into values: it is damaged, or of another kind.
+
+Numbers beyond floating point are among them, as JSON holds integers of any size.
+"""
 
 _ESCAPE_SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor movements

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,7 +86,7 @@ def backbones(
 
 def _measure(
     infos: list[EncoderInfo], device: str, batch: int, execution: str
-) -> dict[str, dict[str, object]]:
+) -> dict[str, dict[str, Any]]:
     """Return the speed and runtime of each usable backbone, by name."""
     from features.encoders.registry import measure_encoder
     from features.errors import EncoderError
@@ -106,7 +107,7 @@ def _measure(
     return speeds
 
 
-def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> None:
+def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, Any]]) -> None:
     numeric = ["input px", "dim", "parameters", "tiles/s"]
     columns: dict[str, list[str]] = {
         "name": [one.name for one in infos],
@@ -121,7 +122,7 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, object]]) -> No
         "weights here": [one.weights_here or "no" for one in infos],
     }  # fmt: skip
     if speeds:
-        rates = [float(str(speeds.get(one.name, {}).get("tiles_per_s", "nan"))) for one in infos]
+        rates = [speeds.get(one.name, {}).get("tiles_per_s", math.nan) for one in infos]
         columns["tiles/s"] = [rounded(rate) for rate in rates]
     if any(one.mpp for one in infos):
         columns["µm/px"] = [", ".join(f"{mpp:g}" for mpp in one.mpp) for one in infos]

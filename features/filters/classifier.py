@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from features.bags.bag import Bag, Fingerprint, as_json, check_format
-from features.errors import FilterError
+from features.errors import CONTENT_ERRORS, FilterError
 from features.utils.files import atomic_write
 from features.utils.paths import parse_url
 
@@ -299,15 +299,7 @@ def read_filter(path: Path) -> TileFilter:
             return _parse(header, {name: file.get_tensor(name) for name in _TENSORS})
     except FileNotFoundError as error:
         raise FilterError(path, actual="there is no such file", expected=_EXPECTED) from error
-    except (
-        ArithmeticError,
-        KeyError,
-        OSError,
-        RecursionError,
-        SafetensorError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*CONTENT_ERRORS, SafetensorError) as error:
         raise FilterError(
             path,
             actual=f"not readable ({' '.join(str(error).split())[:200]})",

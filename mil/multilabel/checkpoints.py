@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from features.errors import CONTENT_ERRORS
 from features.utils.files import make_folder
 from mil.inference.bundle import write_json
 from mil.training_run import TrainingSummary
@@ -28,7 +29,7 @@ class LabelCheckpoints:
         try:
             stored = json.loads(self._path(label).read_text(encoding="utf-8"))
             summary = TrainingSummary.from_dict(stored["summary"], path=run_dir)
-        except (ArithmeticError, KeyError, OSError, TypeError, ValueError):
+        except CONTENT_ERRORS:
             return None
         valid = stored["decided_by"] == config_hash and (run_dir / "model.json").is_file()
         return summary if valid else None

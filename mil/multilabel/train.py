@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.errors import OutputError
+from features.errors import CONTENT_ERRORS, OutputError
 from features.utils.files import atomic_write, make_folder
 from features.utils.tables import write_table
 from mil.arrays import Floats
@@ -220,7 +220,7 @@ def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
         described = json.loads((path / _FILE).read_text(encoding="utf-8"))
         version, names = int(described["format_version"]), list(map(str, described["labels"]))
         scores = dict(described["scores"])
-    except (ArithmeticError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         raise RunError(
             path / _FILE, actual=f"cannot be read ({type(error).__name__})",
             expected="as 'mil train --labels' wrote it", hint="Train again.",

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from features.errors import CONTENT_ERRORS
 from features.parallel.locks import FolderLocks
 from features.utils.files import atomic_write, make_folder
 from mil.base_learners import STACK, head_kind
@@ -114,15 +115,7 @@ class Checkpoints:
                     for member, epoch, train, val in stored["history"]
                 ),
             )
-        except (
-            ArithmeticError,
-            KeyError,
-            OSError,
-            RecursionError,
-            SafetensorError,
-            TypeError,
-            ValueError,
-        ):
+        except (*CONTENT_ERRORS, SafetensorError):
             return None
 
     def write(self, key: str, result: FoldResult) -> None:
