@@ -74,7 +74,7 @@ def compare(
     keep_inputs([out], [*files, cohort])
     with spinner("comparing"):
         from mil.comparison.differences import compare_models
-        from mil.comparison.models import read_models
+        from mil.comparison.models import read_models, same_folds
         from mil.data.cohort import read_cohort
         from mil.reporting.comparison_report import write_comparison
 
@@ -95,7 +95,11 @@ def compare(
     _print(compared)
     stdout.print(f"Page: {out}")
     print_caveats(f"note: {note}" for note in read.notes)
-    combine = ["mil combine {runs} --run {new}"] if len(runs) > 1 and not files else []
+    folds = [model.fold for model in read.models if model.fold is not None]
+    is_combinable = (
+        len(runs) > 1 and not files and all(same_folds(folds[0], own) for own in folds[1:])
+    )
+    combine = ["mil combine {runs} --run {new}"] if is_combinable else []
     print_next("open {page}", *combine, page=out, runs=runs, new=free_run("combined"))
 
 

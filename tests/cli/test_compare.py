@@ -33,6 +33,21 @@ def test_a_page_and_json_show_the_better_run(
     assert "<b>bad" not in page
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_only_runs_of_the_same_folds_are_proposed_to_combine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = ["CE", "LAA"] * 30
+    logits = np.random.default_rng(0).normal(size=(1, 60))
+    fold = np.arange(60)[None] % 5
+    write_judged_run(tmp_path / "a", logits, labels, fold=fold)
+    write_judged_run(tmp_path / "b", logits, labels, fold=fold if alike else np.roll(fold, 1) // 2)
+    printed = mil_ok("compare", "a", "b").output
+    assert ("mil combine a b" in printed) == alike
+    assert ("--folds-of" in printed) != alike
+
+
 def test_a_missing_run_is_one_line(tmp_path: Path) -> None:
     result = mil("compare", tmp_path / "a", tmp_path / "b")
     assert result.exit_code == 1
