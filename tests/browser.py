@@ -80,11 +80,17 @@ class Tab:
         self.errors.clear()
         self.send("Page.navigate", url="about:blank")
         self.send("Page.navigate", url=url)
-        self.wait_for(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
-        self.evaluate(
-            "Promise.all([...document.images].filter((image) => image.src).map((image) => {"
-            " image.loading = 'eager'; return image.decode(); }))"
+        # A page may write where it is behind the # before it is complete, and may put other
+        # pictures in the place of those that are being loaded.
+        self.wait_for(
+            f"location.href.split('#')[0] === {json.dumps(url.partition('#')[0])}"
+            " && document.readyState === 'complete'"
         )
+        self.wait_for(
+            "[...document.images].every((image) => {"
+            " image.loading = 'eager'; return !image.src || image.complete; })"
+        )
+        self.evaluate("Promise.allSettled([...document.images].map((image) => image.decode()))")
 
     def resize(self, width_px: int, height_px: int) -> None:
         """Give the page a window of this size, which may be narrower than Chromium's smallest."""

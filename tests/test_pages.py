@@ -172,6 +172,11 @@ def how_wide(tab: Tab) -> int:
     return int(tab.evaluate("document.documentElement.scrollWidth"))
 
 
+def broken_pictures(tab: Tab) -> list[str]:
+    shown = "[...document.images].filter((image) => image.src && image.complete)"
+    return list(tab.evaluate(f"{shown}.filter((i) => !i.naturalWidth).map((i) => i.outerHTML)"))
+
+
 @cache
 def axe() -> str:
     return (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
@@ -193,7 +198,7 @@ def test_a_page_fits_its_screen_without_errors_or_barriers(
 ) -> None:
     show(tab, (world / PAGES[page]).as_uri(), size, scheme=scheme)
     assert how_wide(tab) <= size[0]
-    assert tab.evaluate("[...document.images].filter((i) => i.src && !i.naturalWidth).length") == 0
+    assert broken_pictures(tab) == []
     assert barriers(tab) == []
     assert tab.errors == []
 
@@ -245,6 +250,7 @@ def test_the_viewer_fits_its_screen_without_errors_or_barriers(
     for n_panes in (1, 2):
         tab.wait_for(f"typeof panes === 'object' && panes.length === {n_panes} && {SETTLED}")
         assert how_wide(tab) <= size[0]
+        assert broken_pictures(tab) == []
         assert barriers(tab) == []
         tab.press("s")  # side by side
     assert tab.errors == []
