@@ -40,7 +40,9 @@ __all__ = [
     "one_line",
 ]
 
-CONTENT_ERRORS = (ArithmeticError, KeyError, OSError, RecursionError, TypeError, ValueError)
+CONTENT_ERRORS = (
+    ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError
+)  # fmt: skip
 """Errors of Python on turning a file into values: it is damaged, or of another kind.
 
 Numbers beyond floating point are among them, as JSON holds integers of any size.

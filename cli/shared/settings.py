@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from cli.shared.executors import print_warning
-from features.errors import MilError
+from features.errors import CONTENT_ERRORS, MilError
 from features.utils.text import nearest_names
 
 __all__ = [
@@ -116,7 +116,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
         path /= SETTINGS_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
+    except CONTENT_ERRORS as error:  # TOMLDecodeError is a ValueError
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise MilError(
             path, actual=reason or "not readable", expected="settings in TOML",

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.tile_keys import TileKeys, hash_tiles, make_tile_keys, sketch_tiles
-from features.errors import BagError, MilError
+from features.errors import CONTENT_ERRORS, BagError, MilError
 from features.utils.paths import strip_slide_suffix
 from features.utils.text import nearest_names, normalize_name
 
@@ -429,7 +429,7 @@ def _without_equal_parts(value: object, other: object) -> str:
     try:
         own, others = json.loads(str(value)), json.loads(str(other))
         differing = [key for key in {**own, **others} if own.get(key) != others.get(key)]
-    except (ArithmeticError, AttributeError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         differing = []
     if not differing:
         return repr(value)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.local import LocalFileSystem
 
-from features.errors import BagError
+from features.errors import CONTENT_ERRORS, BagError
 from features.utils.paths import parse_url
 
 __all__ = ["ObjectStore", "ShardedArray", "read_json"]
@@ -137,7 +137,7 @@ class ShardedArray:
             raise BagError(store.name, actual=f"no array {name!r}", expected="a packed store")
         try:
             self.shape, self.dtype, self._shard_rows, self._chunk_rows = _parse_layout(header)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except CONTENT_ERRORS as error:
             raise BagError(
                 store.name,
                 actual=f"array {name!r} has another layout ({error})",

@@ -30,7 +30,7 @@ from features.bags.bag import (
 from features.bags.embeddings import check_embeddings
 from features.bags.h5 import find_bags
 from features.bags.shard_reader import ObjectStore, ShardedArray, read_json
-from features.errors import BagError
+from features.errors import CONTENT_ERRORS, BagError
 from features.utils.paths import parse_url
 
 __all__ = [
@@ -114,7 +114,7 @@ class BagStore(Mapping[str, BagRef]):
             names = arrays_of(self.fingerprint)
             self._rows = {_parse_id(name): i for i, name in enumerate(self._columns["slide_id"])}
             self._starts = [0, *accumulate(map(_parse_count, self._columns["n_tiles"]))]
-        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        except CONTENT_ERRORS as error:
             raise self._damaged(f"its table of bags is damaged ({error!r:.100})") from error
         self._arrays = {name: ShardedArray(store, name) for name in names}
         self._check_sizes()
@@ -138,7 +138,7 @@ class BagStore(Mapping[str, BagRef]):
                 series=_parse_series(values),
                 arrays=self._arrays,
             )
-        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        except CONTENT_ERRORS as error:
             raise self._damaged(f"the row of bag {slide_id!r} is damaged ({error})") from error
 
     def __iter__(self) -> Iterator[str]:

@@ -23,7 +23,7 @@ from features.bags.bag import (
 from features.bags.formats.base import unknown_fields
 from features.bags.h5 import read_bag
 from features.bags.store import open_bags
-from features.errors import BagError
+from features.errors import CONTENT_ERRORS, BagError
 
 __all__ = ["BagReport", "FolderReport", "verify_bags"]
 
@@ -143,7 +143,7 @@ def _n_left_out(meta: BagMeta) -> int:
     """Return the number of rejected tiles; -1 where their counts cannot be parsed."""
     try:
         return sum(map(int, json.loads(meta.left_out).values()))
-    except (ArithmeticError, AttributeError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         return -1
 
 

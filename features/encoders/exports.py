@@ -18,6 +18,7 @@ import numpy as np
 
 from features.encoders import runtime_cache
 from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
+from features.errors import CONTENT_ERRORS
 from features.utils.hardware import CPU_COUNT, may_have_gpu
 
 __all__ = [
@@ -183,6 +184,6 @@ def _takes_export(choice: bytes | None, *, few: bool) -> bool:
     """Return whether a run whose runtime is to be chosen begins with the export."""
     try:
         stored: str | None = json.loads(choice or b"")["runtime"]
-    except (ArithmeticError, KeyError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         stored = None
     return stored == _ONNX or (stored is None and few)

@@ -16,7 +16,7 @@ from features.encoders.hub import WEIGHT_FILES, cached_file, download_file, requ
 from features.encoders.names import name_with_args, split_model_args
 from features.encoders.pathology import find_pathology_encoder
 from features.encoders.preprocessing import require_colours
-from features.errors import EncoderError
+from features.errors import CONTENT_ERRORS, EncoderError
 
 __all__ = [
     "POOLINGS",
@@ -199,15 +199,7 @@ def _from_json(config: ModelConfig, path: Path) -> ModelConfig:
         }  # fmt: skip
         size = list(stated.get("input_size") or ())
         model_args = dict(content.get("model_args") or {})
-    except (
-        ArithmeticError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except CONTENT_ERRORS as error:
         raise EncoderError(
             path,
             actual="not a configuration of timm",

@@ -19,7 +19,7 @@ from typing import Any
 
 import platformdirs
 
-from features.errors import OutputError
+from features.errors import CONTENT_ERRORS, OutputError
 from features.utils.files import atomic_write, make_folder, write_error
 
 __all__ = [
@@ -131,7 +131,7 @@ def read_encoder_record(name: str, weights: Sequence[Path | None]) -> EncoderRec
         ):
             return None
         return EncoderRecord(**entry["encoder"])
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         return None
 
 

@@ -25,7 +25,7 @@ from features.encoders.runtime import (
     parse_execution,
     start_runtime,
 )
-from features.errors import EncoderError
+from features.errors import CONTENT_ERRORS, EncoderError
 
 __all__ = [
     "RuntimeChoice",
@@ -240,7 +240,7 @@ class StoredChoice:
             stored = cls(**json.loads(content or b""), batch_tiles=shape[0])
             parse_execution(stored.runtime)
             rates = {name: float(rate) for name, rate in stored.rates.items()}
-        except (ArithmeticError, AttributeError, EncoderError, TypeError, ValueError):
+        except (*CONTENT_ERRORS, EncoderError):
             return None
         return stored if {str(EAGER), stored.runtime} <= rates.keys() else None
 

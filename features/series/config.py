@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.bags.bag import Fingerprint, as_json
 from features.embedding.config import BaseEmbedConfig
-from features.errors import BagError
+from features.errors import CONTENT_ERRORS, BagError
 from features.series.windowing import DEFAULT_WINDOWS, Window, parse_windows
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def series_config_from_fingerprint(fingerprint: Fingerprint, **others: Any) -> S
     """
     try:
         first, second, third = (Window(**w) for w in json.loads(fingerprint.tissue)["windows"])
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         raise BagError(
             "the run's bags", actual="bags that were not made from image series",
             expected="bags made by 'mil embed --series'",

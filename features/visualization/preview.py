@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Protocol
 
-from features.errors import MilError, OutputError, TileError, one_line
+from features.errors import CONTENT_ERRORS, MilError, OutputError, TileError, one_line
 from features.slides.reader import slide_id_of
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
@@ -213,7 +213,7 @@ def _read_row(path: Path) -> PreviewRow | None:
     """Numbers in a file; None if the file is not a preview of this version."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, RecursionError, ValueError):
+    except CONTENT_ERRORS:
         return None
     if not isinstance(content, dict) or content.pop("kind", None) != _KIND:
         return None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
+from features.errors import CONTENT_ERRORS
 from mil.arrays import Floats, Ints
 from mil.errors import CalibrationError
 
@@ -166,7 +167,7 @@ def read_array(values: Mapping[str, Any], key: str, *, n_axes: int) -> Floats:
     """
     try:
         numbers = np.asarray(values[key], np.float64)
-    except (ArithmeticError, KeyError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         numbers = np.full((), np.nan)
     if numbers.ndim != n_axes or not np.isfinite(numbers).all():
         raise CalibrationError(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from features.bags.bag import UNKNOWN
-from features.errors import TableError
+from features.errors import CONTENT_ERRORS, TableError
 from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
 from mil.arrays import Floats, Ints
@@ -165,7 +165,7 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
     try:
         table, slides = read_table(path / "judged.csv"), _read_slides(path / "slides.csv")
         return _parse(path, table, slides, f"{kind}_")
-    except (ArithmeticError, LookupError, TableError, TypeError, ValueError) as error:
+    except (*CONTENT_ERRORS, TableError) as error:
         raise RunError(
             path,
             actual=f"no out-of-fold predictions ({' '.join(str(error).split())[:200]})",
@@ -179,7 +179,7 @@ def read_run_scores(path: Path) -> dict[str, Interval]:
     try:
         scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))["calibrated"]
         return {metric: Interval.from_dict(of) for metric, of in scores.items()}
-    except (ArithmeticError, LookupError, OSError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         return {}
 
 

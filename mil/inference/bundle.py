@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from features.bags.bag import Bag, Fingerprint, check_format
+from features.errors import CONTENT_ERRORS
 from features.filters.classifier import TileFilter, apply_filter, read_filter, write_filter
 from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
@@ -375,7 +376,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             expected="the folder of a finished run",
             hint="Make one with 'mil train', or name the folder of another run.",
         ) from error
-    except (OSError, RecursionError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         raise damaged_run(path, f"model.json: {error}") from error
     if not isinstance(described, dict):
         described = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from features.errors import CONTENT_ERRORS
 from mil.evaluation.baselines import compare_with_baselines
 from mil.evaluation.metrics import Interval
 from mil.reporting.html import render, write_html
@@ -54,7 +55,7 @@ def write_label_page(
     """
     try:
         described = _describe(scores, n_with, n_patients)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         raise unreadable_file(path.with_name("labels.json"), error) from error
     html = render(
         "labels.html",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from features.errors import TableError
+from features.errors import CONTENT_ERRORS, TableError
 from mil.comparison.differences import compare_models
 from mil.comparison.models import AlignedModels, ModelPredictions
 from mil.errors import RunError
@@ -38,7 +38,7 @@ def write_recalibration(folder: Path) -> Path:
             for name, bias in zip(after.classes, fitted["bias"], strict=True)
         ]
         n_left_out = len(fitted["left_out"])
-    except (ArithmeticError, LookupError, OSError, TableError, TypeError, ValueError) as error:
+    except (*CONTENT_ERRORS, TableError) as error:
         raise RunError(
             folder / "recalibration.json",
             actual=f"cannot be read ({' '.join(str(error).split())[:200]})",

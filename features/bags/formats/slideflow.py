@@ -14,7 +14,7 @@ from features.bags.bag import Bag
 from features.bags.formats.base import ForeignBag, number
 from features.bags.formats.torch_tensors import read_tensors, write_tensor
 from features.bags.formats.trident import target_mpp_of
-from features.errors import BagError
+from features.errors import CONTENT_ERRORS, BagError
 from features.utils.files import atomic_write
 
 __all__ = ["read", "write"]
@@ -67,7 +67,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except CONTENT_ERRORS as error:
         raise BagError(path, actual=f"not readable ({error})", expected="JSON") from error
     return config if isinstance(config, dict) else {}
 

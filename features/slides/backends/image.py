@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from features.errors import SlideError
+from features.errors import CONTENT_ERRORS, SlideError
 from features.slides.backends.base import RegionReader
 from features.slides.backends.mpp_text import mpp_in_text
 from features.slides.backends.sample_bits import resolve_bits
@@ -108,6 +108,6 @@ def _stated_mpp(image: Image.Image) -> Iterator[StatedMpp]:
         yield from mpp_in_text(text)
     try:
         x, y = (25_400 / float(value) for value in image.info["dpi"])
-    except (ArithmeticError, KeyError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         return
     yield StatedMpp(x=x, y=y, field="the px per inch", kind="tags")

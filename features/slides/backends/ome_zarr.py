@@ -18,7 +18,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
-from features.errors import SlideError, TileError
+from features.errors import CONTENT_ERRORS, SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
 from features.slides.backends.sample_bits import bits_of_maximum, resolve_bits, to_eight_bits
@@ -454,7 +454,7 @@ def _factor_of(
             for level in (finest, dataset)
         ]
         factor = scales[1] / scales[0]
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
+    except CONTENT_ERRORS:
         return None
     # Writers that know no resolution state the same scale for every level.
     return factor if 1 < factor < math.inf else None
@@ -464,7 +464,7 @@ def _mean_mpp(image: Mapping[str, Any], axes: tuple[str, ...]) -> float | None:
     """µm per level-0 px, the geometric mean of both axes; None if not stated or wrongly."""
     try:
         mpp = next(iter(_mpp_of(image, axes)), None)
-    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         return None
     return math.sqrt(mpp.x * mpp.y) if mpp and min(mpp.x, mpp.y) > 0 else None
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.errors import CONTENT_ERRORS
+
 __all__ = ["bits_of_maximum", "resolve_bits", "to_eight_bits"]
 
 _FULL = 16
@@ -25,7 +27,7 @@ def bits_of_maximum(value: object) -> int | None:
     """
     try:
         largest = float(np.max(np.asarray(value, np.float64)))
-    except (ArithmeticError, TypeError, ValueError):
+    except CONTENT_ERRORS:
         return None
     if not 1 < largest < 1 << _FULL:
         return None

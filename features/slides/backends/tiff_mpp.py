@@ -10,6 +10,7 @@ from typing import Any
 
 import tifffile
 
+from features.errors import CONTENT_ERRORS
 from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, ome_pixels
 from features.slides.base import StatedMpp
 from features.slides.length_units import um_per_unit
@@ -80,7 +81,7 @@ def _pixels_per_unit(page: Any) -> tuple[float, float]:
         try:
             numerator, denominator = _value(page, name, (0, 0))
             values.append(numerator / denominator)
-        except (ArithmeticError, TypeError, ValueError):
+        except CONTENT_ERRORS:
             values.append(0.0)
     x, y = (value if math.isfinite(value) else 0.0 for value in values)
     return x or y, y or x

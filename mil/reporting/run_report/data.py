@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.errors import TableError
+from features.errors import CONTENT_ERRORS, TableError
 from features.utils.tables import read_table
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
@@ -173,9 +173,7 @@ def read_report_data(folder: Path, *, classes: Sequence[str]) -> ReportData:
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
         return _parse(read_table(folder / "judged.csv"), notes, tuple(classes))
-    except (
-        ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError, TableError,
-    ) as error:  # fmt: skip
+    except (*CONTENT_ERRORS, TableError) as error:
         expected = "judged.csv and notes.json as 'mil train' wrote them"
         raise unreadable_file(folder, error, expected=expected) from error
 

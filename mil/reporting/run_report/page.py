@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from features.errors import CONTENT_ERRORS
 from mil.calibration.priors import balanced, shift_prior
 from mil.evaluation.baseline_models import BASELINE_MODELS, MEAN_LOGISTIC
 from mil.evaluation.baselines import COVARIATES_ALONE, SHORTCUT, SLIDES_ALONE
@@ -302,10 +303,7 @@ def _read_scores(folder: Path) -> _Scores:
             of_kinds={kind: _intervals(scores[kind]) for kind in kinds},
             gains={name: _intervals(of) for name, of in scores["gains"].items()},
         )
-    except (
-        ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError,
-        ValueError,
-    ) as error:  # fmt: skip
+    except CONTENT_ERRORS as error:
         raise unreadable_file(path, error) from error
 
 
@@ -315,7 +313,7 @@ def _read_history(folder: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype={"repeat": str, "fold": str}, keep_default_na=False,
                             na_values={"train_loss": [""], "stop_loss": [""]})  # fmt: skip
         return table.astype({"epoch": int, "member": int, "train_loss": float, "stop_loss": float})
-    except (OSError, KeyError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         raise unreadable_file(path, error) from error
 
 
