@@ -362,9 +362,9 @@ def train_run(
         _write_course(temporary, plan, oof, deployed, settings=settings)
         _write_scores(temporary / "scores.json", bundle, scores, gains, nested=nested)
         write_model_card(temporary / "MODEL_CARD.md", bundle, scores)
-        save_bundle(replace(bundle, path=temporary))
         data = collect_report_data(cohort, bags, oof, proba, notes=notes, failures=failures or {})
         write_report_data(temporary, data)
+        save_bundle(replace(bundle, path=temporary))
         if report:
             write_report(temporary, name=run_dir.name)
     checkpoints.discard()

@@ -22,11 +22,11 @@ from mil.errors import RunError
 from mil.evaluation.abstention import AbstentionPoint
 from mil.inference.bundle import ModelBundle, load_bundle, write_json
 from mil.inference.conformal import CrossConformal
-from mil.inference.part_digests import DAMAGE, damaged_run, hash_description, hash_file
+from mil.part_digests import DAMAGE, check_digests, damaged_run, hash_file, with_digests
 
 __all__ = ["Combination", "load_combination", "save_combination"]
 
-FORMAT, FORMAT_VERSION = "mil-combination", 1
+FORMAT, FORMAT_VERSION = "mil-combination", 2
 
 _MAIN, _MEMBERS = "combination.json", "members"
 
@@ -142,9 +142,8 @@ def save_combination(combination: Combination, sources: Mapping[str, Path]) -> N
         "seed": combination.seed,
         "cohort_counts": combination.cohort_counts,
         "abstention": combination.abstention and combination.abstention.as_dict(),
-        "out_of_fold_sha256": hash_file(path / "out_of_fold.csv"),
     }
-    write_json(path / _MAIN, {**content, "sha256": hash_description(content)})
+    write_json(path / _MAIN, with_digests(content, path))
 
 
 def load_combination(path: str | Path) -> Combination:
@@ -173,9 +172,9 @@ def load_combination(path: str | Path) -> Combination:
 
 
 def _parse(path: Path, described: Mapping[str, Any]) -> Combination:
-    if described["sha256"] != hash_description(described):
-        raise ValueError(f"{_MAIN} was changed")
-    if hash_file(path / "out_of_fold.csv") != described["out_of_fold_sha256"]:
+    check_digests(path, described)
+    of_version_1 = described.get("out_of_fold_sha256")
+    if of_version_1 and hash_file(path / "out_of_fold.csv") != of_version_1:
         raise ValueError("out_of_fold.csv was changed")
     members = {}
     for name, sha256 in described["members"].items():

@@ -17,10 +17,12 @@ from features.utils.text import normalize_name
 from mil.arrays import Floats, Ints
 from mil.errors import RunError
 from mil.evaluation.metrics import Interval
+from mil.part_digests import check_run
 
 __all__ = [
     "RunPredictions",
     "RunSlide",
+    "check_held_out",
     "read_run_predictions",
     "read_run_scores",
     "write_held_out_predictions",
@@ -28,6 +30,8 @@ __all__ = [
 
 _NESTED_PREFIX = "cross_fitted_"
 _MARKERS = ("model.json", "combination.json")
+_TOLERANCE = 1e-6
+"""Largest difference between probabilities of one model in two tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +166,10 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
             expected="the folder of a finished run",
             hint="Make one with 'mil train', or name the folder of another run.",
         )
+    check_run(path)
     try:
         table, slides = read_table(path / "judged.csv"), _read_slides(path / "slides.csv")
+        check_held_out(path, table)
         return _parse(path, table, slides, f"{kind}_")
     except (*CONTENT_ERRORS, TableError) as error:
         raise RunError(
@@ -172,6 +178,21 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
             expected="judged.csv and slides.csv as 'mil train' wrote them",
             hint="Copy the run again, or train again with 'mil train'.",
         ) from error
+
+
+def check_held_out(path: Path, judged: pd.DataFrame) -> None:
+    """Raise ValueError if ``judged.csv`` is not of the run whose ``out_of_fold.csv`` is beside it.
+
+    Runs of earlier versions hold no digest of it.
+    """
+    if not (path / "out_of_fold.csv").is_file():
+        return
+    stated = read_table(path / "out_of_fold.csv").set_index("patient_id").astype(np.float64)
+    held_out = judged.set_index("patient_id")[[f"calibrated_{name}" for name in stated]]
+    mean = held_out.astype(np.float64).groupby(level=0).mean()
+    difference = np.abs(mean.to_numpy() - stated.reindex(mean.index).to_numpy())
+    if not (difference <= _TOLERANCE).all():
+        raise ValueError("judged.csv is of another run than out_of_fold.csv")
 
 
 def read_run_scores(path: Path) -> dict[str, Interval]:

@@ -33,13 +33,13 @@ from mil.evaluation.abstention import AbstentionPoint
 from mil.heads import Head, build_head
 from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
-from mil.inference.part_digests import DAMAGE, check_digests, damaged_run, with_digests
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
 from mil.inference.training_slides import (
     TrainingSlide,
     read_training_slides,
     write_training_slides,
 )
+from mil.part_digests import DAMAGE, check_digests, damaged_run, with_digests
 from mil.typicality import TypicalityReference, read_reference, write_reference
 from mil.typicality.provenance import Provenance, read_provenance, write_provenance
 
@@ -213,6 +213,8 @@ class ModelBundle:
 def save_bundle(bundle: ModelBundle) -> None:
     """Write a bundle to its path; ``model.json`` comes last and marks the run as complete.
 
+    It holds the digests of all tables and tensors that are in the folder by then.
+
     Raises
     ------
     OutputError
@@ -281,6 +283,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
     _require_plain_files(path)
     described = _read_description(path)
     try:
+        check_digests(path, described)
         classes = _read_classes(described["classes"])
         fingerprint = Fingerprint(**described["fingerprint"])
         bundle = ModelBundle(
@@ -316,7 +319,6 @@ def load_bundle(path: str | Path) -> ModelBundle:
             else calibrator_from_dict(of_views),
         )
         _check_consistent(bundle)
-        check_digests(path, described)
     except DAMAGE as error:
         raise damaged_run(path, str(error)) from error
     return bundle

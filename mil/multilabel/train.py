@@ -30,6 +30,7 @@ from mil.multilabel.metrics import shift_labels, weighted_label_loss
 from mil.multilabel.page import write_label_page
 from mil.multilabel.splits import label_folds
 from mil.multilabel.table import LabelTable
+from mil.part_digests import check_digests, damaged_run, hash_file, with_digests
 from mil.reporting.run_report.data import read_report_data
 from mil.training.checkpoints import Checkpoints
 from mil.training.config import TrainConfig
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 _FORMAT = "mil-label-run"
-_FORMAT_VERSION = 1  # that is written; newer ones are refused
+_FORMAT_VERSION = 2  # that is written; newer ones are refused
 _FILE = "labels.json"
 _FOLDER = "labels"
 _FINISHED = "finished"
@@ -188,16 +189,17 @@ def train_labels(
     write_label_page(
         temporary / "report.html", run_dir.name, scores, counts, n_patients=len(usable.truth)
     )
-    write_json(
-        temporary / _FILE,
-        {
-            "format": _FORMAT, "format_version": _FORMAT_VERSION, "labels": list(table.names),
-            "scores": scores,
-        },
-    )  # fmt: skip
     if settings:
         with atomic_write(temporary / "settings.toml") as file:
             file.write_text(settings, encoding="utf-8")
+    described = {
+        "format": _FORMAT, "format_version": _FORMAT_VERSION, "labels": list(table.names),
+        "runs_sha256": {
+            name: hash_file(temporary / _FOLDER / name / "model.json") for name in table.names
+        },
+        "scores": scores,
+    }  # fmt: skip
+    write_json(temporary / _FILE, with_digests(described, temporary))
     finished.discard()
     _move(temporary, run_dir)
     return result
@@ -232,11 +234,12 @@ def load_multilabel_bundle(path: Path) -> MultiLabelBundle:
         )  # fmt: skip
     if any("/" in name or name.startswith(".") for name in names):
         raise RunError(path / _FILE, actual=f"labels {names}", expected="names of folders")
-    return MultiLabelBundle(
-        path=path,
-        bundles={name: load_bundle(path / _FOLDER / name) for name in names},
-        scores=scores,
-    )
+    check_digests(path, described)
+    bundles = {name: load_bundle(path / _FOLDER / name) for name in names}
+    for name, sha256 in described.get("runs_sha256", {}).items():
+        if hash_file(path / _FOLDER / name / "model.json") != sha256:
+            raise damaged_run(path, f"the run of {name} is another than it was after training")
+    return MultiLabelBundle(path=path, bundles=bundles, scores=scores)
 
 
 def _hash_of(

@@ -20,8 +20,8 @@ from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.data.covariates import with_covariates
 from mil.inference.bundle import load_bundle
-from mil.inference.part_digests import hash_description, hash_file
 from mil.inference.predict import predict
+from mil.part_digests import hash_description, hash_file
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.cli.running import mil, mil_ok
@@ -142,6 +142,11 @@ def _change_weights(folder: Path) -> None:
         lambda folder: (folder / "out_of_fold.csv").write_text("patient_id,CE,LAA\n"),
         lambda folder: (folder / "combination.json").write_text("[]"),
         lambda folder: (folder / "members" / "b" / "heads.safetensors").write_bytes(b""),
+        lambda folder: (folder / "judged.csv").write_bytes(
+            (folder / "members" / "a" / "judged.csv").read_bytes()
+        ),
+        lambda folder: (folder / "slides.csv").unlink(),
+        lambda folder: (folder / "scores.json").write_text("{}"),
     ],
 )
 def test_a_changed_combination_is_refused_in_one_line(

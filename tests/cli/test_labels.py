@@ -82,9 +82,24 @@ def test_the_report_is_drawn_again_from_what_the_run_holds(world: Path, tmp_path
     described = json.loads((run / "labels.json").read_text())
     del described["scores"]["labels"]["left"]["gains"]
     (run / "labels.json").write_text(json.dumps(described))
+    assert_refused("labels.json was changed", run)
+    of_version_1 = {name: value for name, value in described.items() if "sha256" not in name}
+    (run / "labels.json").write_text(json.dumps(of_version_1 | {"format_version": 1}))
+    assert_refused("labels.json", run)
+
+
+def test_a_label_of_another_training_is_refused(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    shutil.rmtree(run / "labels" / "left")
+    shutil.copytree(world / "run" / "labels" / "right", run / "labels" / "left")
+    assert_refused("the run of left is another", run)
+
+
+def assert_refused(words: str, run: Path) -> None:
     result = mil("report", run)
     assert result.exit_code == 1
-    assert "labels.json" in result.output
+    assert words in result.output
     assert len(result.output.strip().splitlines()) == 1
 
 

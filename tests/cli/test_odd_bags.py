@@ -167,8 +167,12 @@ def test_the_order_of_rows_changes_nothing(world: Path, tmp_path: Path) -> None:
     table = tmp_path / "train.csv"
     table.write_text("\n".join([header, *rows]) + "\n")
     train(table, world / "bags", tmp_path / "run")
-    for name in ("folds.csv", "model.json", "heads.safetensors", "out_of_fold.csv", "slides.csv"):
-        assert (tmp_path / "run" / name).read_bytes() == (world / "run" / name).read_bytes(), name
+    one, other = (
+        json.loads((run / "model.json").read_text())["parts_sha256"]
+        for run in (tmp_path / "run", world / "run")
+    )
+    assert one.pop("settings.toml") != other.pop("settings.toml")  # they name the table
+    assert one == other
 
 
 @pytest.mark.parametrize("order", ["shuffled", "reversed", "mirrored", "turned"])
@@ -229,6 +233,9 @@ EDITS: dict[str, Callable[[dict], None]] = {
     "seed": lambda run: run["settings"].update(seed=99),
     "no digest": lambda run: run.pop("sha256"),
     "versions": lambda run: run["versions"].update(torch="0.1"),
+    "said to be of version 1": lambda run: run.update(format_version=1),
+    "said to be of version 2": lambda run: run.update(format_version=2),
+    "of version 2 without its own digest": lambda run: run.update(format_version=2, sha256=None),
 }
 
 
@@ -241,16 +248,50 @@ def test_a_run_edited_by_hand_is_refused(world: Path, tmp_path: Path, edit: str)
     assert_refused(world, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "part", ["slides.csv", "slides.safetensors", "out_of_fold.csv", "heads.safetensors"]
-)
-def test_a_part_of_another_run_is_refused(world: Path, tmp_path: Path, part: str) -> None:
-    shutil.copytree(world / "run", tmp_path / "run")
-    path = tmp_path / "run" / part
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
-    assert_refused(world, tmp_path)
+def test_a_part_of_another_run_is_refused(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    described = json.loads((run / "model.json").read_text())
+    for_people = {"MODEL_CARD.md", "model.json", "report.html"}
+    assert {path.name for path in run.iterdir()} - for_people == set(described["parts_sha256"])
+    for part in sorted(set(described["parts_sha256"]) - {"settings.toml"}):
+        before = (run / part).read_bytes()
+        content = bytearray(before)
+        content[-3] ^= 1
+        (run / part).write_bytes(content)
+        assert_refused(world, tmp_path)
+        for command in (["report", run], ["compare", run, world / "run"]):
+            result = mil(*command)
+            assert result.exit_code == 1, part
+            assert part in result.output
+        (run / part).write_bytes(before)
+    (run / "settings.toml").write_text("[train]\nfolds = 3\n")
+    mil_ok("report", run)
+    again = mil("train", "--config", run, "--run", tmp_path / "again")
+    assert again.exit_code == 1
+    assert "settings.toml was changed after training" in again.output
+
+
+def test_held_out_predictions_of_another_run_are_refused_without_digests(
+    world: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    described = json.loads((run / "model.json").read_text())
+    kept = {name: value for name, value in described.items() if "sha256" not in name}
+    kept |= {"format_version": 2, "filter_sha256": None}
+    (run / "model.json").write_text(json.dumps(kept))
+    mil_ok("report", run)
+    table = pd.read_csv(run / "judged.csv", dtype=str)
+    table["calibrated_CE"], table["calibrated_LAA"] = (
+        table["calibrated_LAA"],
+        table["calibrated_CE"],
+    )
+    table.to_csv(run / "judged.csv", index=False)
+    for command in (["report", run], ["compare", run, world / "run"]):
+        result = mil(*command)
+        assert result.exit_code == 1
+        assert "judged.csv is of another run" in result.output
 
 
 def assert_refused(world: Path, folder: Path) -> None:

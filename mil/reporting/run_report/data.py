@@ -17,7 +17,7 @@ from features.utils.tables import read_table
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.errors import RunError
-from mil.evaluation.run_predictions import write_held_out_predictions
+from mil.evaluation.run_predictions import check_held_out, write_held_out_predictions
 from mil.inference.bundle import write_json
 from mil.training.cross_validation import OutOfFoldPredictions
 
@@ -172,7 +172,9 @@ def read_report_data(folder: Path, *, classes: Sequence[str]) -> ReportData:
             raise unreadable_file(folder / name, "no such file")
     try:
         notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
-        return _parse(read_table(folder / "judged.csv"), notes, tuple(classes))
+        table = read_table(folder / "judged.csv")
+        check_held_out(folder, table)
+        return _parse(table, notes, tuple(classes))
     except (*CONTENT_ERRORS, TableError) as error:
         expected = "judged.csv and notes.json as 'mil train' wrote them"
         raise unreadable_file(folder, error, expected=expected) from error

@@ -557,15 +557,14 @@ def test_probabilities_biased_to_a_class_show_in_the_intercept() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("judged.csv", None, r"judged.csv: cannot be read \(no such file\).*Copy the run again"),
-        ("judged.csv", "repeat,fold\n0,0\n", "cannot be read .*judged.csv and notes.json"),
-        ("notes.json", None, "notes.json: cannot be read"),
-        ("notes.json", "{", "cannot be read"),
-        ("notes.json", "[]", "cannot be read"),
+        ("judged.csv", None, "judged.csv is missing, which was there.*Copy the run again"),
+        ("judged.csv", "repeat,fold\n0,0\n", "judged.csv was changed after training"),
+        ("notes.json", None, "notes.json is missing"),
+        ("notes.json", "{", "notes.json was changed"),
         ("scores.json", "{}", "scores.json was changed after training"),
         ("scores.json", "[]", "scores.json was changed after training"),
-        ("history.csv", None, "history.csv: cannot be read"),
-        ("history.csv", "repeat\n0\n", "history.csv: cannot be read"),
+        ("history.csv", None, "history.csv is missing"),
+        ("history.csv", "repeat\n0\n", "history.csv was changed"),
     ],
 )
 def test_a_run_without_its_files_is_refused(
@@ -587,8 +586,10 @@ def test_predictions_that_lack_a_row_are_refused(two: Path, tmp_path: Path) -> N
     shutil.copytree(two, copy)
     lines = (copy / "judged.csv").read_text().splitlines(keepends=True)
     (copy / "judged.csv").write_text("".join(lines[:-1]))
-    with pytest.raises(RunError, match=r"cannot be read .*judged\.csv"):
+    with pytest.raises(RunError, match=r"judged\.csv was changed"):
         write_report(copy)
+    with pytest.raises(RunError, match=r"cannot be read .*judged\.csv"):
+        read_report_data(copy, classes=("CE", "LAA"))
 
 
 @needs_browser
