@@ -184,10 +184,28 @@ SceneNumber = Annotated[
         "default: the largest.",
     ),
 ]  # fmt: skip
+
+
+def _check_slide_mpp(mpp: float | None) -> float | None:
+    """Raise a usage error for µm/px of no scan, before any slide is read."""
+    if mpp is not None:
+        from features.errors import ResolutionError
+        from features.slides.resolution import resolve_mpp
+
+        try:
+            resolve_mpp(None, given_mpp=mpp, where="--slide-mpp")
+        except ResolutionError as error:
+            raise typer.BadParameter(
+                f"{error.actual}; expected {error.expected}. {error.hint}"
+            ) from error
+    return mpp
+
+
 SlideMpp = Annotated[
     float | None,
     typer.Option(
         metavar="µm/px",
+        callback=_check_slide_mpp,
         help="µm per level-0 px of all slides, if the files state none or a wrong one.",
     ),
 ]

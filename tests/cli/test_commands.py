@@ -57,6 +57,11 @@ def test_wrong_usage_is_exit_code_2() -> None:
     assert mil("embed", "x", "--min-tissue", "7").exit_code == 2
     assert mil("embed", "x", "--overlap", "300").exit_code == 2
     assert mil("embed", "x", "--slide-mpp", "0.5", "--mpp-table", "t.csv").exit_code == 2
+    for command in ("embed", "inspect", "preview"):
+        for mpp in ("0", "nan", "250"):
+            refused = mil(command, "x", "--slide-mpp", mpp)
+            assert refused.exit_code == 2
+            assert "expected 0.05 to 20 µm/px" in refused.output
     assert mil("nothing").exit_code == 2
 
 
