@@ -33,6 +33,17 @@ _CACHE_BYTES = 320 << 20
 _AHEAD_BYTES = 64 << 20
 _TOGETHER_BYTES = 1 << 20
 """Pixels that a thread decodes at a time: handing over a single small block costs as much."""
+_N_COMPARED = 12
+"""Blocks of the finest level whose colours are compared with those of a coarser one."""
+_MAX_COMPARED_PX = 1 << 23
+"""Largest block that is decoded for it."""
+_GOLDEN_RATIO = 0.618
+"""Step that spreads columns evenly, however many rows there are."""
+_CELL_PX = 6
+"""Least side of what is compared, px of the coarser level: a shift of 1 px matters less."""
+_MOST_DIFFERENCE = 24
+"""Mean difference of an area that both levels show, grey levels; those of a scanner stay below 5,
+glass and stained tissue differ by 50."""
 
 
 class RegionReader(ABC):
@@ -173,8 +184,15 @@ class BlockReader(RegionReader):
         grid = self._grids[level]
         return np.arange(grid.rows * grid.columns), self.background_rgb
 
+    def _compared_blocks(self, n_blocks: int) -> Iterator[tuple[int, int]]:
+        """Row and column of so many blocks of the finest level, spread over the slide."""
+        grid = self._grids[0]
+        for number in range(n_blocks):
+            across = number * _GOLDEN_RATIO % 1.0
+            yield int((number + 0.5) / n_blocks * grid.rows), int(across * grid.columns)
+
     def _make_levels(self) -> tuple[Level, ...]:
-        """Levels of the grids, without those that do not show the whole slide."""
+        """Levels of the grids, without those that do not show the whole slide, or another one."""
         first = self._grids[0]
         kept = []
         for number, grid in enumerate(self._grids):
@@ -185,6 +203,16 @@ class BlockReader(RegionReader):
                 text = f"level {number} of {size} is set aside: it does not show all of {whole}"
                 self.warnings += (text,)
         self._grids = kept
+        different = {level for level in range(1, len(kept)) if self._shows_something_else(level)}
+        if different:
+            self.warnings += tuple(
+                f"level of {kept[level].width_px:,} × {kept[level].height_px:,} px is set aside: "
+                "it does not show what the finest level shows"
+                for level in sorted(different)
+            )
+            kept = [grid for level, grid in enumerate(kept) if level not in different]
+            self._grids = kept
+            vars(self).pop("_unstored", None)  # it has been told of all levels
         return tuple(
             Level(
                 width_px=grid.width_px,
@@ -194,8 +222,31 @@ class BlockReader(RegionReader):
             for grid in kept
         )
 
+    def _shows_something_else(self, level: int) -> bool:
+        """Whether a coarser level differs in colour from the finest, in more than one block."""
+        first, size = self._grids[0], self._grids[level]
+        if first.block_width_px * first.block_height_px > _MAX_COMPARED_PX:
+            return False
+        n_compared = n_different = 0
+        for row, column in self._compared_blocks(min(_N_COMPARED, first.rows * first.columns)):
+            left, top, right, bottom = self._box_in(level, 0, row, column)
+            x0, y0, x1, y1 = math.ceil(left), math.ceil(top), int(right), int(bottom)
+            n_cells = min(4, (x1 - x0) // _CELL_PX, (y1 - y0) // _CELL_PX)
+            if n_cells < 1:
+                continue
+            rows, columns = np.linspace(y0, y1, n_cells + 1), np.linspace(x0, x1, n_cells + 1)
+            scale_y, scale_x = first.height_px / size.height_px, first.width_px / size.width_px
+            with suppress(TileError):  # it is reported where it is read
+                coarse = self._mean_cells(level, rows, columns)
+                fine = self._mean_cells(0, np.rint(rows * scale_y), np.rint(columns * scale_x))
+                n_compared += 1
+                difference = np.abs(coarse.astype(np.int64) - fine).mean()
+                n_different += bool(difference > _MOST_DIFFERENCE)
+        return n_different > n_compared // 8
+
     def _block(self, level: int, row: int, column: int) -> RgbArray:
-        return self._cache.get((level, row, column), lambda: self._whole_block(level, row, column))
+        key = self._grids[level], row, column  # a level may be set aside, and numbers change
+        return self._cache.get(key, lambda: self._whole_block(level, row, column))
 
     def _whole_block(self, level: int, row: int, column: int) -> RgbArray:
         """A block as it is stored, else from the finer level, else glass; TileError if lost."""
@@ -278,11 +329,21 @@ class BlockReader(RegionReader):
         columns = np.linspace(left, right, round(own_right - own_left) + 1)
         for edges, end in ((rows, finer.height_px), (columns, finer.width_px)):
             edges[0], edges[-1] = math.floor(edges[0]), min(end, math.ceil(edges[-1]))
+        return self._mean_cells(level - 1, rows, columns)
+
+    def _mean_cells(
+        self, level: int, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]
+    ) -> RgbArray:
+        """Mean colours of cells of a level, shape (rows, columns, 3), uint8, between edges in px.
+
+        The outermost edges are whole px. TileError if any block that a cell touches is lost.
+        """
+        grid = self._grids[level]
         means = AreaAccumulator(rows=rows, columns=columns)
         x0, y0, x1, y1 = (int(value) for value in (columns[0], rows[0], columns[-1], rows[-1]))
-        for r, c in self._blocks_in(level - 1, (x0, y0, x1, y1)):
-            block = self._block(level - 1, r, c)
-            y, x = r * finer.block_height_px, c * finer.block_width_px
+        for r, c in self._blocks_in(level, (x0, y0, x1, y1)):
+            block = self._block(level, r, c)
+            y, x = r * grid.block_height_px, c * grid.block_width_px
             part = block[max(0, y0 - y) : y1 - y, max(0, x0 - x) : x1 - x]
             means.add(part, x_px=max(x, x0), y_px=max(y, y0))
         return means.mean_image(fill_rgb=self.background_rgb)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from features.errors import CONTENT_ERRORS, SlideError
+from features.errors import CONTENT_ERRORS, SlideError, UnsupportedFormatError
 from features.slides.backends.base import RegionReader
 from features.slides.backends.mpp_text import mpp_in_text
 from features.slides.backends.sample_bits import resolve_bits
@@ -24,13 +24,16 @@ _FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "BMP")
 _MAX_PX = 1 << 28
 """Largest image: it is decoded whole, and 268 Mpx take 2 GB meanwhile."""
 _BAND_PX = 1 << 22
+_OTHER_COLOURS = {"CMYK", "LAB", "HSV"}
+"""Modes of Pillow for colours of printing and others, which have no RGB without a profile."""
 Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse images long before the limit above
 
 
 class ImageSlide(RegionReader):
     """A plain image of at most 268 million pixels, decoded whole to shape (height, width, 3).
 
-    Raises SlideError if Pillow cannot open it, or it is larger.
+    Raises UnsupportedFormatError for colours of printing, SlideError if Pillow cannot open it, or
+    it is larger.
     """
 
     reader = "image"
@@ -75,6 +78,12 @@ class ImageSlide(RegionReader):
                 expected=f"at most {_MAX_PX:,} px",
                 hint="Convert it to a tiled TIFF.",
             )
+        if image.mode in _OTHER_COLOURS:
+            raise UnsupportedFormatError(
+                self.path, actual=f"colours as {image.mode}", expected="grey or RGB",
+                hint="Convert its colours to sRGB first, for example with libvips: "
+                "vips colourspace IN OUT.png srgb",
+            )  # fmt: skip
         # Pillow would clip grey of 16 bit, which it calls I or I;16, at 255.
         is_deep = image.mode.startswith("I")
         mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"

@@ -35,6 +35,9 @@ _OBJECTIVE = (
     r"|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
     r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
 )
+_PER_PX = re.compile(
+    rf"""({NUMBER})[ \t]*({_UNIT})[ \t]*(?:/|per[ \t])[ \t]*(?:px|pixels?)\b""", re.IGNORECASE
+)
 _MAGNIFICATION = re.compile(
     rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
 )
@@ -63,6 +66,7 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     yield from _named_sizes(text, _PIXEL_SIZE)
     yield from _zeiss(text)
     yield from _metaxpress(text)
+    yield from _per_px(text)
     match = _MAGNIFICATION.search(text)
     if match is not None:
         times = _TIMES.search(match[2])
@@ -141,8 +145,10 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
         um = um_per_unit(unit) or next(map(um_per_unit, filter(None, unit_in_name)), None)
-        if um is None and pattern is _MPP:
-            um = 1.0
+        if um is None and axis:
+            um = _unit_beside(text, name + axis)
+        if um is None and (pattern is _MPP or (name == "PhysicalSize" and axis)):
+            um = 1.0  # OME's default, also where its names are in other texts
         if um is not None:
             field = field or name
             value = um * parse_number(number)
@@ -153,6 +159,23 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     if values:
         x, y = (values.get(axis, values.get(other, 0.0)) for axis, other in ("xy", "yx"))
         yield StatedMpp(x=x, y=y, field=field)
+
+
+def _unit_beside(text: str, name: str) -> float | None:
+    """µm of the unit in a field of its own, as PhysicalSizeXUnit beside PhysicalSizeX."""
+    match = re.search(rf"""\b{re.escape(name)}[-_ ]?unit{_IS}({_UNIT})""", text, re.IGNORECASE)
+    return um_per_unit(match[1]) if match else None
+
+
+def _per_px(text: str) -> Iterator[StatedMpp]:
+    """A length per px under any name; the finest is the scan's."""
+    values = [
+        um * parse_number(number)
+        for number, unit in _PER_PX.findall(text)
+        if (um := um_per_unit(unit)) is not None
+    ]
+    if values:
+        yield StatedMpp(x=min(values), y=min(values), field="µm/px")
 
 
 def _zeiss(text: str) -> Iterator[StatedMpp]:

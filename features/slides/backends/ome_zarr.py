@@ -113,7 +113,7 @@ class OmeZarrSlide(BlockReader):
         self._where = parse_url(path) or str(path)
         self._store: Store | None = None
         self._bits = 16
-        self._known_stored: dict[tuple[int, int, int], bool] = {}
+        self._known_stored: dict[tuple[_ChunkGrid, int, int], bool] = {}
         try:
             self._store, folder = _open_store(path)
             group = zarr.open_group(self._store, mode="r", path=folder)
@@ -124,9 +124,9 @@ class OmeZarrSlide(BlockReader):
             self.warnings += notes
             self._check_order()
             self._check_alpha()
-            self.levels = self._make_levels()
             self._bits, notes = self._read_bits(_ome_of(group), folder)
             self.warnings += notes
+            self.levels = self._make_levels()
         except SlideError:
             self.close()
             raise
@@ -302,7 +302,7 @@ class OmeZarrSlide(BlockReader):
 
     def _is_stored(self, level: int, row: int, column: int) -> bool:
         """Whether a chunk is stored; one that cannot be read is."""
-        key = level, row, column
+        key = self._grids[level], row, column
         if key not in self._known_stored:
             try:
                 self._known_stored[key] = self._decode(level, row, column) is not None

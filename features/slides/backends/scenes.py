@@ -29,6 +29,7 @@ for the label and the whole glass."""
 _SMALL_TILED_PX = 1 << 20
 _SMALL_SHARE = 1 / 16
 _UNTILED_SHARE = 1 / 4
+_LEAST_REDUCTION = 1.5
 _COARSE_FACTOR = 8.0
 """A picture this many times as coarse as the finest, µm per px, is a photograph of the glass."""
 
@@ -86,11 +87,12 @@ def companion_name(text: str) -> bool:
 
 
 def choose_scene(pictures: Sequence[Picture], *, scene: int | None, where: object) -> SceneChoice:
-    """Return the scene of a number, or without one the largest.
+    """Return the scene of a number, or without one the largest tiled one.
 
-    Pictures are set aside that are companions by flag or name, photographs of the glass by their
-    resolution in µm per px, or small; if that leaves none, nothing is set aside. Scenes are what
-    remains, numbered from 1 in the file's order.
+    Pictures are set aside that are companions by flag or name, photographs of the glass or reduced
+    copies by their resolution in µm per px, or small; if that leaves none, nothing is set aside.
+    Scenes are what remains, numbered from 1 in the file's order. An untiled picture beside tiled
+    ones is the slide only if it has more than four times as many px.
 
     Raises
     ------
@@ -108,11 +110,10 @@ def choose_scene(pictures: Sequence[Picture], *, scene: int | None, where: objec
         for number, index in enumerate(kept, start=1)
     ]  # fmt: skip
     if scene is None:
-        largest = max(pictures[index].area_px for index in kept)
+        largest = max(kept, key=lambda index: _weight(pictures[index]))
         equal = [number for number, index in enumerate(kept, start=1)
-                 if pictures[index].area_px == largest]  # fmt: skip
-        sizes = {_size(pictures[kept[number - 1]]) for number in equal}
-        if len(equal) > 1 and len(sizes) == 1:
+                 if _size(pictures[index]) == _size(pictures[largest])]  # fmt: skip
+        if len(equal) > 1:
             raise MultiImageError(
                 where,
                 actual=f"{len(equal)} images of one size, one after another",
@@ -120,7 +121,7 @@ def choose_scene(pictures: Sequence[Picture], *, scene: int | None, where: objec
                 hint="Export the slide in colours, as one image, or choose one of them with "
                 f"--scene {equal[0]} to --scene {equal[-1]}.",
             )
-        scene = equal[0]
+        (scene,) = equal
     if not 1 <= scene <= len(scenes):
         found = "; ".join(map(str, scenes))
         raise SceneError(
@@ -156,7 +157,7 @@ def _candidates(pictures: Sequence[Picture]) -> list[int]:
         for index in everything
         if not pictures[index].is_companion and not companion_name(pictures[index].name)
     ] or everything
-    for rule in (_is_mask, _is_coarse, _is_small_untiled, _is_small):
+    for rule in (_is_mask, _is_coarse, _is_reduced_copy, _is_small_untiled, _is_small):
         among = [pictures[index] for index in kept]
         kept = [index for index in kept if not rule(pictures[index], among)] or kept
     return kept
@@ -167,6 +168,11 @@ def _is_mask(picture: Picture, among: Sequence[Picture]) -> bool:
     return not picture.is_colour and any(
         other.is_colour and _size(other) == _size(picture) for other in among
     )
+
+
+def _weight(picture: Picture) -> float:
+    """Return the area that makes a picture the slide; untiled ones need more, px."""
+    return picture.area_px * (1.0 if picture.is_tiled else _UNTILED_SHARE)
 
 
 def _size(picture: Picture) -> tuple[int, int]:
@@ -181,6 +187,20 @@ def _is_coarse(picture: Picture, among: Sequence[Picture]) -> bool:
     finest = min(known, key=lambda other: other.mpp or math.inf)
     assert finest.mpp is not None  # noqa: S101 - only known ones are among them
     return picture.mpp > _COARSE_FACTOR * finest.mpp and picture.area_px <= finest.area_px
+
+
+def _is_reduced_copy(picture: Picture, among: Sequence[Picture]) -> bool:
+    """Return whether another picture shows the same area in µm, with more px."""
+    return picture.mpp is not None and any(
+        other.mpp is not None
+        and _LEAST_REDUCTION * picture.width_px < other.width_px
+        and all(
+            abs(side * picture.mpp - whole * other.mpp)
+            <= max(2 * picture.mpp, 0.01 * whole * other.mpp)
+            for side, whole in zip(_size(picture), _size(other), strict=True)
+        )
+        for other in among
+    )
 
 
 def _is_small_untiled(picture: Picture, among: Sequence[Picture]) -> bool:

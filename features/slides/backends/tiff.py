@@ -26,14 +26,14 @@ from features.slides.backends.mpp_text import ome_pixels
 from features.slides.backends.openslide_properties import read_vendor_slide
 from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.tiff_mpp import mpp_in_tiff
-from features.slides.backends.tiff_scenes import choose_tiff_scene
+from features.slides.backends.tiff_scenes import choose_tiff_scene, is_reduced
 from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
 from features.slides.backends.tiff_tags import (
     channel_pages,
     check_declared_size,
     conversion_hint,
     count_images,
-    has_directory_loop,
+    directory_fault,
     is_ndpi,
     stated_bits,
     to_colours,
@@ -108,6 +108,8 @@ class TiffSlide(BlockReader):
             self.scene = chosen.choice.scene
             self.other_scenes = chosen.choice.other_scenes
             self.associated_images = chosen.choice.associated_images
+            if self._is_cut:
+                self._check_cut(chosen.levels[0].keyframe)
             self._grids = list(self._read_grids(chosen.levels))
             self.stated_mpp, notes = choose_mpp(self._read_mpp(chosen.levels[0]))
             self.warnings += notes
@@ -143,8 +145,20 @@ class TiffSlide(BlockReader):
             n_planes = math.prod(int(n) for n in re.findall(r'\bSize[ZCT]="(\d+)"', pixels))
             if n_planes > _MAX_OME_PLANES:
                 raise self._unsupported(f"OME-XML that declares {n_planes} planes")
-        if has_directory_loop(self._file):
+        fault = directory_fault(self._file)
+        if fault == "loop":
             raise self._unsupported("directories that lead back to one another")
+        self._is_cut = fault == "cut"
+
+    def _check_cut(self, page: Any) -> None:
+        """Raise an error for a file without its last pages, unless it begins with the slide."""
+        actual = "its list of pages leads past the end of the file, which was cut off"
+        if page.index or is_reduced(page):
+            raise UnsupportedFormatError(
+                self.path, actual=f"{actual}: the slide may be among the pages that are missing",
+                expected="a whole file", hint="Copy it again.",
+            )  # fmt: skip
+        self.warnings += (f"{actual}: levels may be missing. Copy it again.",)
 
     def _read_mpp(self, series: tifffile.TiffPageSeries) -> Iterator[StatedMpp]:
         """What the vendor's reader and the file state; an error if the former sees other levels."""
@@ -380,6 +394,13 @@ class TiffSlide(BlockReader):
         check_declared_size(stream, compression=grid.page.compression, max_px=max_px)
         decoded, _, _ = plane.page.decode(stream, plane.first + index, jpegtables=plane.jpeg_tables)
         return None if decoded is None else np.asarray(decoded[0])
+
+    def _compared_blocks(self, n_blocks: int) -> Iterator[tuple[int, int]]:
+        """Row and column of TIFF tiles of the longer half, which tissue is in."""
+        order = np.argsort(self._grids[0].byte_counts, kind="stable")
+        ranks = np.linspace(len(order) // 2, len(order) - 1, n_blocks)
+        for index in order[ranks.astype(int)].tolist():
+            yield divmod(index, self._grids[0].columns)
 
     def _nonempty_blocks(self, level: int) -> tuple[npt.NDArray[np.int64], tuple[int, int, int]]:
         """Indices of segments that may show more than glass, and the colour of the glass.

@@ -18,7 +18,7 @@ from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_tags import unsupported_samples
 from features.slides.resolution import PLAUSIBLE_MPP
 
-__all__ = ["TiffScene", "choose_tiff_scene", "slide_size_px"]
+__all__ = ["TiffScene", "choose_tiff_scene", "is_reduced", "slide_size_px"]
 
 _MAX_NAME = 80
 """Longest description that is a name; longer ones are a scanner's report."""
@@ -48,7 +48,7 @@ def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: obje
     choice = choose_scene(pictures, scene=scene, where=where)
     levels = [*pyramids[choice.index]]
     for index, others in enumerate(pyramids):
-        if index != choice.index and _is_reduced(others[0].keyframe):
+        if index != choice.index and is_reduced(others[0].keyframe):
             levels += [level for level in others if _is_level_of(level, levels[0])]
     levels.sort(key=lambda level: -_size_of(level)[0])
     distinct = [
@@ -113,7 +113,7 @@ def _sections(levels: Sequence[tifffile.TiffPageSeries]) -> Iterator[list[tifffi
     own = [levels[0]]
     others: list[tifffile.TiffPageSeries] = []
     for level in levels[1:]:
-        other = None if _is_reduced(level.keyframe) else _mpp_of(level, None, kinds=("tags",))
+        other = None if is_reduced(level.keyframe) else _mpp_of(level, None, kinds=("tags",))
         is_same = mpp and other and max(mpp, other) < _SAME_MPP * min(mpp, other)
         (others if is_same else own).append(level)
     yield own
@@ -129,7 +129,7 @@ def _picture_of(series: tifffile.TiffPageSeries, ome: str | None, *, is_single: 
         width_px=width_px,
         height_px=height_px,
         is_tiled=page.is_tiled,
-        is_companion=_is_reduced(page) or page.is_mask,
+        is_companion=is_reduced(page) or page.is_mask,
         is_colour=page.samplesperpixel >= 3
         or page.photometric.name == "PALETTE"
         or len(series.pages) == 3,
@@ -142,7 +142,7 @@ def _size_of(series: tifffile.TiffPageSeries | None) -> tuple[int, int]:
     return (0, 0) if page is None else (page.imagewidth, page.imagelength)
 
 
-def _is_reduced(page: Any) -> bool:
+def is_reduced(page: Any) -> bool:
     """Return whether NewSubfileType, or SubfileType of old files, marks a page as reduced."""
     tag = page.tags.get(_SUBFILE_TYPE)
     return bool(page.is_reduced) or (tag is not None and tag.value == _SUBFILE_TYPE_REDUCED)

@@ -25,7 +25,7 @@ __all__ = [
     "check_declared_size",
     "conversion_hint",
     "count_images",
-    "has_directory_loop",
+    "directory_fault",
     "is_ndpi",
     "largest_byte_count",
     "stated_bits",
@@ -66,21 +66,24 @@ def largest_byte_count(path: Path) -> int:
         return 0
 
 
-def has_directory_loop(file: tifffile.TiffFile) -> bool:
-    """Return whether the chain of directories leads back to one of them, which would never end."""
+def directory_fault(file: tifffile.TiffFile) -> Literal["", "loop", "cut"]:
+    """Return whether the chain of directories loops, or leads past the end of the file.
+
+    It is empty for a chain that ends as it should.
+    """
     layout, stream = file.tiff, file.filehandle
     order: Literal["little", "big"] = "little" if layout.byteorder == "<" else "big"
     offset = file.pages.first.offset
     visited: set[int] = set()
     while 0 < offset < stream.size:
         if offset in visited:
-            return True
+            return "loop"
         visited.add(offset)
         stream.seek(offset)
         n_tags = int.from_bytes(stream.read(layout.tagnosize), order)
         stream.seek(min(stream.size, offset + layout.tagnosize + n_tags * layout.tagsize))
         offset = int.from_bytes(stream.read(layout.offsetsize), order)
-    return False
+    return "cut" if offset else ""
 
 
 def count_images(level: tifffile.TiffPageSeries) -> int:

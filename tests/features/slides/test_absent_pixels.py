@@ -288,6 +288,37 @@ def test_a_level_that_was_cut_is_set_aside(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(result, QUARTER)
 
 
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+@pytest.mark.parametrize(
+    "other",
+    [np.full_like(QUARTER, GLASS), np.full_like(QUARTER, 2), np.roll(QUARTER, 60, axis=1)],
+    ids=["blank", "black", "elsewhere"],
+)
+def test_a_level_that_shows_something_else_is_set_aside(
+    tmp_path: Path, kind: str, other: np.ndarray
+) -> None:
+    write, name = (write_tiff, "s.tif") if kind == "tiff" else (write_zarr, "s.zarr")
+    path = write(tmp_path / name, (PIXELS, HALF, other))
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [768, 384]
+        assert any("192 × 192 px is set aside" in text for text in slide.warnings)
+        np.testing.assert_allclose(slide.overview(downsample=4), QUARTER, atol=1)
+    # The levels behind it keep their pixels.
+    path = write(tmp_path / f"2-{name}", (PIXELS, other.repeat(2, 0).repeat(2, 1), QUARTER))
+    np.testing.assert_array_equal(read(path, 1, (0, 0, 192, 192)), QUARTER)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+def test_levels_of_rounded_sizes_and_shifted_by_a_pixel_show_the_same(
+    tmp_path: Path, kind: str
+) -> None:
+    write, name = (write_tiff, "s.tif") if kind == "tiff" else (write_zarr, "s.zarr")
+    levels = (PIXELS, np.roll(HALF, 1, axis=1)[:-1], np.roll(QUARTER, 1, axis=0)[:, :-1])
+    with closing(open_slide(write(tmp_path / name, levels))) as slide:
+        assert len(slide.levels) == 3
+        assert slide.warnings == ()
+
+
 def test_a_coarser_level_that_is_listed_but_missing_is_set_aside(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr")
     shutil.rmtree(path / "1")

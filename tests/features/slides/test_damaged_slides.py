@@ -457,6 +457,51 @@ def test_an_ndpi_whose_directories_are_in_a_circle_is_an_error_and_no_hang(tmp_p
     assert "slide.ndpi: no reader can open it" in opening_message(path)
 
 
+def write_pages(path: Path, *pages: tuple[np.ndarray, int]) -> list[int]:
+    """Tiled pages, each with NewSubfileType; positions of their directories."""
+    with tifffile.TiffWriter(path) as file:
+        for pixels, kind in pages:
+            file.write(
+                np.ascontiguousarray(pixels), photometric="rgb", tile=(128, 128), metadata=None,
+                subfiletype=kind,
+            )  # fmt: skip
+    with tifffile.TiffFile(path) as tiff:
+        return [page.offset for page in tiff.pages]
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_a_file_without_its_last_pages_is_refused_unless_it_begins_with_the_slide(
+    tmp_path: Path, flag: int
+) -> None:
+    path = tmp_path / "s.tif"
+    half, quarter = (PIXELS[::2, ::2], flag), (PIXELS[::4, ::4], flag)
+    for pages in ((quarter, half, (PIXELS, 0)), (half, quarter, (PIXELS, 0))):
+        cut = write_pages(path, *pages)[-1]
+        path.write_bytes(path.read_bytes()[:cut])
+        if pages[0] is quarter or flag:
+            assert "the slide may be among the pages that are missing" in refusal(path)
+        else:  # nothing tells it from a slide, but for the warning
+            with closing(open_slide(path)) as slide:
+                assert "was cut off: levels may be missing" in slide.warnings[0]
+    cut = write_pages(path, (PIXELS, 0), half, quarter)[-1]
+    path.write_bytes(path.read_bytes()[:cut])
+    with closing(open_slide(path)) as slide:
+        assert slide.levels[0].width_px == PIXELS.shape[1]
+        assert "was cut off: levels may be missing" in slide.warnings[0]
+    assert all(read_all(path))
+
+
+def test_the_library_prints_nothing_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    cut = write_pages(path, (PIXELS, 0), (PIXELS[::2, ::2], 1))[-1]
+    path.write_bytes(path.read_bytes()[:cut])
+    code = "import sys; from features.slides import open_slide; open_slide(sys.argv[1]).close()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("target", [264, 0, 4, 2**32 - 1])
 def test_sub_directories_that_lead_astray_do_no_harm(tmp_path: Path, target: int) -> None:
     path = tmp_path / "slide.tif"

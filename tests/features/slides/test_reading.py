@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from features.errors import SlideError, TileError
+from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
@@ -176,6 +176,13 @@ def test_plain_images_are_one_level_slides(tmp_path: Path) -> None:
     assert slide.reader == "image"
     np.testing.assert_array_equal(whole(slide), PIXELS)
     slide.close()
+
+
+def test_a_picture_in_colours_of_printing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.jpg"
+    Image.fromarray(PIXELS).convert("CMYK").save(path)
+    with pytest.raises(UnsupportedFormatError, match=r"colours as CMYK; .* vips colourspace"):
+        open_slide(path)
 
 
 def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:

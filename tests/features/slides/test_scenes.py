@@ -52,6 +52,7 @@ def shown(path: Path, scene: int | None = None) -> np.ndarray:
 
 THUMBNAIL = SLIDE[::8, ::8]
 HALF, QUARTER = SLIDE[::2, ::2], SLIDE[::4, ::4]
+LARGE = SLIDE.repeat(2, axis=0).repeat(2, axis=1)
 DOUBLE = SLIDE[::-1].repeat(2, axis=0).repeat(2, axis=1)
 
 
@@ -89,6 +90,9 @@ FILES: dict[str, list[Page]] = {
     "photograph of twice the size, untiled": [
         (DOUBLE, {**PLAIN, "rowsperstrip": 64}), (SLIDE, TILED)
     ],
+    "photograph of 6 megapixels first, untiled": [
+        (np.full((3000, 2000, 3), 200, np.uint8), PLAIN), (LARGE, TILED)
+    ],
     "small to large, not flagged": [(QUARTER, TILED), (HALF, TILED), (SLIDE, TILED)][1:],
     "QPTIFF, thumbnail first": [
         (THUMBNAIL, qpi(PLAIN, "Thumbnail")),
@@ -104,7 +108,8 @@ def test_the_largest_picture_that_is_no_companion_is_the_slide(
     tmp_path: Path, pages: list[Page]
 ) -> None:
     path = write_pages(tmp_path / "s.tif", *pages)
-    np.testing.assert_array_equal(shown(path), SLIDE)
+    largest_tiled = LARGE if any(pixels is LARGE for pixels, _ in pages) else SLIDE
+    np.testing.assert_array_equal(shown(path), largest_tiled)
 
 
 @pytest.mark.parametrize("name", ["macro of twice the size first", "label of half the size behind"])
@@ -253,6 +258,25 @@ def test_what_is_set_aside_is_never_everything() -> None:
     for pictures in ([overview], [flagged], [flagged, overview]):
         choice = choose_scene(pictures, scene=None, where="s")
         assert choice.index == len(pictures) - 1
+
+
+def test_an_untiled_picture_of_more_than_four_times_the_area_is_the_slide() -> None:
+    untiled = Picture(name="", width_px=8_000, height_px=8_000, is_tiled=False)
+    for side, expected in ((3_900, 0), (4_100, 1)):
+        tiled = Picture(name="", width_px=side, height_px=side)
+        choice = choose_scene([untiled, tiled], scene=None, where="s")
+        assert choice.index == expected
+        assert len(choice.other_scenes) == 1
+
+
+def test_a_copy_of_fewer_and_larger_pixels_is_no_scene() -> None:
+    slide = Picture(name="a #1", width_px=40_001, height_px=30_001, mpp=0.25)
+    copy = Picture(name="a #2", width_px=10_000, height_px=7_500, mpp=1.0)
+    other = Picture(name="b", width_px=10_000, height_px=9_000, mpp=1.0)
+    choice = choose_scene([copy, slide, other], scene=None, where="s")
+    assert choice.index == 1
+    assert [scene.name for scene in choice.other_scenes] == ["b"]
+    assert choice.associated_images == (str(copy),)
 
 
 def test_a_photograph_of_the_glass_is_known_by_its_resolution() -> None:
