@@ -18,6 +18,7 @@ import numpy.typing as npt
 from features.bags.tile_keys import TileKeys, hash_tiles, make_tile_keys, sketch_tiles
 from features.errors import CONTENT_ERRORS, BagError, MilError
 from features.utils.paths import strip_slide_suffix
+from features.utils.spreadsheet_dates import date_hint
 from features.utils.text import nearest_names, normalize_name
 
 __all__ = [
@@ -334,7 +335,8 @@ def no_bag_error(where: object, slide_ids: Sequence[str], bags: Collection[str])
         where,
         actual=f"none of its {len(slide_ids):,} slides has a bag (first: {first!r}){there}",
         expected="a bag named after each slide",
-        hint="Check --bags, and that slide ids equal file names without suffix.",
+        hint=date_hint(slide_ids, bags)
+        or "Check --bags, and that slide ids equal file names without suffix.",
     )
 
 

@@ -63,7 +63,7 @@ def read_example_table(path: Path) -> tuple[ExampleRow, ...]:
     rows = tuple(
         _parse_row(f"{path}, row {number}", {str(name): str(cell) for name, cell in cells.items()},
                    folder=path.parent)
-        for number, cells in enumerate(table.to_dict("records"), start=2)
+        for number, cells in zip(table.index + 2, table.to_dict("records"), strict=True)
     )  # fmt: skip
     _check_unique_tiles(rows)
     _check_one_per_slide(rows, "patient", lambda row: row.patient_id)

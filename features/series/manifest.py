@@ -91,8 +91,8 @@ def _read_rows(path: Path) -> tuple[SeriesSpec, ...]:
         _check_one_patient(path, table, bag_column)
     orders = table["order"] if "order" in table else [""] * len(table)
     entries: dict[str, list[SeriesEntry]] = {}
-    columns = zip(table[bag_column], table[path_column], orders, strict=True)
-    for row, (bag_id, text, order) in enumerate(columns, start=2):
+    columns = zip(table.index + 2, table[bag_column], table[path_column], orders, strict=True)
+    for row, bag_id, text, order in columns:
         entries.setdefault(bag_id, []).append(_entry(path, text, order, row))
     for bag_id, listed in entries.items():
         _check_distinct(path, bag_id, listed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from features.errors import SlideError, TableError
@@ -18,24 +20,30 @@ __all__ = ["check_unique_ids", "match_files", "read_mpp_table", "read_slide_tabl
 def read_mpp_table(path: Path) -> dict[str, float]:
     """Read µm per level-0 px by slide id, from a CSV with columns ``slide_id`` and ``mpp``.
 
-    Raises TableError if a column is missing or a value is not a number.
+    Raises TableError if a column is missing, a value is not a positive number, or a slide has two.
     """
     table = read_table(path)
     slide_column = find_column(table, ["slide_id", "image_id"], where=path, what="slide ids")
     mpp_column = find_column(table, ["mpp"], where=path, what="µm per level-0 pixel")
     values: dict[str, float] = {}
-    for row, (slide, text) in enumerate(
-        zip(table[slide_column], table[mpp_column], strict=True), start=2
-    ):
-        try:
-            values[slide_id_of(Path(slide))] = float(text)
-        except ValueError as error:
-            raise TableError(
-                f"{path}, row {row}",
-                actual=f"mpp {text!r}",
-                expected="a number of µm per pixel",
-                hint="Write it with a decimal point, such as 0.25." if "," in text else "",
-            ) from error
+    columns = zip(table.index + 2, table[slide_column], table[mpp_column], strict=True)
+    for row, slide, text in columns:
+        with suppress(ValueError):
+            mpp = float(text)
+            if math.isfinite(mpp) and mpp > 0:
+                if values.setdefault(slide_id_of(Path(slide)), mpp) != mpp:
+                    raise TableError(
+                        f"{path}, row {row}",
+                        actual=f"mpp {text!r} of slide {slide!r}, which has another above",
+                        expected="one per slide",
+                    )
+                continue
+        raise TableError(
+            f"{path}, row {row}",
+            actual=f"mpp {text!r}",
+            expected="a number of µm per pixel, above 0",
+            hint="Write it with a decimal point, such as 0.25." if "," in text else "",
+        )
     return values
 
 
@@ -50,7 +58,7 @@ def read_slide_table(path: Path) -> list[Path]:
         otherwise="Name the folder of the slides instead, or add a column 'path' of their files.",
     )  # fmt: skip
     slides = [Path(text) if parse_url(text) else path.parent / text for text in table[column]]
-    for row, slide in enumerate(slides, start=2):
+    for row, slide in zip(table.index + 2, slides, strict=True):
         if parse_url(slide) is None and not path_exists(slide):
             raise TableError(f"{path}, row {row}", actual=f"no file {slide}", expected="a slide")
     return slides

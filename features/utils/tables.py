@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from features.errors import TableError
 from features.utils.file_kinds import START_BYTES, find_foreign_kind
 from features.utils.files import atomic_write
-from features.utils.text import normalize_name, shown_form, strip_blanks
+from features.utils.text import is_missing_word, normalize_name, shown_form, strip_blanks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +48,7 @@ _NO_TABLES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE)
 """First line by which Excel is told the separator."""
 
+_MARKED_LINE = re.compile(r"\n[ \t]*#")
 _MIN_SIMILARITY = 0.75
 _MOST_ABOVE = 20
 """Rows of titles and remarks above the header, among which it is looked for."""
@@ -88,8 +89,8 @@ def read_table(path: Path) -> pd.DataFrame:
     columns without any content are left out, so the index of a row is its line in the file less
     two. White space around names and cells is stripped, and so is the apostrophe with which
     :func:`write_table` escapes formulas. Raises TableError if the file is missing, unreadable, not
-    text, without rows, names a column twice, repeats its header, or a row has more cells than the
-    header.
+    text, without rows, names a column twice, repeats its header, holds a comment (a line that
+    begins with ``#``, as others do not), or a row has more cells than the header.
     """
     import numpy as np  # noqa: PLC0415 - as below
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands read no table
@@ -101,6 +102,7 @@ def read_table(path: Path) -> pd.DataFrame:
     separator = stated or max(",;\t", key=plain_header.count)
     if separator not in plain_header and "|" in plain_header:
         separator = "|"
+    _check_comments(path, text, separator, n_lines_before)
     try:
         names = [strip_blanks(name) for name in next(csv.reader([header], delimiter=separator))]
         with warnings.catch_warnings(record=True, action="always") as caught:
@@ -141,12 +143,17 @@ def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = N
 
     The same table gives the same bytes. A text that a spreadsheet would take for a formula, because
     it begins with ``=``, ``+``, ``-`` or ``@`` and is not a number, gets an apostrophe before it,
-    which :func:`read_table` strips. ``float_format``, e.g. ``%.6g``, shortens numbers. Raises
-    OutputError if the file cannot be written.
+    which :func:`read_table` strips. Where a row would begin with ``#``, as comments do, texts are
+    in quotation marks. ``float_format``, e.g. ``%.6g``, shortens numbers. Raises OutputError if the
+    file cannot be written.
     """
     escaped = _map_cells(table, _escape_formula)
+    marked = escaped.iloc[:, :1].map(lambda cell: str(cell).startswith("#")).any(axis=None)
     with atomic_write(path) as temporary:
-        escaped.to_csv(temporary, index=False, float_format=float_format, lineterminator="\n")
+        escaped.to_csv(
+            temporary, index=False, float_format=float_format, lineterminator="\n",
+            quoting=csv.QUOTE_NONNUMERIC if marked else csv.QUOTE_MINIMAL,
+        )  # fmt: skip
 
 
 def _read_text(path: Path) -> str:
@@ -213,6 +220,23 @@ def _split_preamble(text: str) -> tuple[str, int, str]:
     content = plain[stated.end() :].lstrip("\n") if stated else plain
     n_before = text.count("\n") - content.count("\n")
     return content, n_before, stated[1] if stated else ""
+
+
+def _check_comments(path: Path, text: str, separator: str, n_lines_before: int) -> None:
+    """Raise for a row that begins with ``#``, as others do not: a comment would count as a row."""
+    if not _MARKED_LINE.search(text):
+        return
+    rows = [row for row in _ROW.finditer(text) if row[0].strip()][1:]
+    marked = [row for row in rows if row[0].lstrip().startswith("#")]
+    comments = [row for row in marked if not is_missing_word(row[0].split(separator)[0])]
+    if comments and len(marked) < len(rows):
+        number = text.count("\n", 0, comments[0].start()) + n_lines_before + 1
+        raise TableError(
+            f"{path}, row {number}",
+            actual=f"{comments[0][0].strip()[:40]!r}, which begins with # as a comment does",
+            expected="rows of cells, as tables have no comments",
+            hint="Delete the line; if it begins with an id, put quotation marks around the id.",
+        )
 
 
 def _check_row_lengths(path: Path, text: str, separator: str) -> None:
@@ -308,7 +332,7 @@ def column_key(column: str) -> str:
     column = shown_form(column)
     for pattern, replacement in _WORDS:
         column = pattern.sub(replacement, column)
-    return column.casefold().strip("_")
+    return column.casefold().strip("_#")
 
 
 def _map_cells(table: pd.DataFrame, change: Callable[[object], object]) -> pd.DataFrame:

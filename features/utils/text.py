@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 
+from features.utils.spreadsheet_dates import date_hint
+
 __all__ = [
     "is_missing_word",
     "is_unclear_word",
@@ -238,16 +240,19 @@ def nearest_names(name: str, known: Collection[str], *, n: int = 3) -> tuple[str
 
 
 def spelling_hint(names: Iterable[str], known: Iterable[str]) -> str:
-    """Return advice if one of the names is another spelling of a known one; empty if none is.
+    """Return advice if one of the names is another spelling of a known one, or none.
+
+    A date may be what a spreadsheet made of it, see :func:`features.utils.spreadsheet_dates`.
 
     Examples
     --------
     >>> spelling_hint(["7", "12"], ["007", "012"])
     "'7' looks like '007': write it the same way in both."
     """
+    names, known = list(names), list(known)
     keys = {lookalike_key(name): name for name in known}
     for name in names:
         other = keys.get(lookalike_key(name), name)
         if other != name:
             return f"{name!r} looks like {other!r}: write it the same way in both."
-    return ""
+    return date_hint(sorted(set(names) - set(known)), known)

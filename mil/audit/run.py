@@ -10,6 +10,7 @@ from features.bags.bag import check_same_fingerprint
 from features.bags.digest import BagDigest, read_digests
 from features.bags.store import open_bags
 from features.errors import BagError
+from features.utils.spreadsheet_dates import date_hint
 from mil.audit.covariates import audit_covariates
 from mil.audit.duplicates import find_identical, find_near_duplicates
 from mil.audit.findings import Finding, Severity, abbreviate, worst_first
@@ -180,7 +181,8 @@ def _audit_bags(
                 Severity.warning, "slide_without_bag",
                 f"{len(missing)} of {len(entries)} slides have no bag and were not examined: "
                 f"{abbreviate(missing)}",
-                "Embed them with 'mil embed', and audit again.", missing,
+                date_hint(missing, digests) or "Embed them with 'mil embed', and audit again.",
+                missing,
             )
         )  # fmt: skip
     if without := tuple(name for name, digest in digests.items() if not digest.has_coords):

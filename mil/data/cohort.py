@@ -20,6 +20,7 @@ import pandas as pd
 
 from features.errors import TableError
 from features.utils.paths import strip_slide_suffix
+from features.utils.spreadsheet_dates import MONTH, mixed_date_note
 from features.utils.tables import column_key, find_column, read_table
 from features.utils.text import (
     is_missing_word,
@@ -66,9 +67,8 @@ _RESERVED_CLASSES = frozenset({"bag_id", "center_id", "image_id", "patient_id", 
 """Columns of ids in tables of predictions, in which each class is a column as well."""
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
 _JOINED_ROWS = r"(?s)[\r\n].*[,;\t]|[,;\t].*[\r\n]"
-_MONTH = "jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _MANGLED_ID = re.compile(
-    rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({_MONTH})|({_MONTH})[- ]\d\d"
+    rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({MONTH})|({MONTH})[- ]\d\d"
     r"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?(\.0+)?",
     re.IGNORECASE,
 )
@@ -206,7 +206,10 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
         if is_unclear_word(name)
     ]
     notes = [*unclear]
-    for what, names in (("patients", cohort.patient_ids), ("slides", slides), ("centres", centres)):
+    for what, ids in (("patients", cohort.patient_ids), ("slides", slides), ("centres", centres)):
+        names = sorted(ids)
+        if note := mixed_date_note(names):
+            notes.append(f"ids of {what}: {note}")
         if groups := lookalikes(names):
             alike = ", ".join(" = ".join(map(repr, group)) for group in groups[:3])
             more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""

@@ -41,7 +41,7 @@ def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, st
         )  # fmt: skip
     labels: dict[tuple[str, str], int] = {}
     keys = zip(table[bag].map(without_suffix), table[source], strict=True)
-    for row, (key, label) in enumerate(zip(keys, table[column].astype(int).tolist(), strict=True)):
+    for row, key, label in zip(table.index, keys, table[column].astype(int).tolist(), strict=True):
         if labels.setdefault(key, label) != label:
             raise CohortError(
                 f"{path}, row {row + 2}", actual=f"{column} of image {key[1]!r} is 0 and 1",

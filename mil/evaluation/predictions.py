@@ -98,7 +98,7 @@ def read_predictions(
     if class_name is None:
         names, other_classes = _find_classes(path, table, cohort, known_classes)
         stated = read_probabilities(path, table, names)
-        values, sums = _rescale_rows(path, stated), stated.sum(axis=1)
+        values, sums = _rescale_rows(path, table, stated), stated.sum(axis=1)
     else:
         values = _read_pair(path, table, cohort, class_name)
     wanted = ids.isin(list(patient_of)) | (not is_part)
@@ -305,7 +305,7 @@ def read_probabilities(path: Path, table: pd.DataFrame, names: Sequence[str]) ->
         row, column = np.argwhere(bad)[0]
         text = table[names[column]].iloc[row]
         raise PredictionsError(
-            f"{path}, row {row + 2}",
+            f"{path}, row {table.index[row] + 2}",
             actual=f"{names[column]} is {text!r}",
             expected="a probability, from 0 to 1",
             hint=_probability_hint(text),
@@ -330,13 +330,15 @@ def _probability_hint(text: str) -> str:
     return "Divide percentages by 100." if 1 < number <= 100 or "%" in text else ""
 
 
-def _rescale_rows(path: Path, values: Floats) -> Floats:
+def _rescale_rows(path: Path, table: pd.DataFrame, values: Floats) -> Floats:
     """Return rows, shape (rows, classes), divided by their sums."""
     sums = values.sum(axis=1, keepdims=True)
     if not (sums > 0).all():
         row = int(np.flatnonzero(sums[:, 0] == 0)[0])
         raise PredictionsError(
-            f"{path}, row {row + 2}", actual="all probabilities are 0", expected="a sum above 0"
+            f"{path}, row {table.index[row] + 2}",
+            actual="all probabilities are 0",
+            expected="a sum above 0",
         )
     return np.asarray(values / sums)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from features.utils.spreadsheet_dates import date_hint
 from features.utils.tables import write_table
 from features.utils.text import nearest_names, pluralize
 from mil.base_learners import learner_key
@@ -151,7 +152,8 @@ def missing_bag_caveats(
     caveats = []
     for slide_id in missing[:_MAX_NAMED]:
         near = " or ".join(map(repr, nearest_names(slide_id, bags)))
-        caveats.append(f"warning: no bag of {slide_id!r}" + (f"; is it {near}?" if near else ""))
+        why = date_hint([slide_id], bags) or (f"is it {near}?" if near else "")
+        caveats.append(f"warning: no bag of {slide_id!r}" + (f"; {why}" if why else ""))
     if len(missing) > _MAX_NAMED:
         caveats.append(f"warning: no bag of {len(missing) - _MAX_NAMED} more slides")
     return tuple(caveats)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from features.utils.tables import find_column, read_table
 from features.utils.text import normalize_name
@@ -57,7 +56,7 @@ def read_label_predictions(path: Path, table: LabelTable, *, is_part: bool = Fal
     PredictionsError
         If a value is not a probability, or patients are missing, unknown or duplicated.
     """
-    rows = read_table(path).reset_index(drop=True)
+    rows = read_table(path)
     ids = rows[find_column(rows, ["patient_id"], where=path, what="patient ids")]
     ids = ids.map(normalize_name)
     spellings = {
@@ -69,8 +68,8 @@ def read_label_predictions(path: Path, table: LabelTable, *, is_part: bool = Fal
     patient_ids = table.patients.patient_ids
     wanted = ids[ids.isin(patient_ids)] if is_part else ids
     check_same_ids(path, wanted, table.patients, set(patient_ids), what="patients")
-    rows_of = pd.Index(wanted).get_indexer(list(patient_ids))
-    return np.asarray(values[wanted.index.to_numpy()[rows_of]], np.float64)
+    row_of = {name: row for row, name in enumerate(ids)}
+    return np.asarray(values[[row_of[name] for name in patient_ids]], np.float64)
 
 
 def average_labels(tables: Sequence[Floats], *, how: Literal["probability", "logit"]) -> Floats:

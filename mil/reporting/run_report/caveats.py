@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from features.bags.bag import UNKNOWN
+from features.utils.spreadsheet_dates import date_hint
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.filtered_bags import filter_notes
@@ -19,7 +20,11 @@ def run_caveats(
     notes = []
     if bags.missing_slides:
         names = ", ".join(bags.missing_slides[:3])
-        notes.append(f"slides without a bag: {len(bags.missing_slides)}, first {names}")
+        why = date_hint(bags.missing_slides, {record.slide_id for record in bags.slides})
+        notes.append(
+            f"slides without a bag: {len(bags.missing_slides)}, first {names}"
+            + (f". {why}" if why else "")
+        )
     n_left_out = len(cohort.patients) - len(oof.patient_ids)
     if n_left_out:
         notes.append(f"patients without a tile, left out: {n_left_out}")

@@ -177,3 +177,37 @@ def test_a_header_that_comes_again_is_refused(tmp_path: Path) -> None:
         read_table(path)
     path.write_text("image_id,patient_id\nimage_id,p\n")
     assert len(read_table(path)) == 1
+
+
+@pytest.mark.parametrize("comment", ["# a,b", "#excluded", "  # later", "#9,p9"])
+def test_a_comment_among_rows_is_refused_with_its_line(tmp_path: Path, comment: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"image_id,patient_id\n\na,b\n{comment}\nc,d\n")
+    with pytest.raises(TableError, match=r"row 4: '#?.*begins with #") as caught:
+        read_table(path)
+    assert comment.strip() in str(caught.value)
+    path.write_text(f"sep=,\nimage_id,patient_id\na,b\nc,d\n{comment}")
+    with pytest.raises(TableError, match="row 5"):
+        read_table(path)
+
+
+def test_ids_that_begin_as_comments_do_are_read_where_all_do_or_in_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("#image_id,patient_id\n#1,a\n#2,b\n")
+    table = read_table(path)
+    assert table[find_column(table, ["image_id"], where=path, what="ids")].tolist() == ["#1", "#2"]
+    path.write_text('image_id,note\n"#1",a\n2,"b\n# c"\n#N/A,d\n')
+    assert read_table(path)["image_id"].tolist() == ["#1", "2", "#N/A"]
+    write_table(path, pd.DataFrame({"id": ["#1", "2"], "p": [0.25, 0.5]}), float_format="%.3g")
+    assert read_table(path).to_numpy().tolist() == [["#1", "0.25"], ["2", "0.5"]]
+
+
+def test_errors_name_the_line_in_the_file_behind_empty_ones(tmp_path: Path) -> None:
+    path = tmp_path / "mpp.csv"
+    for cell in ("0,25", "0", "-1", "nan", "inf", "x"):
+        path.write_text(f"sep=;\nslide_id;mpp\n\na;0.5\nb;{cell}\n")
+        with pytest.raises(TableError, match="row 5: mpp"):
+            read_mpp_table(path)
+    path.write_text("slide_id,mpp\na,0.5\na.svs,0.50\na,0.25\n")
+    with pytest.raises(TableError, match=r"row 4: mpp '0\.25' of slide 'a', which has another"):
+        read_mpp_table(path)

@@ -1,0 +1,87 @@
+"""Dates that a spreadsheet made of ids, such as 2025-01-02 of the id 1-2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+__all__ = ["MONTH", "date_hint", "mixed_date_note"]
+
+_MONTHS = ("jan", "feb", "mar|mär|mrz", "apr", "may|mai", "jun", "jul", "aug", "sep", "oct|okt",
+           "nov", "dec|dez")  # fmt: skip
+MONTH = "|".join(_MONTHS)
+"""Pattern of a month's short name in English or German."""
+
+_DATE = re.compile(
+    rf"""(?:(?P<y>\d{{4}})[-/.](?P<m>\d\d?)[-/.](?P<d>\d\d?)
+    |(?P<one>\d\d?)(?P<mark>[-/.])(?P<two>\d\d?)(?P=mark)(?P<year>\d{{4}}|\d\d)
+    |(?P<day>\d\d?)(?:-|\.?[ ])(?P<month>{MONTH})[a-z]*\.?
+    |(?P<before>{MONTH})[a-z]*[- ](?P<after>\d\d?))
+    (?:[ T]00:00(?::00(?:\.0+)?)?)?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_PARTS = re.compile(r"\d{1,4}(?:[-/. ]\d{1,4}){1,2}")
+"""Id that a spreadsheet may take for a date."""
+_ADVICE = "save the table again with ids as text"
+
+
+def date_hint(names: Iterable[str], known: Collection[str]) -> str:
+    """Return advice if one of the names, none of which is known, may be a date made of an id.
+
+    Where ids that are known are dates as well, a name must be explained by one that is not.
+
+    Examples
+    --------
+    >>> date_hint(["2025-01-02"], ["1-2", "1-3"])
+    "'2025-01-02' may be the date that a spreadsheet made of '1-2': save the table again with ids \
+as text."
+    """
+    dates = [name for name in names if _DATE.fullmatch(name)]
+    if not dates:
+        return ""
+    ids: dict[tuple[int, ...], str] = {}
+    for own in known:
+        if _PARTS.fullmatch(own):
+            ids.setdefault(tuple(map(int, re.findall(r"\d+", own))), own)
+    for name in dates:
+        if own := next((ids[key] for key in _readings(name) if ids.get(key, name) != name), ""):
+            return f"{name!r} may be the date that a spreadsheet made of {own!r}: {_ADVICE}."
+    if any(map(_DATE.fullmatch, known)):
+        return ""
+    return f"If {dates[0]!r} is a date that a spreadsheet made of an id such as 1-2, {_ADVICE}."
+
+
+def mixed_date_note(names: Iterable[str]) -> str:
+    """Return a note if some ids are dates and others what spreadsheets make dates of, or none."""
+    names = list(names)
+    dates = [name for name in names if _DATE.fullmatch(name)]
+    others = [name for name in names if _PARTS.fullmatch(name) and not _DATE.fullmatch(name)]
+    if not dates or not others:
+        return ""
+    return (
+        f"{len(dates)} of {len(names)} look like dates, such as {dates[0]!r} beside "
+        f"{others[0]!r}; if a spreadsheet made them of ids, {_ADVICE}"
+    )
+
+
+def _readings(text: str) -> list[tuple[int, ...]]:
+    """Return the numbers of the ids of which a spreadsheet may have made a date."""
+    found = _DATE.fullmatch(text)
+    parts = {} if found is None else {k: v for k, v in found.groupdict().items() if v}
+    if name := parts.get("month") or parts.get("before"):
+        month = next(n for n, own in enumerate(_MONTHS, start=1) if name.lower() in own.split("|"))
+        other = int(parts.get("day") or parts["after"])
+        return [(other, month), (month, other)]
+    if "y" in parts:
+        year, pairs = int(parts["y"]), [(int(parts["m"]), int(parts["d"]))]
+    else:
+        year, one, two = int(parts["year"]), int(parts["one"]), int(parts["two"])
+        pairs = [(one, two), (two, one)]
+    readings: list[tuple[int, ...]] = []
+    for month, day in pairs:
+        readings += [(month, day), (day, month)]
+        for short in (year % 100, year):
+            readings += [(month, day, short), (day, month, short), (short, month, day)]
+            if day == 1:  # 5-98 became the first of May 1998
+                readings += [(month, short), (short, month)]
+    return readings
