@@ -6,11 +6,13 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, current_thread, main_thread
@@ -44,7 +46,9 @@ __all__ = [
     "PlainCommand",
     "PlainGroup",
     "finish_on_interrupt",
+    "leaf_commands",
     "let_waiting_threads_sleep",
+    "options_elsewhere",
     "print_json",
     "print_next",
     "print_table",
@@ -60,6 +64,10 @@ __all__ = [
 EXIT_KNOWN_ERROR = 1
 EXIT_PARTLY_FAILED = 3
 EXIT_INTERRUPTED = 130
+
+_RUNNING: ContextVar[Any] = ContextVar("_RUNNING", default=None)
+"""Context of the command that runs."""
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 _SPEED_PERIOD_S = 300.0
 """Period over which speeds are averaged; slides differ in size, and estimates shall settle."""
@@ -99,7 +107,21 @@ class _PlainHelp:
 
 
 class PlainCommand(_PlainHelp, TyperCommand):
-    """A command whose help shows a value only for options that take one."""
+    """A command whose help shows a value only for options that take one.
+
+    An error that advises on an option of other commands, as their shared code does, says so.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        token = _RUNNING.set(ctx)
+        try:
+            return super().invoke(ctx)
+        except MilError as error:
+            error.hint = f"{error.hint} {options_elsewhere(str(error))}".strip()
+            raise
+        finally:
+            _RUNNING.reset(token)
 
 
 class PlainGroup(_PlainHelp, TyperGroup):
@@ -120,6 +142,35 @@ class ErrorHandlingGroup(PlainGroup):
         except KeyboardInterrupt as error:
             stderr.print("stopped; what was finished is kept")
             raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def options_elsewhere(text: str) -> str:
+    """Return which commands have the options of a text that the running one has not.
+
+    Options of a command that the text names are clear; so are those of other programs.
+    """
+    if (ctx := _RUNNING.get()) is None:
+        return ""
+    commands = dict(leaf_commands(ctx.find_root().command, "mil"))
+    known = {name: {word for one in command.params for word in one.opts}
+             for name, command in commands.items()}  # fmt: skip
+    own = {word for one in ctx.command.params for word in one.opts}
+    named = own.union(*(options for name, options in known.items() if name in text))
+    sentences = []
+    for option in dict.fromkeys(_OPTION.findall(text)):
+        others = [f"'{name}'" for name, options in known.items() if option in options]
+        if others and option not in named:
+            sentences.append(f"{option} is an option of {', '.join(others)}.")
+    return " ".join(sentences)
+
+
+def leaf_commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the commands below a group, with what is typed to run them."""
+    if not isinstance(command, TyperGroup):
+        yield name, command
+        return
+    for word, part in command.commands.items():
+        yield from leaf_commands(part, f"{name} {word}")
 
 
 def print_json(content: Mapping[str, object]) -> None:

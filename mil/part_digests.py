@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from features.errors import TableError
+from features.errors import TableError, one_line
 from mil.errors import CalibrationError, RunError
 
 __all__ = [
@@ -131,7 +131,7 @@ def damaged_run(
     """Return the error on a damaged run, and on how to make it again."""
     return RunError(
         path,
-        actual=f"damaged ({' '.join(reason.split())[:200]})",
+        actual=f"damaged ({one_line(reason, max_chars=200)})",
         expected=expected,
         hint=f"Copy it again, or {again}.",
     )

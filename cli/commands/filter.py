@@ -25,6 +25,7 @@ from cli.options import (
     Device,
     Execution,
     JsonOutput,
+    ModelArgs,
     MppTable,
     SlideMpp,
     TargetMpp,
@@ -79,6 +80,7 @@ def fit(
     tile_px: TilePx = 224,
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = None,
+    model_args: ModelArgs = None,
     execution: Execution = "auto",
     batch: Batch = 64,
     device: Device = "auto",
@@ -102,6 +104,7 @@ def fit(
     keep_inputs([out], [table, mpp_table, *(weights or ())])
     with spinner("loading the backbone"):
         from features.encoders.config import EncoderConfig
+        from features.encoders.names import parse_backbone
         from features.filters.classifier import EmbeddingSpec, write_filter
         from features.filters.examples import embed_examples, read_example_table
         from features.filters.training import fit_filter
@@ -110,8 +113,8 @@ def fit(
         slides = [row.slide_path for row in rows if row.slide_path is not None]
         given_mpp = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
         config = EncoderConfig(
-            encoder=backbone, weights=checkpoint_paths(weights), device=device, batch_tiles=batch,
-            runtime=execution,
+            encoder=parse_backbone(backbone, model_args or ()), weights=checkpoint_paths(weights),
+            device=device, batch_tiles=batch, runtime=execution,
         )  # fmt: skip
         encoder = config.load_encoder(n_tiles_expected=len(rows))
     with progress_bar("rows") as bars:

@@ -15,6 +15,7 @@ from cli.console import (
     EXIT_INTERRUPTED,
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
+    options_elsewhere,
     print_json,
     print_next,
     stderr,
@@ -126,7 +127,8 @@ class EmbedProgressBars:
         if result.status == "failed":
             self._n_failed += 1
             if self._n_failed <= _N_NAMED:
-                self._bars.console.print(f"failed: {result.message}", style="yellow")
+                text = f"failed: {result.message} {options_elsewhere(result.message)}"
+                self._bars.console.print(text.rstrip(), style="yellow")
 
     def warn(self, text: str) -> None:
         """Print a note above the bars."""

@@ -414,7 +414,7 @@ def check_slide_id(bag_ref: BagRef, meta: BagMeta, slide_id: str) -> None:
             bag_ref,
             actual=f"the bag of slide {meta.slide_id!r}",
             expected=f"that of {slide_id!r}",
-            hint="Name the file after its slide, or embed the slide again.",
+            hint="Name the file after its slide, or move it away and embed the slide again.",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,9 @@ from features.utils.files import make_folder
 __all__ = ["ConversionResult", "OnSlide", "export_bags", "import_bags"]
 
 Ref = TypeVar("Ref")
+
+_OPTIONS = {"target_mpp": "--mpp", "tile_px": "--tile-px"}
+"""Options of the import for the fields that layouts need, beside coordinates."""
 
 OnSlide = Callable[[int, int], None]
 """Callback with the number of finished slides and of all slides."""
@@ -104,12 +107,20 @@ def export_bags(
                 bag_ref,
                 actual=f"{', '.join(sorted(missing))} unknown",
                 expected=f"known, as {layout} needs it",
-                hint="Import the bags again with options that state them.",
+                hint=_how_to_know(missing),
             )
         write(out, bag)
         return ConversionResult(slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown)
 
     return _convert_each(bag_refs, convert, on_slide)
+
+
+def _how_to_know(missing: Collection[str]) -> str:
+    """Return how imported bags get to know the fields that a layout needs, if they can."""
+    if "coords" in missing:
+        return "Only --to torch does without coordinates."
+    options = [_OPTIONS[name] for name in sorted(missing)]
+    return f"Import the bags again with {' and '.join(options)}."
 
 
 def _convert_each(

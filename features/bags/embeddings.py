@@ -16,7 +16,7 @@ _CHUNK_VALUES = 1 << 18
 _SIGNS = {2: (np.uint16, 0x7FFF), 4: (np.uint32, 0x7FFFFFFF)}
 _N_LOOKED_AT = 8
 """Numbers of a row that are compared first; only equal ones need the others."""
-_HINT = "Embed the slide again with 'mil embed', or import it again from its source."
+_HINT = "Delete the bag and run 'mil embed' again, or import it again from its source."
 
 
 def embedding_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
@@ -28,7 +28,7 @@ def embedding_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def as_embeddings(
-    where: object, array: npt.NDArray[Any], *, what: str = "embeddings"
+    where: object, array: npt.NDArray[Any], *, what: str = "embeddings", hint: str = _HINT
 ) -> npt.NDArray[np.floating[Any]]:
     """Return an array that was read, shape (n_tiles, ..., dim), as float16 or float32, checked.
 
@@ -37,7 +37,7 @@ def as_embeddings(
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(embedding_dtype(array.dtype), copy=False)
-    check_embeddings(where, array, what=what)
+    check_embeddings(where, array, what=what, hint=hint)
     return array
 
 

@@ -87,7 +87,7 @@ def open_h5(path: Path, *, expected: str, hint: str) -> Iterator[h5py.File]:
                 raise OSError("addresses of another size than eight bytes")
             yield file
     except _H5PY_ERRORS as error:
-        reason = f"damaged ({' '.join(str(error).split())})" if is_open else "not readable as HDF5"
+        reason = f"damaged ({error})" if is_open else "not readable as HDF5"
         raise BagError(path, actual=reason, expected=expected, hint=hint) from error
 
 
@@ -147,17 +147,19 @@ def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
 
 
 def read_array(
-    file: h5py.File, name: str, *, ndim: tuple[int, ...], kinds: str = "fiu"
+    file: h5py.File, name: str, *, ndim: tuple[int, ...], kinds: str = "fiu", hint: str = ""
 ) -> npt.NDArray[Any]:
     """Read a dataset of numbers, whose shape has one of the allowed numbers of axes.
 
-    ``kinds`` are allowed NumPy kinds: ``f`` floating, ``i`` and ``u`` integer, ``S`` bytes. Raises
-    BagError if the dataset is missing, of another kind, outside the file, or larger than the bytes
-    of the file can hold.
+    ``kinds`` are allowed NumPy kinds: ``f`` floating, ``i`` and ``u`` integer, ``S`` bytes;
+    ``hint`` says what to do if there is no such dataset. Raises BagError if the dataset is missing,
+    of another kind, outside the file, or larger than the bytes of the file can hold.
     """
     dataset = find_item(file, name)
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in ndim:
-        raise BagError(file.filename, actual=f"no {ndim[0]}-dimensional dataset {name!r}")
+        raise BagError(
+            file.filename, actual=f"no {ndim[0]}-dimensional dataset {name!r}", hint=hint
+        )
     if dataset.dtype.kind not in kinds:
         expected = "floating-point numbers" if kinds == "f" else "numbers"
         raise BagError(file.filename, actual=f"{name!r} holds {dataset.dtype}", expected=expected)

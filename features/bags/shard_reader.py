@@ -95,9 +95,8 @@ class ObjectStore:
         return (header.st_ino, header.st_mtime_ns) if header else (0, 0)
 
     def _unreadable(self, key: str, error: Exception) -> BagError:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return BagError(
-            self.name, actual=f"{key} cannot be read ({reason})",
+            self.name, actual=f"{key} cannot be read ({type(error).__name__}: {error})",
             expected="a file or object there, and permission to read it",
         )  # fmt: skip
 

@@ -215,7 +215,7 @@ class StoredBag:
     def read_features(self) -> npt.NDArray[np.floating[Any]]:
         """Read the embeddings only, shape (n_tiles, dim)."""
         features = self._read("features").astype(self.info.dtype, copy=False)
-        check_embeddings(self.name, features)
+        check_embeddings(self.name, features, hint=_HINT)
         return features
 
     def read_views(self) -> npt.NDArray[np.floating[Any]]:
@@ -223,7 +223,7 @@ class StoredBag:
         if self.info.views_dtype is None:
             raise BagError(self.name, actual="no views", expected="a bag with views of its tiles")
         views = self._read(VIEWS).astype(self.info.views_dtype, copy=False)
-        check_embeddings(self.name, views, what=VIEWS)
+        check_embeddings(self.name, views, what=VIEWS, hint=_HINT)
         return views
 
     def read_bag_info(self) -> BagInfo:

@@ -165,7 +165,7 @@ def _as_output_error(name: object) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise OutputError(
             name,
-            actual=f"cannot be written ({' '.join(reason.split())})",
+            actual=f"cannot be written ({reason})",
             hint="Check free space and permissions there; then pack again.",
         ) from error
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from features.bags.bag import Bag, Fingerprint, as_json, check_format
-from features.errors import CONTENT_ERRORS, FilterError
+from features.errors import CONTENT_ERRORS, FilterError, one_line
 from features.utils.files import atomic_write
 from features.utils.paths import parse_url
 
@@ -302,7 +302,7 @@ def read_filter(path: Path) -> TileFilter:
     except (*CONTENT_ERRORS, SafetensorError) as error:
         raise FilterError(
             path,
-            actual=f"not readable ({' '.join(str(error).split())[:200]})",
+            actual=f"not readable ({one_line(str(error), max_chars=200)})",
             expected=_EXPECTED,
             hint="Copy it again, or fit it again with 'mil filter fit'.",
         ) from error

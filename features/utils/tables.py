@@ -115,8 +115,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         with suppress(csv.Error):
             _check_row_lengths(path, text, separator)
-        reason = " ".join(str(error).split())
-        raise TableError(path, actual=f"not a table ({reason})", expected="a CSV table") from error
+        raise TableError(path, actual=f"not a table ({error})", expected="a CSV table") from error
     if repeated := sorted({name for name in names if name and names.count(name) > 1}):
         raise TableError(path, actual=f"column {repeated[0]!r} occurs twice", expected="once")
     table.columns = [normalize_name(strip_blanks(str(name))) for name in table.columns]

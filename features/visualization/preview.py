@@ -95,7 +95,7 @@ class PreviewWriter:
                 raise write_error(picture_path, error) from error
         known = {} if drawn is None else asdict(drawn)
         row = PreviewRow(**{
-            **known, "slide_id": slide_id, "status": "failed", "message": " ".join(message.split()),
+            **known, "slide_id": slide_id, "status": "failed", "message": one_line(message),
         })  # fmt: skip
         self._write(row)
         return row

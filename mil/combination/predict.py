@@ -67,7 +67,7 @@ def missing_folder_error(combination: Combination, name: str, given: Sequence[Pa
         ", ".join(map(str, given)),
         actual=f"no bags for the run {name!r}",
         expected=f"bags by {made.encoder} (weights {made.weights_sha256[:12]}, {at})",
-        hint="Give their folder with --bags too, or the slides with --slides to embed them.",
+        hint="Give their folder with --bags too; 'mil infer --slides' embeds slides without bags.",
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from features.bags.bag import UNKNOWN
-from features.errors import CONTENT_ERRORS, TableError
+from features.errors import CONTENT_ERRORS, TableError, one_line
 from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
 from mil.arrays import Floats, Ints
@@ -174,7 +174,7 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
     except (*CONTENT_ERRORS, TableError) as error:
         raise RunError(
             path,
-            actual=f"no out-of-fold predictions ({' '.join(str(error).split())[:200]})",
+            actual=f"no out-of-fold predictions ({one_line(str(error), max_chars=200)})",
             expected="judged.csv and slides.csv as 'mil train' wrote them",
             hint="Copy the run again, or train again with 'mil train'.",
         ) from error

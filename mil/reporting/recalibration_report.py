@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from features.errors import CONTENT_ERRORS, TableError
+from features.errors import CONTENT_ERRORS, TableError, one_line
 from mil.comparison.differences import compare_models
 from mil.comparison.models import AlignedModels, ModelPredictions
 from mil.errors import RunError
@@ -41,7 +41,7 @@ def write_recalibration(folder: Path) -> Path:
     except (*CONTENT_ERRORS, TableError) as error:
         raise RunError(
             folder / "recalibration.json",
-            actual=f"cannot be read ({' '.join(str(error).split())[:200]})",
+            actual=f"cannot be read ({one_line(str(error), max_chars=200)})",
             expected="as 'mil recalibrate' wrote it",
             hint="Copy the run again, or recalibrate again.",
         ) from error

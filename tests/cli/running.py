@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
+import typer.main
 from typer.testing import CliRunner, Result
 
 from cli.app import app
+from cli.console import leaf_commands
 
-__all__ = ["follow_advice", "mil", "mil_ok"]
+__all__ = ["COMMANDS", "follow_advice", "mil", "mil_ok"]
+
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+
+
+COMMANDS: dict[str, Any] = dict(leaf_commands(typer.main.get_command(app), "mil"))
+"""All commands by name."""
 
 
 def mil(*arguments: object) -> Result:
@@ -30,11 +40,27 @@ def mil_ok(*arguments: object) -> Result:
 def follow_advice(
     wrong: str | Sequence[object], advice: str, then: str | Sequence[object], *, exit_code: int = 1
 ) -> None:
-    """Type a command that fails with an advice, and then what it says, which must succeed."""
+    """Type a command that fails with an advice, and then what it says, which must succeed.
+
+    The advice is in one line, and its options are those of the command, or of another that the
+    line names.
+    """
     failed = mil(*_words(wrong))
     assert failed.exit_code == exit_code, (wrong, failed.output)
-    assert advice in " ".join(failed.output.replace("│", " ").split()), failed.output
+    output = failed.output
+    if exit_code == 2:  # The line is broken in a frame.
+        output = " ".join(output.replace("│", " ").split())
+    lines = [line for line in output.splitlines() if advice in line]
+    assert lines, failed.output
+    command = next(name for name in COMMANDS if _is_start(name.split()[1:], _words(wrong)))
+    named = {command, *(name for name in COMMANDS if name in lines[0])}
+    known = {option for name in named for one in COMMANDS[name].params for option in one.opts}
+    assert not set(_OPTION.findall(lines[0])) - known, lines[0]
     mil_ok(*_words(then))
+
+
+def _is_start(words: Sequence[str], of: Sequence[object]) -> bool:
+    return list(map(str, of[: len(words)])) == list(words)
 
 
 def _words(command: str | Sequence[object]) -> Sequence[object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.advice import ROOT, Message, find_messages
-from tests.cli.test_help import COMMANDS
+from tests.cli.running import COMMANDS
 
 MESSAGES = list(find_messages())
 OPTIONS = {
@@ -56,6 +56,8 @@ def printing(path: str) -> list[str]:
     """Return the commands that can print a message of a file; the doctor advises on others."""
     if path.startswith("cli/doctor_checks/"):
         return [*COMMANDS]
+    if own := [name for name in COMMANDS if file_of(name) == ROOT / path]:
+        return own
     return [name for name in COMMANDS if path in modules_below(file_of(name))]
 
 
@@ -90,6 +92,7 @@ def test_advice_names_only_options_and_commands_that_exist() -> None:
     [
         ("cli/commands/score.py", "Give --labels or --cohortt.", "--cohortt"),
         ("cli/commands/score.py", "Give --tile-px.", "--tile-px"),  # of other commands only
+        ("cli/commands/demo.py", "Give --folds.", "--folds"),  # of the commands that it runs
         ("cli/commands/train.py", "Run 'mil embedx slides/' first.", "mil embedx"),
         (
             "cli/commands/train.py",

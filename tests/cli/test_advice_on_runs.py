@@ -135,6 +135,12 @@ def test_the_number_of_folds_that_is_advised_works(tmp_path: Path) -> None:
     mil_ok(*shlex.split(train), advised[1])
 
 
+def test_a_run_that_is_there_is_replaced_with_overwrite(tmp_path: Path) -> None:
+    train = f"{MEAN.format(out=tmp_path)} --cohort train.csv"
+    mil_ok(*shlex.split(train))
+    follow_advice(train, "or replace it with --overwrite.", f"{train} --overwrite")
+
+
 def test_without_any_run_one_is_trained_or_named(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

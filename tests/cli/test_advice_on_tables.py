@@ -58,6 +58,7 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("wrong", "advice", "then"),
     [
         ("percent.csv", "Divide percentages by 100.", "p.csv"),
+        ("laa.csv", "name it with --class.", "laa.csv --class LAA"),
         ("comma.csv", "Write it with a decimal point", "p.csv"),
         ("half.csv --class LAA", "Leave --class out", "half.csv"),
         ("age.csv", "take out the columns that are not classes", "half.csv"),

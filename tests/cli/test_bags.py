@@ -225,7 +225,7 @@ def test_embeddings_of_tiles_are_no_vectors_of_slides(tmp_path: Path) -> None:
     result = mil("bags", "import", source, "--slide-vectors", "--bags", tmp_path / "bags")
     assert result.exit_code == 3
     assert "an array of shape (5, 12)" in result.output
-    assert "without --slide-vectors" in result.output
+    assert "imported with --from instead of --slide-vectors" in result.output
     assert len(list((tmp_path / "bags").glob("*.h5"))) == 3
 
 

@@ -5,9 +5,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from cli.console import let_waiting_threads_sleep, print_next, progress_bar
+from cli.console import (
+    ErrorHandlingGroup,
+    PlainCommand,
+    let_waiting_threads_sleep,
+    print_next,
+    progress_bar,
+)
 from cli.shared.output import _TITLES, print_scores
+from features.errors import MilError
 from mil.evaluation.metrics import Interval
 from tests.cli.running import mil_ok
 from tests.fakes import write_cohort
@@ -83,3 +92,21 @@ def test_an_audit_with_warnings_does_not_say_that_all_is_well(tmp_path: Path) ->
     shown = mil_ok("audit", table).stdout
     assert "No leak found" not in shown
     assert "2 warnings above before training" in shown
+
+
+def test_an_option_of_another_command_in_an_advice_is_said_to_be_its_own() -> None:
+    app = typer.Typer(cls=ErrorHandlingGroup)
+
+    def one(*, depth: int = 1) -> None:
+        raise MilError(
+            "x.tif", actual=f"depth {depth}", hint="Give --depth or --width; vips --tile."
+        )
+
+    def two(*, width: int = 1) -> None:
+        raise MilError("x.tif", actual=f"width {width}", hint="Give 'mil one' another --depth.")
+
+    for command in (one, two):
+        app.command(cls=PlainCommand)(command)
+    errors = [CliRunner().invoke(app, [name]).stderr for name in ("one", "two")]
+    assert errors[0].endswith(" vips --tile. --width is an option of 'mil two'.\n")
+    assert errors[1].endswith(" Give 'mil one' another --depth.\n")

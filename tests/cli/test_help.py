@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import pytest
-from typer.main import get_command
 
-from cli.app import app
-from tests.cli.running import mil
+from tests.cli.running import COMMANDS, mil
 
-
-def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Commands that do something, by what is typed."""
-    parts = getattr(command, "commands", None)
-    if parts is None:
-        yield name, command
-        return
-    for word, part in parts.items():
-        yield from leaves(part, f"{name} {word}")
-
-
-COMMANDS = dict(leaves(get_command(app), "mil"))
 NAMES = sorted(COMMANDS)
 
 

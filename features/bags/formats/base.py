@@ -28,6 +28,7 @@ from features.slides.base import StatedMpp
 from features.slides.resolution import Resolution, resolve_mpp
 
 __all__ = [
+    "CHECK_LAYOUT",
     "ForeignBag",
     "ImportDefaults",
     "number",
@@ -36,6 +37,10 @@ __all__ = [
     "unknown_fields",
 ]
 
+CHECK_LAYOUT = "Check --from; one vector per slide is imported with --slide-vectors instead."
+"""Advice on files that are not of the layout that was named."""
+
+_HINT = "Make its embeddings again with the program that wrote the file."
 _NEVER_STATED = ("slide_content_id", "tissue", "tissue_fraction", "transform", "weights_sha256")
 
 
@@ -199,7 +204,9 @@ def _without_batch_axis(path: Path, array: npt.NDArray[Any], name: str) -> npt.N
             actual=f"{name} of shape {array.shape} and type {array.dtype}",
             expected="one row of numbers per tile",
         )
-    return np.ascontiguousarray(as_embeddings(path, table) if name == "features" else table)
+    return np.ascontiguousarray(
+        as_embeddings(path, table, hint=_HINT) if name == "features" else table
+    )
 
 
 def _corners_px0(

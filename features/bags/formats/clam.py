@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, number
-from features.bags.formats.torch_tensors import read_tensors, write_tensor
+from features.bags.formats.base import CHECK_LAYOUT, ForeignBag, number
+from features.bags.formats.torch_tensors import first_tensor, read_tensors, write_tensor
 from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
 from features.utils.files import make_folder
 
@@ -24,14 +24,14 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
     tiles_path = path.parent.parent / "patches" / f"{path.stem}.h5"
     if tiles_path.is_file():
         with open_h5(tiles_path, expected=_EXPECTED, hint="") as file:
-            coords = read_array(file, "coords", ndim=(2, 3))
+            coords = read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)
             attributes = read_attributes(file["coords"])
     if path.suffix == ".pt":
-        features = read_tensors(path)["features"]
+        features = first_tensor(path, read_tensors(path))
     else:
-        with open_h5(path, expected=_EXPECTED, hint="Check --from.") as file:
-            features = read_array(file, "features", ndim=(2, 3))
-            coords = read_array(file, "coords", ndim=(2, 3))
+        with open_h5(path, expected=_EXPECTED, hint=CHECK_LAYOUT) as file:
+            features = read_array(file, "features", ndim=(2, 3), hint=CHECK_LAYOUT)
+            coords = read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)
     downsample = number(attributes, "downsample") or 1.0
     return ForeignBag(
         features=features,

@@ -17,7 +17,7 @@ from features.bags.formats import (
     torch_tensors,
     trident,
 )
-from features.bags.formats.base import ForeignBag
+from features.bags.formats.base import CHECK_LAYOUT, ForeignBag
 from features.errors import BagError
 
 __all__ = ["BAG_FORMATS", "BagFormat", "FoundBags"]
@@ -46,7 +46,7 @@ class BagFormat:
     ``**`` is for programs that write a folder per cohort.
     ``read`` takes a path and an encoder, which chooses among several embeddings of a file;
     ``write``, None if the format can only be read, takes a folder and a bag, which must know the
-    ``required`` fields.
+    ``required`` fields; ``hint`` says what to do where there is no such bag.
     """
 
     patterns: tuple[str, ...]
@@ -54,6 +54,7 @@ class BagFormat:
     read: Callable[[Path, str], ForeignBag]
     write: Callable[[Path, Bag], None] | None = None
     required: frozenset[str] = frozenset()
+    hint: str = CHECK_LAYOUT
 
     def find(self, source: Path) -> FoundBags:
         """Return the files that match the first pattern with any match, and those left out.
@@ -75,9 +76,7 @@ class BagFormat:
             if paths:
                 of_slides = _by_slide(source, paths)
                 return FoundBags(paths=of_slides, left_out=_list_left_out(source, of_slides))
-        raise BagError(
-            source, actual="no such bag in it", expected=self.expected, hint="Check --from."
-        )
+        raise BagError(source, actual="no such bag in it", expected=self.expected, hint=self.hint)
 
 
 def _by_slide(source: Path, paths: Sequence[Path]) -> dict[str, Path]:
@@ -149,6 +148,7 @@ BAG_FORMATS: Mapping[str, BagFormat] = MappingProxyType({
     "slide-vectors": BagFormat(
         patterns=("**/*.h5", "**/*.pt", "**/*.npy"),
         expected="<slide>.h5, .pt or .npy with one vector per slide", read=slide_vectors.read,
+        hint=slide_vectors.CHECK_KIND,
     ),
 })  # fmt: skip
 """Formats by the name that ``mil bags`` accepts."""

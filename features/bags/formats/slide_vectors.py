@@ -12,13 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.formats.base import ForeignBag
-from features.bags.formats.torch_tensors import read_tensors
+from features.bags.formats.torch_tensors import first_tensor, read_tensors
 from features.bags.safe_hdf5 import find_item, open_h5, read_array
-from features.errors import BagError
+from features.errors import BagError, one_line
 
-__all__ = ["read"]
+__all__ = ["CHECK_KIND", "read"]
 
 _NAMES = ("features", "feats", "embedding", "slide_embedding", "embeddings")
+CHECK_KIND = "Embeddings of tiles are imported with --from instead of --slide-vectors."
+"""Advice on files that hold no vector of a slide."""
+
 _EXPECTED = "one vector per slide, shape (dim,) or (1, dim)"
 
 
@@ -34,35 +37,21 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
             path,
             actual=f"an array of shape {array.shape}",
             expected=_EXPECTED,
-            hint="Embeddings of tiles are imported without --slide-vectors.",
+            hint=CHECK_KIND,
         )
     return ForeignBag(features=vectors, coords=None)
 
 
 def _read_array(path: Path) -> npt.NDArray[np.generic]:
     if path.suffix in {".pt", ".pth"}:
-        tensors = read_tensors(path)
-        return _first_named(path, tensors)
+        return first_tensor(path, read_tensors(path), names=_NAMES)
     if path.suffix == ".npy":
         try:
             array: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(str(error), max_chars=160)
             raise BagError(path, actual=f"not readable ({reason})", expected="an array") from error
         return array
-    with open_h5(path, expected="a file of slide features", hint="") as file:
+    with open_h5(path, expected="a file of slide features", hint=CHECK_KIND) as file:
         name = next((name for name in _NAMES if find_item(file, name)), _NAMES[0])
-        return read_array(file, name, ndim=(1, 2, 3))
-
-
-def _first_named(
-    path: Path, tensors: dict[str, npt.NDArray[np.generic]]
-) -> npt.NDArray[np.generic]:
-    name = next((name for name in _NAMES if name in tensors), None)
-    if name is None:
-        raise BagError(
-            path,
-            actual=f"a dictionary of {', '.join(map(repr, tensors)) or 'no tensor'}",
-            expected="one of " + ", ".join(map(repr, _NAMES)),
-        )
-    return tensors[name]
+        return read_array(file, name, ndim=(1, 2, 3), hint=CHECK_KIND)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from features.bags.bag import Bag
 from features.bags.formats.base import ForeignBag, number
-from features.bags.formats.torch_tensors import read_tensors, write_tensor
+from features.bags.formats.torch_tensors import first_tensor, read_tensors, write_tensor
 from features.bags.formats.trident import target_mpp_of
 from features.errors import CONTENT_ERRORS, BagError
 from features.utils.files import atomic_write
@@ -30,7 +30,7 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
     extractor = config.get("extractor")
     name = extractor.get("class") if isinstance(extractor, dict) else ""
     return ForeignBag(
-        features=read_tensors(path)["features"],
+        features=first_tensor(path, read_tensors(path)),
         coords=_read_index(index_path) if index_path.is_file() else None,
         coords_are="centres_px0",
         encoder=str(name or "").rsplit(".", maxsplit=1)[-1],

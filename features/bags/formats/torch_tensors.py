@@ -6,7 +6,7 @@ A ``.pt`` file is a pickle; :mod:`features.utils.torch_io` reads it without exec
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,11 +17,11 @@ import torch
 
 from features.bags.bag import Bag
 from features.bags.formats.base import ForeignBag, unknown_fields
-from features.errors import BagError
+from features.errors import BagError, one_line
 from features.utils.files import atomic_write, make_folder
 from features.utils.torch_io import safe_torch_load
 
-__all__ = ["read", "read_tensors", "write", "write_tensor"]
+__all__ = ["first_tensor", "read", "read_tensors", "write", "write_tensor"]
 
 _FEATURE_NAMES = ("features", "feats", "embeddings")
 
@@ -34,18 +34,11 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
     take precedence.
     """
     tensors = read_tensors(path)
-    name = next((name for name in _FEATURE_NAMES if name in tensors), None)
-    if name is None:
-        raise BagError(
-            path,
-            actual=f"a dictionary of {', '.join(map(repr, tensors)) or 'no tensor'}",
-            expected="one of " + ", ".join(map(repr, _FEATURE_NAMES)),
-        )
     coords_path = path.parent / "coords" / path.name
-    coords = (
-        read_tensors(coords_path)["features"] if coords_path.is_file() else tensors.get("coords")
-    )
-    return ForeignBag(features=tensors[name], coords=coords)
+    coords = tensors.get("coords")
+    if coords_path.is_file():
+        coords = first_tensor(coords_path, read_tensors(coords_path), names=("features", "coords"))
+    return ForeignBag(features=first_tensor(path, tensors), coords=coords)
 
 
 def write(folder: Path, bag: Bag) -> None:
@@ -76,7 +69,7 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
             hint="If you trust its source, load it elsewhere and save the bare tensor.",
         ) from error
     except Exception as error:  # A damaged stream raises errors of any kind.
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(str(error), max_chars=200)
         raise BagError(path, actual=f"not readable ({reason})", expected="a .pt file") from error
     tensors = content if isinstance(content, Mapping) else {"features": content}
     return {
@@ -84,6 +77,20 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         for name, value in tensors.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def first_tensor(
+    path: Path, tensors: Mapping[str, npt.NDArray[Any]], *, names: Sequence[str] = _FEATURE_NAMES
+) -> npt.NDArray[Any]:
+    """Return the first of these tensors that a file has, of any shape; BagError if it has none."""
+    name = next((name for name in names if name in tensors), None)
+    if name is None:
+        raise BagError(
+            path,
+            actual=f"a dictionary of {', '.join(map(repr, tensors)) or 'no tensor'}",
+            expected="one of " + ", ".join(map(repr, names)),
+        )
+    return tensors[name]
 
 
 def write_tensor(path: Path, array: npt.NDArray[Any]) -> None:

@@ -470,5 +470,5 @@ def _mean_mpp(image: Mapping[str, Any], axes: tuple[str, ...]) -> float | None:
 
 
 def _reason(error: Exception) -> str:
-    """Kind and message of an exception, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Kind and message of an exception."""
+    return f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.errors import CONTENT_ERRORS, TableError
+from features.errors import CONTENT_ERRORS, TableError, one_line
 from features.utils.tables import read_table
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
@@ -186,7 +186,7 @@ def unreadable_file(
     """Return the error on a missing or damaged file of a run."""
     return RunError(
         path,
-        actual=f"cannot be read ({' '.join(str(reason).split())[:200]})",
+        actual=f"cannot be read ({one_line(str(reason), max_chars=200)})",
         expected=expected,
         hint="Copy the run again, or train again with 'mil train'.",
     )

@@ -397,6 +397,26 @@ def test_other_tensors_are_refused(tmp_path: Path, content: object, expected: st
     assert expected in import_problem(tmp_path / "pt", "torch")
 
 
+@pytest.mark.parametrize("layout", ["clam", "slideflow", "torch"])
+def test_a_dictionary_of_tensors_is_read_by_name_in_every_layout(
+    tmp_path: Path, layout: str
+) -> None:
+    source = tmp_path / layout
+    write_pt(source / "s1.pt", {"feats": torch.from_numpy(FEATURES)})
+    bag, _ = import_slide(source, layout)
+    np.testing.assert_array_equal(bag.features, FEATURES)
+    (tmp_path / "imported/s1.h5").unlink()
+    write_pt(source / "s1.pt", {"x": torch.from_numpy(FEATURES)})
+    assert "a dictionary of 'x'" in import_problem(source, layout)
+
+
+def test_coordinates_in_a_dictionary_are_read_by_name(tmp_path: Path) -> None:
+    write_pt(tmp_path / "pt/s1.pt", torch.from_numpy(FEATURES))
+    write_pt(tmp_path / "pt/coords/s1.pt", {"coords": torch.from_numpy(COORDS)})
+    bag, _ = import_slide(tmp_path / "pt", "torch")
+    np.testing.assert_array_equal(bag.coords_px0, COORDS[IN_ORDER])
+
+
 @pytest.mark.parametrize("n_bytes", [0, 10, 300, -30])
 def test_truncated_tensors_are_refused(tmp_path: Path, n_bytes: int) -> None:
     write_pt(tmp_path / "pt/s1.pt", torch.from_numpy(FEATURES))

@@ -1,0 +1,149 @@
+"""Advice on bags, those of other programs included: each message is followed, and arrives."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from features.bags.h5 import write_bag
+from tests.cli.running import follow_advice, mil, mil_ok
+from tests.fakes import make_bag
+
+N_TILES = 4
+FEATURES = np.random.default_rng(0).normal(size=(N_TILES, 8)).astype(np.float32)
+COORDS = 448 * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+
+
+class Unsafe:
+    """An object whose loading needs code."""
+
+
+def write_h5(path: Path, *, attributes: dict[str, object] | None = None, **arrays: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name.replace("__", "/"), data=array)
+        file.attrs.update(attributes or {})
+
+
+def write_trident(path: Path) -> None:
+    write_h5(path, features=FEATURES, coords=COORDS)
+    about = {"patch_size": 224, "patch_size_level0": 448, "target_magnification": 20, "overlap": 0}
+    with h5py.File(path, "r+") as file:
+        file["coords"].attrs.update(about)
+
+
+def write_stamp(path: Path, features: np.ndarray = FEATURES, **attributes: object) -> None:
+    about = {"stamp_version": "2.0.0", "unit": "um", "tile_size_um": 112.0, "tile_size_px": 224}
+    write_h5(path, attributes={**about, **attributes}, feats=features, coords=COORDS / 4.0)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of every layout, each beside one that cannot be imported as it is."""
+    folder = tmp_path_factory.mktemp("study of bags")
+    for name in ("s1", "s2"):
+        write_h5(folder / f"clam/h5_files/{name}.h5", features=FEATURES, coords=COORDS)
+        write_stamp(folder / f"stamp/{name}.h5")
+        for encoder in ("uni", "conch"):
+            write_trident(folder / f"trident/features_{encoder}/{name}.h5")
+            write_stamp(folder / f"both/{encoder}/{name}.h5")
+        write_h5(folder / f"atlas/patches/{name}.h5", coords=COORDS, features__uni=FEATURES,
+                 features__conch=FEATURES)  # fmt: skip
+        write_h5(folder / f"unfinished/patches/{name}.h5", coords=COORDS)
+        write_h5(folder / f"vectors/{name}.h5", features=FEATURES[:1])
+        write_stamp(folder / f"nan/{name}.h5", FEATURES + np.nan)
+        write_stamp(folder / f"int8/{name}.h5", (20 * FEATURES).astype(np.int8))
+        write_h5(folder / f"old/{name}.h5", feats=FEATURES, coords=COORDS)
+        write_h5(folder / f"damaged/h5_files/{name}.h5", features=FEATURES)
+        (folder / "bare").mkdir(exist_ok=True)
+        torch.save(torch.from_numpy(FEATURES), folder / "bare" / f"{name}.pt")
+        (folder / "unsafe").mkdir(exist_ok=True)
+        torch.save({"features": torch.from_numpy(FEATURES), "by": Unsafe()},
+                   folder / "unsafe" / f"{name}.pt")  # fmt: skip
+        (folder / "copies").mkdir(exist_ok=True)
+        for suffix in (".pt", ".svs.pt"):
+            shutil.copy(folder / "bare" / f"{name}.pt", folder / "copies" / f"{name}{suffix}")
+        (folder / "tables").mkdir(exist_ok=True)
+        (folder / "tables" / f"{name}.csv").touch()
+        (folder / "bags").mkdir(exist_ok=True)
+        write_bag(folder / "bags" / f"{name}.h5", make_bag(name))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        ("clam --from stamp", "Check --from", "clam --from clam"),
+        ("stamp --from clam", "Check --from", "stamp --from stamp"),
+        ("stamp --from trident", "Check --from", "stamp --from stamp"),
+        ("stamp --from atlaspatch", "Check --from", "stamp --from stamp"),
+        ("clam --from slideflow", "Check --from", "clam --from clam"),
+        ("damaged --from clam", "Check --from", "clam --from clam"),
+        ("vectors --from torch", "is imported with --slide-vectors", "vectors --slide-vectors"),
+        ("vectors --from clam", "is imported with --slide-vectors", "vectors --slide-vectors"),
+        ("clam --slide-vectors", "imported with --from instead", "clam --from clam"),
+        ("atlas --slide-vectors", "imported with --from instead",
+         "atlas --from atlaspatch --backbone uni"),
+        ("tables --slide-vectors", "imported with --from instead", "clam --from clam"),
+        ("trident --from trident", "trident/features_uni; expected one set of bags. Choose one",
+         "trident/features_uni --from trident"),
+        ("both --from stamp", "Import both/conch and both/uni one by one, into two folders.",
+         "both/uni --from stamp"),
+        ("copies --from torch", "Move one of them elsewhere.", "bare --from torch"),
+        ("atlas --from atlaspatch", "Name one with --backbone.",
+         "atlas --from atlaspatch --backbone uni"),
+        ("atlas --from atlaspatch --backbone resnet", "Name one with --backbone.",
+         "atlas --from atlaspatch --backbone conch"),
+        ("unfinished --from atlaspatch", "Run its feature step first.",
+         "atlas --from atlaspatch --backbone uni"),
+        ("old --from stamp", "Embed the slide again with a current STAMP.", "stamp --from stamp"),
+        ("unsafe --from torch", "load it elsewhere and save the bare tensor", "bare --from torch"),
+        ("int8 --from stamp", "restore their values first", "stamp --from stamp"),
+        ("nan --from stamp", "Make its embeddings again with the program that wrote the file.",
+         "stamp --from stamp"),
+    ],
+)  # fmt: skip
+def test_advice_on_files_of_other_programs_leads_to_bags(
+    wrong: str, advice: str, then: str, tmp_path: Path
+) -> None:
+    command = f"bags import {{}} --bags {tmp_path / 'bags'}"
+    follow_advice(command.format(wrong), advice, command.format(then))
+
+
+def test_a_bag_that_is_there_twice_is_deleted_once(tmp_path: Path) -> None:
+    for name in ("s1.h5", "s1.svs.h5"):
+        shutil.copy("bags/s1.h5", tmp_path / name)
+    failed = mil("bags", "verify", tmp_path)
+    assert failed.exit_code == 1
+    assert "Delete one of them." in failed.output
+    (tmp_path / "s1.svs.h5").unlink()
+    mil_ok("bags", "verify", tmp_path)
+
+
+def test_imported_bags_are_exported_once_their_options_are_given(tmp_path: Path) -> None:
+    def command(word: str, source: str, layout: str) -> str:
+        return f"bags {word} {source} --{'from' if word == 'import' else 'to'} {layout} "
+
+    out, bags = tmp_path / "out", tmp_path / "bags"
+    mil_ok(*command("import", "clam", "clam").split(), "--bags", bags)
+    failed = mil(*command("export", bags, "trident").split(), "--out", out)
+    assert failed.exit_code == 1
+    assert "Import the bags again with --mpp and --tile-px." in failed.output
+    options = f"--mpp 0.5 --tile-px 224 --bags {tmp_path / 'again'}"
+    mil_ok(*command("import", "clam", "clam").split(), *options.split())
+    mil_ok(*command("export", tmp_path / "again", "trident").split(), "--out", out)
+    mil_ok(*command("import", "bare", "torch").split(), "--bags", tmp_path / "bare")
+    failed = mil(*command("export", tmp_path / "bare", "clam").split(), "--out", tmp_path / "no")
+    assert "Only --to torch does without coordinates." in failed.output
+    mil_ok(*command("export", tmp_path / "bare", "torch").split(), "--out", tmp_path / "pt")
