@@ -18,6 +18,7 @@ from features.encoders.weights import (
     local_weights,
     pretrained_config,
     require_known,
+    tags_command,
 )
 from features.errors import EncoderError
 
@@ -89,8 +90,8 @@ def list_encoders(pattern: str | None = None) -> list[str]:
         require_known(pattern)  # its error names the closest matches
         raise EncoderError(
             f"backbone {pattern!r}",
-            actual="timm knows no such name",
-            hint="Use wildcards, e.g. 'mil backbones \"*vit*\"'.",
+            actual="timm knows no such tag of it",
+            hint=f"{tags_command(pattern)} lists its tags.",
         )
     return names
 

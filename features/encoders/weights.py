@@ -36,6 +36,7 @@ __all__ = [
     "packaged_weights",
     "pretrained_config",
     "require_known",
+    "tags_command",
 ]
 
 _PACKAGES = {
@@ -66,6 +67,11 @@ def require_known(name: str) -> None:
         raise unknown_encoder(name, timm.list_models())
 
 
+def tags_command(name: str) -> str:
+    """Return the command that lists the tags of a model, in quotation marks."""
+    return f"'mil backbones \"{name.split('.', maxsplit=1)[0]}.*\"'"
+
+
 def build_untrained(config: ModelConfig | str) -> nn.Module:
     """Build a model with random weights and no classifier.
 
@@ -87,7 +93,9 @@ def build_untrained(config: ModelConfig | str) -> nn.Module:
         raise EncoderError(
             f"backbone {config.name!r}",
             actual=f"timm cannot build it without classifier ({first_line(error)})",
-            hint="See 'mil backbones' for models and their tags.",
+            hint="Correct what --model-arg states, or leave it out."
+            if "?" in config.name
+            else f"{tags_command(config.architecture)} lists its tags.",
         ) from error
     return _pooled(model, config)
 

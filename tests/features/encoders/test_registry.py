@@ -58,7 +58,7 @@ def test_names_are_found_by_pattern() -> None:
     assert "resnet50.a1_in1k" in list_encoders("resnet50.*")
     with pytest.raises(EncoderError, match=r"Did you mean .*resnet50"):
         list_encoders("resnet_50")
-    with pytest.raises(EncoderError, match="timm knows no such name"):
+    with pytest.raises(EncoderError, match="timm knows no such tag of it"):
         list_encoders("resnet50.no_such_tag")
 
 
