@@ -7,6 +7,7 @@ import csv
 import difflib
 import io
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -49,6 +50,9 @@ _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE
 """First line by which Excel is told the separator."""
 
 _MARKED_LINE = re.compile(r"\n[ \t]*#")
+_OPEN_QUOTE = re.compile(r"EOF inside string starting at row (\d+)")
+"""Error of pandas, which counts rows from 0."""
+
 _MIN_SIMILARITY = 0.75
 _MOST_ABOVE = 20
 """Rows of titles and remarks above the header, among which it is looked for."""
@@ -115,6 +119,13 @@ def read_table(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         with suppress(csv.Error):
             _check_row_lengths(path, text, separator)
+        if opened := _OPEN_QUOTE.search(str(error)):
+            raise TableError(
+                f"{path}, row {int(opened[1]) + 1 + n_lines_before}",
+                actual="a quotation mark that is not closed",
+                expected="pairs of them",
+                hint="Close it, or delete it.",
+            ) from error
         raise TableError(path, actual=f"not a table ({error})", expected="a CSV table") from error
     if repeated := sorted({name for name in names if name and names.count(name) > 1}):
         raise TableError(path, actual=f"column {repeated[0]!r} occurs twice", expected="once")
@@ -269,8 +280,8 @@ def find_column(
     there is none, or two with different cells are spellings of it: the message names the file
     ``where``, ``what`` the column contains, all columns, the one that may be meant, and the row
     that looks like the header. ``option`` is that of every command that reads such a table by
-    which a column can be named, such as ``--column``; ``otherwise`` is the advice where no column
-    is like it.
+    which a column can be named, such as ``--column label={}``, with braces for its name;
+    ``otherwise`` is the advice where no column is like it.
     """
     columns = [str(column) for column in table.columns]
     for name in (*(name for name in names if name in columns), *names):
@@ -287,7 +298,7 @@ def find_column(
         if same:
             return same[0]
     if near := suggest_column(columns, names):
-        with_option = f", or name it with {option}" if option else ""
+        with_option = f", or name it with {option.format(shlex.quote(near))}" if option else ""
         hint = f"Did you mean {near!r}? Rename it in the table{with_option}."
     elif row := _find_header(table, names):
         hint = f"Row {row} looks like the header: make it the first row."

@@ -205,7 +205,8 @@ def _read_cohort(train: Path, findings: list[Finding], columns: Columns | None) 
     except CohortError as error:
         findings.append(
             Finding(
-                Severity.warning, "table_refused", f"training would refuse the table: {error}",
+                Severity.warning, "table_refused",
+                f"training would refuse the table: {str(error).removesuffix('.')}",
                 "Folds and shortcuts were not examined; correct the table and audit again.",
             )
         )  # fmt: skip

@@ -179,7 +179,7 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
             path,
             actual=f"one class only, {classes[0]!r}, for all {named['patient'].nunique()} patients",
             expected="two or more",
-            hint="Check the column 'label'.",
+            hint="Add patients of another class, or name another column: --column label=NAME.",
         )
     _check_classes(path, classes)
     cohort = Cohort(path=path, patients=_group(named), classes=classes)
@@ -236,7 +236,10 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     names = ROLES[role]
     if role == "slide":
         names = (_BAG,) if _BAG in table else names[1:]
-    return find_column(table, names, where=where, what=what, option="--column")
+    return find_column(
+        table, names, where=where, what=what, option=f"--column {role}={{}}",
+        otherwise=f"Name it with --column {role}=NAME.",
+    )  # fmt: skip
 
 
 def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = None) -> pd.DataFrame:
@@ -348,7 +351,7 @@ def _check_own_columns(path: Path, column_of: Mapping[str, str]) -> None:
                 path,
                 actual=f"column {column!r} both as {role} and as {other}",
                 expected="a column for each",
-                hint="Name the right ones with --column.",
+                hint="Name the right ones with --column ROLE=NAME.",
             )
 
 

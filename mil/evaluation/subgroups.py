@@ -39,7 +39,7 @@ def read_subgroups(
     patient_of = cohort.patient_of_slide()
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
-        column = find_column(table, [name], where=path, what="a column of groups", option="--by")
+        column = find_column(table, [name], where=path, what="a column of groups", option="--by {}")
         values: dict[str, set[str]] = {}
         for slide_id, value in zip(slides, table[column], strict=True):
             text = MISSING if is_missing_word(value) else normalize_name(value)

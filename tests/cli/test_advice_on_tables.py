@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.cli.running import follow_advice, mil
+from tests.cli.running import follow_advice, mil, mil_ok
 from tests.fakes import write_cohort
 
 SCORE = "--cohort train.csv --resamples 100"
@@ -49,6 +50,55 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+COHORT = [[f"s{n}", f"p{n}", "AB"[n % 2], f"c{n % 3}", str(40 + 7 * n % 31)] for n in range(24)]
+HEADER = "image_id,patient_id,label,center_id,age"
+
+
+@pytest.fixture(scope="module")
+def odd_tables(study: Path) -> None:
+    """One cohort as tables that each have one fault; good.csv has none."""
+
+    def write(name: str, rows: list[list[str]] = COHORT, header: str = HEADER) -> str:
+        text = "\n".join([header, *map(",".join, rows)]) + "\n"
+        (study / f"{name}.csv").write_text(text)
+        return text
+
+    def change(name: str, row: int, column: int, cell: str) -> None:
+        write(name, [
+            [cell if (n, m) == (row, column) else old for m, old in enumerate(cells)]
+            for n, cells in enumerate(COHORT)
+        ])  # fmt: skip
+
+    good = write("good")
+    for name, content in {
+        "book": b"PK\x03\x04 of a workbook", "parquet": b"PAR1 of columns",
+        "letter": b"{\\rtf1 a letter}", "json": b'[{"image_id": "s1"}]', "pdf": b"%PDF-1.7 a page",
+        "page": b"<!DOCTYPE html><html>log in</html>", "packed": b"\x1f\x8b\x08 of gzip",
+        "._good": b"\x00\x05\x16\x07 of macOS", "zero": good.replace("p3", "p\0").encode(),
+        "latin": good.replace("p3", "p\u00e4").encode("latin-1"),
+        "joined": (good + good).encode(), "titled": ("A study\n\n" + good).encode(),
+    }.items():  # fmt: skip
+        (study / f"{name}.csv").write_bytes(content)
+    for name, column, cell in (
+        ("cells", 2, "A, perhaps"), ("missing", 2, "NA"), ("open", 1, '"p3'), ("date", 0, "03-Jan"),
+        ("number", 1, "5.88e+13"), ("several", 1, "p4"), ("small", 2, "b"),
+    ):  # fmt: skip
+        change(name, 3, column, cell)
+    write("whole", [["s0", '"p0\ns1', 'p1"', *COHORT[0][2:]], *COHORT[2:]],
+          HEADER.replace("patient_id", "patient_id,more"))  # fmt: skip
+    write("single", [[*row[:2], "A", *row[3:]] for row in COHORT])
+    write("reserved", [[*row[:2], row[2].replace("A", "patient_id"), *row[3:]] for row in COHORT])
+    write("both", [[*row, row[0]] for row in COHORT], f"{HEADER},Label")
+    write("pid", header=HEADER.replace("patient_id", "patient no"))
+    write("kind", header=HEADER.replace("label", "kind"))
+    write("below", [HEADER.split(","), *COHORT], "a,b,c,d,e")
+    write("units", [[*row[:4], f"{row[4]} years"] for row in COHORT])
+    write("many", [[*row[:4], f"of {row[0]}"] for row in COHORT])
+    write("telling", [[*row[:4], f"of {row[2]}"] for row in COHORT])
+    write("constant", [[*row[:4], "50"] for row in COHORT])
+    write("absent", [[*row[:4], row[4] if row[2] == "A" else ""] for row in COHORT])
+
+
 @pytest.fixture(autouse=True)
 def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study)
@@ -73,6 +123,76 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_advice_on_predictions_leads_to_scores(wrong: str, advice: str, then: str) -> None:
     follow_advice(f"score {wrong} {SCORE}", advice, f"score {then} {SCORE}")
+
+
+@pytest.mark.usefixtures("odd_tables")
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        ("book.csv", "Save the sheet as CSV (UTF-8).", "good.csv"),
+        ("parquet.csv", "Write it as CSV, such as with pandas' read_parquet", "good.csv"),
+        ("letter.csv", "Save the table as CSV (UTF-8).", "good.csv"),
+        ("json.csv", "Write it as CSV, such as with pandas' read_json", "good.csv"),
+        ("pdf.csv", "a table as CSV.", "good.csv"),
+        ("page.csv", "Download it again, signed in if need be.", "good.csv"),
+        ("packed.csv", "Unpack it, and name what is in it.", "good.csv"),
+        ("._good.csv", "Name the file without '._' before its name.", "good.csv"),
+        ("zero.csv", "The file is damaged or of another kind: export it again.", "good.csv"),
+        ("latin.csv", "Save it as CSV (UTF-8), which Excel offers", "good.csv"),
+        ("joined.csv", "delete the header of each but the first", "good.csv"),
+        ("titled.csv", "If row 3 is the header, delete what is above it.", "good.csv"),
+        ("below.csv", "Row 2 looks like the header: make it the first row.", "good.csv"),
+        ("cells.csv", "row 5: 6 cells; expected 5, as in the header. Put quotation marks around",
+         "good.csv"),
+        ("open.csv", "row 5: a quotation mark that is not closed; expected pairs of them. Close",
+         "good.csv"),
+        ("whole.csv", "Close the quotation mark that opens in this row or before it.", "good.csv"),
+        ("missing.csv", "Fill it in or delete the row; if 'NA' is meant, spell it out.",
+         "good.csv"),
+        ("date.csv", "Save the table again with ids as text", "good.csv"),
+        ("number.csv", "Save the table again with ids as text", "good.csv"),
+        ("both.csv", "Rename or delete one in the table.", "good.csv"),
+        ("pid.csv", "Rename it in the table, or name it with --column patient='patient no'.",
+         "pid.csv --column patient='patient no'"),
+        ("kind.csv", "Name it with --column label=NAME.", "kind.csv --column label=kind"),
+        ("good.csv --column label=image_id", "Name the right ones with --column ROLE=NAME.",
+         "good.csv --column label=age"),
+        ("good.csv --covariates ages", "Rename it in the table, or name it with --covariates.",
+         "good.csv --covariates age"),
+    ],
+)  # fmt: skip
+def test_advice_on_files_and_columns_leads_to_an_audit(wrong: str, advice: str, then: str) -> None:
+    follow_advice(f"audit {wrong}", advice, f"audit {then}")
+
+
+@pytest.mark.usefixtures("odd_tables")
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        ("single.csv", "or name another column: --column label=NAME. Folds and",
+         "single.csv --column label=age"),
+        ("single.csv", "correct the table and audit again.", "good.csv"),
+        ("reserved.csv", "Check that the column of labels is the right one, or rename the class.",
+         "good.csv"),
+        ("small.csv", "write it the same way everywhere.", "good.csv"),
+        ("small.csv", "Write the label the same way in every row.", "good.csv"),
+        ("several.csv", "Give each patient one label", "good.csv"),
+        ("units.csv --covariates age", "Write numbers without unit", "good.csv --covariates age"),
+        ("many.csv --covariates age", "Join rare categories in the table.",
+         "good.csv --covariates age"),
+        ("telling.csv --covariates age", "leave it out of --covariates", "telling.csv"),
+        ("constant.csv --covariates age", "Leave it out of --covariates", "constant.csv"),
+        ("absent.csv --covariates age", "leave it out of --covariates", "absent.csv"),
+    ],
+)  # fmt: skip
+def test_advice_of_an_audit_ends_the_warning(wrong: str, advice: str, then: str) -> None:
+    def findings(command: str) -> str:
+        result = mil_ok("audit", *shlex.split(command))
+        return result.stdout
+
+    assert any(advice in line for line in findings(wrong).splitlines()), findings(wrong)
+    assert ".. " not in findings(wrong)
+    assert advice not in findings(then)
 
 
 @pytest.mark.parametrize(

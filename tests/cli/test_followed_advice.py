@@ -71,7 +71,7 @@ def test_advice_of_evaluate_and_recalibrate_works(study: Path, tmp_path: Path) -
     evaluate, page = ["evaluate", *on], ["--out", tmp_path / "page.html"]
     recalibrate, new = ["recalibrate", *on], ["--run", tmp_path / "new"]
     named = [study / "renamed.csv", "--column", "patient=case id"]
-    advice = "Did you mean 'case id'? Rename it in the table, or name it with --column."
+    advice = "Rename it in the table, or name it with --column patient='case id'."
     follow_advice([*evaluate, *named[:1], *page], advice, [*evaluate, *named, *page])
     follow_advice([*recalibrate, *named[:1], *new], advice, [*recalibrate, *named, *new])
     follow_advice(
@@ -82,7 +82,7 @@ def test_advice_of_evaluate_and_recalibrate_works(study: Path, tmp_path: Path) -
     groups = [*evaluate, study / "new.csv", *page, "--by"]
     follow_advice(
         [*groups, "scaner"],
-        "Did you mean 'scanner'? Rename it in the table, or name it with --by.",
+        "Did you mean 'scanner'? Rename it in the table, or name it with --by scanner.",
         [*groups, "scanner"],
     )
     follow_advice(

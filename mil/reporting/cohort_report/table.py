@@ -180,7 +180,7 @@ def read_cohort_table(
         names["image"] = "image_num"
     if label is not None:
         names["label"] = find_column(
-            table, [label], where=path, what="a column of labels", option="--label"
+            table, [label], where=path, what="a column of labels", option="--label {}"
         )
     whole = table[(table[names["slide"]] != "") & (table[names["patient"]] != "")]
     rows = pd.DataFrame({role: whole[name] for role, name in names.items() if role != "image"})

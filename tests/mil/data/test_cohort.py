@@ -87,7 +87,7 @@ def test_each_contradiction_has_its_own_line(tmp_path: Path, rows: list[str], me
         (b"image_id,patient_id,label\n", "no rows under the header"),
         (b"image_id,image_id\na,b\n", "column 'image_id' occurs twice"),
         (b"\xfd\x00bad", "not UTF-8"),
-        (b'a,b\n"never closed', "not a table"),
+        (b'a,b\n"never closed', "row 2: a quotation mark that is not closed"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
