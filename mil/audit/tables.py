@@ -187,7 +187,7 @@ def audit_refused(refused: Mapping[str, BagError]) -> Iterator[Finding]:
         yield Finding(
             Severity.warning, BAG_REFUSED,
             f"{pluralize(len(refused), 'bags')} cannot be used, and were not examined: "
-            f"{abbreviate(tuple(refused))}. The first: {first}",
+            f"{abbreviate(tuple(refused))}. The first: {str(first).removesuffix('.')}",
             "'mil bags verify' checks all; 'mil train' refuses them.", tuple(refused),
         )  # fmt: skip
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from features.bags.h5 import read_bag, write_bag
 from tests.cli.running import follow_advice, mil, mil_ok
 from tests.fakes import write_cohort
 
@@ -96,6 +101,28 @@ def odd_tables(study: Path) -> None:
     write("many", [[*row[:4], f"of {row[0]}"] for row in COHORT])
     write("telling", [[*row[:4], f"of {row[2]}"] for row in COHORT])
     write("constant", [[*row[:4], "50"] for row in COHORT])
+    write("shared", [*COHORT, [COHORT[0][0], *COHORT[2][1:]]])
+    write("twice", [*COHORT, COHORT[0]])
+    write("repeated", [*COHORT, COHORT[0]])
+    write("unnamed", [*COHORT, ["s99", "", *COHORT[0][2:]]])
+    write("zeros", [[f"t{n}", f"{n:03d}", *row[2:]] for n, row in enumerate(COHORT)])
+    write("centres", [[*row[:3], "xy"[row[2] == "B" or n > 19], row[4]]
+                      for n, row in enumerate(COHORT)])  # fmt: skip
+    change("unclear", 3, 2, "unknown")
+    write("rare", [row for n, row in enumerate(COHORT) if row[2] == "A" or n < 10])
+    write("few", [row for n, row in enumerate(COHORT) if row[2] == "A" or n < 4])
+    for name in ("fewer", "mixed", "spoilt", "copies"):
+        shutil.copytree(study / "bags", study / name)
+    (study / "fewer" / "001_0.h5").unlink()
+    bag = read_bag(study / "bags" / "001_0.h5")
+    made = replace(bag.meta.fingerprint, encoder="another")
+    write_bag(study / "mixed" / "001_0.h5", replace(bag, meta=replace(bag.meta, fingerprint=made)))
+    with h5py.File(study / "spoilt" / "001_0.h5", "r+") as file:
+        file["features"][0] = np.nan
+    copied = replace(bag, meta=replace(bag.meta, slide_id="002_0"))
+    write_bag(study / "copies" / "002_0.h5", copied)
+    one = (study / "train.csv").read_text().replace("002_0,002,", "002_0,001,")
+    (study / "one.csv").write_text(one)
     write("absent", [[*row[:4], row[4] if row[2] == "A" else ""] for row in COHORT])
 
 
@@ -183,16 +210,54 @@ def test_advice_on_files_and_columns_leads_to_an_audit(wrong: str, advice: str, 
         ("telling.csv --covariates age", "leave it out of --covariates", "telling.csv"),
         ("constant.csv --covariates age", "Leave it out of --covariates", "constant.csv"),
         ("absent.csv --covariates age", "leave it out of --covariates", "absent.csv"),
+        ("shared.csv", "Find out which patient it belongs to, and delete the other rows.",
+         "good.csv"),
+        ("twice.csv", "Keep one row per slide.", "good.csv"),
+        ("good.csv good.csv", "Remove them from one table; scores on them", "good.csv zeros.csv"),
+        ("good.csv good.csv", "Remove them from one table.", "good.csv zeros.csv"),
+        ("unclear.csv", "If it means that the label is not known, delete these rows.", "good.csv"),
+        ("rare.csv --folds 6", "Use --folds 5, or add patients of that class.", "rare.csv"),
+        ("rare.csv --folds 6", "Use --folds 5, or add patients of that class.",
+         "good.csv --folds 6"),
+        ("few.csv", "Add patients of that class, or take the class out of the table.", "rare.csv"),
+        ("train.csv --bags fewer", "Embed them with 'mil embed', and audit again.",
+         "train.csv --bags bags"),
+        ("train.csv --bags spoilt", "'mil bags verify' checks all; 'mil train' refuses them.",
+         "train.csv --bags bags"),
+        ("train.csv --bags copies", "give copies the same patient id", "one.csv --bags copies"),
+        ("one.csv --bags copies", "keep one of each", "train.csv --bags bags"),
     ],
 )  # fmt: skip
 def test_advice_of_an_audit_ends_the_warning(wrong: str, advice: str, then: str) -> None:
-    def findings(command: str) -> str:
-        result = mil_ok("audit", *shlex.split(command))
-        return result.stdout
+    follow_finding(f"audit {wrong}", advice, f"audit {then}")
 
-    assert any(advice in line for line in findings(wrong).splitlines()), findings(wrong)
-    assert ".. " not in findings(wrong)
-    assert advice not in findings(then)
+
+def follow_finding(wrong: str, advice: str, then: str) -> None:
+    """Run a command that reports a finding with an advice, and the one after it, which does not."""
+    found = mil(*shlex.split(wrong)).stdout
+    assert any(advice in line for line in found.splitlines()), found
+    assert ".. " not in found
+    assert advice not in mil_ok(*shlex.split(then)).stdout
+
+
+@pytest.mark.usefixtures("odd_tables")
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        ("repeated.csv", "Delete them.", "good.csv"),
+        ("unnamed.csv", "Add the ids, or delete the rows.", "good.csv"),
+        ("zeros.csv", "Read ids as text", "good.csv"),
+        ("centres.csv", "see 'mil audit', and train with 'mil train --by centre'", "good.csv"),
+        ("train.csv --bags fewer", "Embed them with 'mil embed'.", "train.csv --bags bags"),
+        ("train.csv --bags mixed", "embed all slides with the same settings.",
+         "train.csv --bags bags"),
+    ],
+)  # fmt: skip
+def test_advice_of_a_description_ends_the_warning(
+    wrong: str, advice: str, then: str, tmp_path: Path
+) -> None:
+    page = f"--out {tmp_path}/page.html"
+    follow_finding(f"describe {wrong} {page}", advice, f"describe {then} {page}")
 
 
 @pytest.mark.parametrize(
