@@ -76,7 +76,8 @@ _SPEED_PERIOD_S = 300.0
 class _PlainConsole(Console):
     """A console that prints any text literally.
 
-    Brackets are not markup, colons not emoji, and control characters are replaced.
+    Brackets are not markup, colons not emoji, and control characters are replaced, on standard
+    error also line breaks: a message has one line, whatever a name in it holds.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -84,6 +85,7 @@ class _PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Replace control characters in all text, including that of tables."""
+        text = text.replace("\n", " ") if self.stderr else text
         return super().render_str(printable(text, kept="\n"), **options)
 
 

@@ -152,7 +152,8 @@ def assumed_mpp_text(slide_ids: Sequence[str]) -> str:
     """Return the sentence that names the slides whose resolution was assumed."""
     return (
         f"{pluralize(len(slide_ids), 'slides')} without a plausible resolution: 0.25 µm/px was "
-        f"assumed for {_list_some(slide_ids)}. If you know it, give --slide-mpp or --mpp-table."
+        f"assumed for {_list_some(slide_ids)}. If you know it, give --slide-mpp, "
+        "or --mpp-table to 'mil embed'."
     )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.console import stderr, stdout
+from features.errors import one_line
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 _N_NAMED = 5
+_MAX_CHARS = 2000
+"""Length of the line of a finding, which may name many slides."""
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -43,7 +46,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
     for finding in findings:
         text = Text()
         text.append(f"{finding.severity.value}: ", style=_STYLES[finding.severity.value])
-        text.append(f"{finding.message}. {finding.advice}".rstrip())
+        text.append(one_line(f"{finding.message}. {finding.advice}", max_chars=_MAX_CHARS))
         stdout.print(text)
 
 

@@ -6,6 +6,7 @@ The layout is documented in ``docs/reference/bag.md``. Tools that read ``feature
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -109,7 +110,7 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
             bags_dir,
             actual=f"no bag (*.h5) in it, but in {inner}",
             expected="a folder of bags, one per slide",
-            hint=f"Name one folder of bags, such as {inner}.",
+            hint=f"Name one folder of bags, such as {shlex.quote(str(inner))}.",
         )
     raise BagError(
         bags_dir,

@@ -235,7 +235,7 @@ def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, sourc
                 "the tile filter",
                 actual=f"fitted on tiles whose {name} is {value!r}",
                 expected=f"{other[name]!r} as in {source}",
-                hint="Fit it again with the same backbone, --mpp and --tile-px.",
+                hint="Fit it again: 'mil filter fit' with the same backbone, --mpp and --tile-px.",
             )
 
 

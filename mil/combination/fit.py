@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,7 +262,7 @@ def _same_patients(runs: Sequence[RunPredictions]) -> tuple[RunPredictions, ...]
                 actual=f"other folds than those of {first.path}",
                 expected="the same, or a patient is out-of-fold in one run and trained on in the "
                 "other",
-                hint=f"Train it with 'mil train --folds-of {first.path}'.",
+                hint=f"Train it on them: mil train --folds-of {shlex.quote(str(first.path))}",
             )
         if changed := changed_slides([first, run]):
             raise RunError(

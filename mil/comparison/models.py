@@ -356,7 +356,7 @@ def _notes(
         if other := [n for n, own in folded[1:] if not same_folds(fold, own)]:
             notes.append(
                 f"folds of {', '.join(other)} differ from those of {name}: their differences hold "
-                "the choice of folds as well; train with --folds-of for the same"
+                "the choice of folds as well; 'mil train --folds-of' gives both the same"
             )
         counts = [len(own) for _, own in folded]
         if len(set(counts)) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "check_held_out",
     "read_run_predictions",
     "read_run_scores",
+    "several_labels_error",
     "write_held_out_predictions",
 ]
 
@@ -141,6 +143,17 @@ def write_held_out_predictions(
     write_table(folder / "judged.csv", pd.concat(of_repeats))
 
 
+def several_labels_error(path: Path) -> RunError:
+    """Return the error on a run of several labels, where the run of one of them is needed."""
+    first = min((path / "labels").glob("*"), default=path / "labels")
+    return RunError(
+        path,
+        actual="a run of several labels",
+        expected="the run of one of them",
+        hint=f"Name one, such as {shlex.quote(str(first))}.",
+    )
+
+
 def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPredictions:
     """Read the out-of-fold predictions of a run, shape (repeats, patients, classes).
 
@@ -153,12 +166,7 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
     """
     path = Path(path)
     if (path / "labels.json").is_file():
-        raise RunError(
-            path,
-            actual="a run of several labels",
-            expected="the run of one of them",
-            hint=f"Name one, such as {path / 'labels' / 'any'}.",
-        )
+        raise several_labels_error(path)
     if not any((path / name).is_file() for name in _MARKERS):
         raise RunError(
             path,

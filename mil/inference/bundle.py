@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from mil.calibration import Calibrator, calibrator_from_dict
 from mil.calibration.priors import parse_prior
 from mil.errors import RunError
 from mil.evaluation.abstention import AbstentionPoint
+from mil.evaluation.run_predictions import several_labels_error
 from mil.heads import Head, build_head
 from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
@@ -363,15 +365,10 @@ def _read_description(path: Path) -> dict[str, Any]:
                 path,
                 actual="a combination of runs",
                 expected="a single run",
-                hint=f"Name one of those in {path / 'members'}.",
+                hint=f"Name one of those in {shlex.quote(str(path / 'members'))}.",
             ) from error
         if (path / "labels").is_dir():
-            raise RunError(
-                path,
-                actual="a run of several labels",
-                expected="the run of one of them",
-                hint=f"Name one, such as {path / 'labels' / 'any'}.",
-            ) from error
+            raise several_labels_error(path) from error
         raise RunError(
             path,
             actual="no model.json in it",

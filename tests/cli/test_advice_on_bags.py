@@ -52,7 +52,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_stamp(folder / f"stamp/{name}.h5")
         for encoder in ("uni", "conch"):
             write_trident(folder / f"trident/features_{encoder}/{name}.h5")
-            write_stamp(folder / f"both/{encoder}/{name}.h5")
+        for folder_name in ("conch", "uni 2"):
+            write_stamp(folder / "both" / folder_name / f"{name}.h5")
         write_h5(folder / f"atlas/patches/{name}.h5", coords=COORDS, features__uni=FEATURES,
                  features__conch=FEATURES)  # fmt: skip
         write_h5(folder / f"unfinished/patches/{name}.h5", coords=COORDS)
@@ -73,6 +74,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "tables" / f"{name}.csv").touch()
         (folder / "bags").mkdir(exist_ok=True)
         write_bag(folder / "bags" / f"{name}.h5", make_bag(name))
+    shutil.copytree(folder / "bags", folder / "my bags" / "of 2026")
     return folder
 
 
@@ -98,8 +100,8 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("tables --slide-vectors", "imported with --from instead", "clam --from clam"),
         ("trident --from trident", "trident/features_uni; expected one set of bags. Choose one",
          "trident/features_uni --from trident"),
-        ("both --from stamp", "Import both/conch and both/uni one by one, into two folders.",
-         "both/uni --from stamp"),
+        ("both --from stamp", "Import both/conch and 'both/uni 2' one by one, into two folders.",
+         "'both/uni 2' --from stamp"),
         ("copies --from torch", "Move one of them elsewhere.", "bare --from torch"),
         ("atlas --from atlaspatch", "Name one with --backbone.",
          "atlas --from atlaspatch --backbone uni"),
@@ -119,6 +121,12 @@ def test_advice_on_files_of_other_programs_leads_to_bags(
 ) -> None:
     command = f"bags import {{}} --bags {tmp_path / 'bags'}"
     follow_advice(command.format(wrong), advice, command.format(then))
+
+
+def test_a_folder_of_bags_that_is_named_can_be_typed() -> None:
+    follow_advice(
+        "bags verify 'my bags'", "such as 'my bags/of 2026'.", "bags verify 'my bags/of 2026'"
+    )
 
 
 def test_a_bag_that_is_there_twice_is_deleted_once(tmp_path: Path) -> None:

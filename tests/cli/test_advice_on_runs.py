@@ -6,20 +6,23 @@ import re
 import shlex
 import shutil
 import socket
+from contextlib import chdir
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from cli.viewer.server import ViewServer
 from mil.training.config import TrainConfig
 from tests.cli.running import follow_advice, mil, mil_ok
-from tests.studies import train_on, write_encoded_cohort
+from tests.studies import train_on, write_encoded_cohort, write_judged_run
 
 pytestmark = pytest.mark.ci
 QUICK = TrainConfig(head="mean", n_members=1, n_components=4, fixed_steps=2)
 TRAIN = "train --bags bags/a --set n_members=1 --set fixed_steps=2 --run {out}/run --device cpu"
 MEAN = f"{TRAIN} --head mean --folds 2"
+LABELS = "train --cohort labels.csv --bags bags/a --set n_members=1 --set fixed_steps=2"
 NEW = "--patients new.csv --bags bags/a"
 INFER = f"infer {NEW} --run runs/a --out {{out}}/p.csv"
 EXPLAIN = "explain --run runs/a --bags bags/a --out {out}/pages"
@@ -42,6 +45,26 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
     rows.assign(center_id="c0").to_csv(folder / "centre.csv", index=False)
     rows.assign(center_id="c" + rows["label"]).to_csv(folder / "confounded.csv", index=False)
     rows.drop(columns="center_id").to_csv(folder / "none.csv", index=False)
+    number = rows.index
+    rows.assign(any=(number % 3 > 0) * 1, CE=number % 2, rare=(number < 2) * 1, all=1).to_csv(
+        folder / "labels.csv", index=False
+    )
+    rows[(rows["label"] == "CE") | (number < 6)].to_csv(folder / "few.csv", index=False)
+    rows[number < 20].to_csv(folder / "fewer.csv", index=False)
+    new = pd.read_csv(folder / "new.csv", dtype=str)
+    new.assign(patient=new["patient_id"]).to_csv(folder / "groups.csv", index=False)
+    new[new["label"] == "CE"].to_csv(folder / "one_class.csv", index=False)
+    logits = np.linspace(-2, 2, 24)[None]
+    labels = [("CE", "LAA")[n % 2] for n in range(24)]
+    for name, options in {
+        "one": {}, "same": {}, "flipped": {"labels": labels[::-1]},
+        "others": {"patient_ids": [f"q{n}" for n in range(24)]},
+        "few": {"patient_ids": [f"{'p' if n < 5 else 'q'}{n}" for n in range(24)]},
+        "classes": {"labels": ["XY"[n % 2] for n in range(24)], "classes": "XY"},
+    }.items():  # fmt: skip
+        write_judged_run(folder / "judged" / name, logits, options.pop("labels", labels), **options)
+    with chdir(folder):
+        mil_ok(*shlex.split(f"{LABELS} --run labels --labels any,CE --folds 2"))
     return folder
 
 
@@ -118,6 +141,48 @@ def test_advice_on_usage_is_usage_that_works(
          "recalibrate runs/a --cohort new.csv --bags bags/a --run {out}/new"),
         ("compare runs/a bags --out {out}/c.html", NO_RUN,
          "compare runs/a runs/b --out {out}/c.html"),
+        ("compare judged/one judged/classes --out {out}/c.html",
+         "Take runs that predict the same classes.",
+         "compare judged/one judged/same --out {out}/c.html"),
+        ("compare judged/one judged/flipped --out {out}/c.html",
+         "Train both on the same table of labels.",
+         "compare judged/one judged/same --out {out}/c.html"),
+        ("compare judged/one judged/others --out {out}/c.html",
+         "Compare models of the same patients.",
+         "compare judged/one judged/same --out {out}/c.html"),
+        ("compare judged/one judged/few --out {out}/c.html",
+         "Compare models that share more patients.",
+         "compare judged/one judged/same --out {out}/c.html"),
+        ("compare labels runs/a --out {out}/c.html", "Name one, such as labels/labels/CE.",
+         "compare labels/labels/CE runs/a --out {out}/c.html"),
+        ("combine runs/a both --run {out}/new", "Name the runs that it combines.",
+         "combine runs/a runs/b --run {out}/new"),
+        (EXPLAIN.replace("runs/a", "labels") + " --slide x000_0 --tta", "Leave --tta out",
+         EXPLAIN.replace("runs/a", "labels/labels/any") + " --slide x000_0"),
+        (f"{LABELS} --run {{out}}/l --labels any,CE --folds 20",
+         "Use fewer folds (--folds 8), or leave it out of --labels.",
+         f"{LABELS} --run {{out}}/l --labels any,CE --folds 8"),
+        (f"{LABELS} --run {{out}}/l --labels any,rare --folds 3",
+         "Leave it out of --labels, or add patients.",
+         f"{LABELS} --run {{out}}/l --labels any --folds 2"),
+        (f"{LABELS} --run {{out}}/l --labels any,all --folds 2", "Leave it out of --labels.",
+         f"{LABELS} --run {{out}}/l --labels any --folds 2"),
+        (f"{LABELS} --run {{out}}/l --labels any,ce2 --folds 2", "or name it with --labels.",
+         f"{LABELS} --run {{out}}/l --labels any,CE --folds 2"),
+        (f"{TRAIN} --head mean --cohort fewer.csv --folds-of runs/a",
+         "Train on the same patients, with the same slides embedded.",
+         f"{TRAIN} --head mean --cohort train.csv --folds-of runs/a"),
+        (f"{MEAN} --cohort few.csv",
+         "Add patients of that class, or take the class out of the table.",
+         f"{MEAN} --cohort fewer.csv"),
+        ("evaluate runs/a --cohort groups.csv --bags bags/a --out {out}/e.html --by patient",
+         "Write groups into the table",
+         "evaluate runs/a --cohort groups.csv --bags bags/a --out {out}/e.html --by scanner"),
+        ("evaluate both --cohort new.csv --bags bags/b --out {out}/e.html",
+         "Give their folder with --bags too",
+         "evaluate both --cohort new.csv --bags bags/b --bags bags/a --out {out}/e.html"),
+        ("evaluate runs/a --cohort one_class.csv --bags bags/a --out {out}/e.html", "",
+         "evaluate runs/a --cohort new.csv --bags bags/a --out {out}/e.html"),
     ],
 )  # fmt: skip
 def test_advice_on_runs_and_cohorts_leads_to_results(
@@ -151,19 +216,38 @@ def test_without_any_run_one_is_trained_or_named(
     )
 
 
-@pytest.mark.parametrize("file", ["model.json", "judged.csv"])
-def test_a_damaged_run_is_copied_again(study: Path, tmp_path: Path, file: str) -> None:
-    run = tmp_path / "a"
-    shutil.copytree(study / "runs" / "a", run)
+@pytest.mark.parametrize(
+    ("of", "file", "command", "advice"),
+    [
+        ("runs/a", "model.json", f"infer {NEW} --run {{run}} --out {{out}}/p.csv",
+         "Copy it again, or train again with 'mil train'."),
+        ("runs/a", "heads.safetensors", f"infer {NEW} --run {{run}} --out {{out}}/p.csv",
+         "again with 'mil train'."),
+        ("runs/a", "judged.csv", "compare {run} runs/b --out {out}/page.html",
+         "Copy the run again, or train again with 'mil train'."),
+        ("runs/a", "notes.json", "report {run}",
+         "Copy the run again, or train again with 'mil train'."),
+        ("both", "combination.json",
+         f"infer {NEW} --bags bags/b --run {{run}} --out {{out}}/p.csv",
+         "Copy it again, or combine the runs again."),
+        ("labels", "labels.json", f"infer {NEW} --run {{run}} --out {{out}}/p.csv",
+         "Train again."),
+        ("recalibrated", "recalibration.json", "report {run}", "or recalibrate again."),
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_copied_again(
+    study: Path, tmp_path: Path, of: str, file: str, command: str, advice: str
+) -> None:
+    if of == "recalibrated" and not (study / of).exists():
+        mil_ok(*f"recalibrate runs/a --cohort new.csv --bags bags/a --run {of}".split())
+    shutil.copytree(study / of, run := tmp_path / "run")
     (run / file).write_text("damaged")
-    command = ["compare", run, "runs/b", "--out", tmp_path / "page.html"]
-    if file == "model.json":
-        command = ["infer", *NEW.split(), "--run", run, "--out", tmp_path / "p.csv"]
-    failed = mil(*command)
+    words = shlex.split(command.format(run=run, out=tmp_path))
+    failed = mil(*words)
     assert failed.exit_code == 1
-    assert re.search(r"Copy (it|the run) again, or train again with 'mil train'", failed.output)
-    shutil.copytree(study / "runs" / "a", run, dirs_exist_ok=True)
-    mil_ok(*command)
+    assert failed.stderr.splitlines()[-1].endswith(advice), failed.stderr
+    shutil.copytree(study / of, run, dirs_exist_ok=True)
+    mil_ok(*words)
 
 
 def test_another_port_is_chosen_where_one_is_in_use() -> None:

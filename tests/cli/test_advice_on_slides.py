@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import timm
@@ -14,6 +17,8 @@ from safetensors.torch import save_file
 
 from tests.cli.running import follow_advice, mil, mil_ok
 from tests.cli.test_filter import pen, tissue
+from tests.features.slides.test_absent_pixels import PIXELS, lose, write_tiff
+from tests.features.slides.test_scenes import TILED, write_pages
 
 pytestmark = pytest.mark.ci
 MODEL = "--backbone test_vit --weights w.safetensors --execution eager --device cpu"
@@ -47,6 +52,26 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"{name}{number}.png,{name},s{number}")
     (folder / "examples.csv").write_text("\n".join(rows) + "\n")
     (folder / "few.csv").write_text("\n".join(rows[:3]) + "\n")
+    (folder / "far.csv").write_text("image_id,mpp\n000,500\n001,500\n")
+    (folder / "odd").mkdir()
+    first = folder / "slides" / "000.png"
+    for name in ("000.png", "000", "000.jpg.zip"):
+        shutil.copy(first, folder / "odd" / name)
+    with zipfile.ZipFile(folder / "packed.zarr.zip", "w") as archive:
+        archive.write(first, "000.png")
+    (folder / "odd" / "slide.vsi").write_bytes(b"of Olympus")
+    (folder / "odd" / "slide.kfb").write_bytes(b"of KFBio")
+    (folder / "odd" / "slide.gif").write_bytes(b"GIF89a")
+    (folder / "odd" / "no.tif").write_bytes(b"II*\0 and no more")
+    pixels = np.asarray(Image.open(first))
+    write_pages(folder / "pages.tif", (pixels, TILED), (pixels[:, ::-1], TILED))
+    write_pages(folder / "scenes.tif", (pixels, TILED), (pixels[:200, :200], TILED))
+    lose(write_tiff(folder / "holes.tif", [PIXELS]), 0, [(6, 6), (6, 7), (7, 6), (7, 7)])
+    Image.new("RGB", (240, 240), (150, 80, 140)).save(folder / "flat.png")
+    pale = np.random.default_rng(0).integers(240, 249, (2400, 2400, 3), np.uint8)
+    pale[:60, :60] = tissue(0, 60)
+    Image.fromarray(pale).save(folder / "pale.png")
+    Image.fromarray(pale[:200, :200]).save(folder / "no_mpp.png")
     return folder
 
 
@@ -143,7 +168,7 @@ def test_advice_on_other_settings_and_other_filters_leads_to_bags(tmp_path: Path
     other = f"{EMBED.format(out=tmp_path / 'kept')} --filter {tmp_path}/f.filter --mpp 1"
     failed = mil(*shlex.split(other))
     assert failed.exit_code == 1
-    assert "Fit it again with the same backbone, --mpp and --tile-px." in failed.output
+    assert "Fit it again: 'mil filter fit' with the same backbone" in failed.output
     mil_ok(*shlex.split(f"{fit} --mpp 1"))
     mil_ok(*shlex.split(other))
 
@@ -154,3 +179,86 @@ def test_previews_replace_no_slide(tmp_path: Path) -> None:
     before = slide.read_bytes()
     assert mil("preview", slide, "--out", tmp_path).exit_code == 2
     assert slide.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        ("inspect pages.tif", "choose one of them with --scene 1 to --scene 2.",
+         "inspect pages.tif --scene 2"),
+        ("inspect scenes.tif --scene 3", "Choose another with --scene, or leave it out",
+         "inspect scenes.tif --scene 2"),
+        ("inspect scenes.tif --scene 3", "Choose another with --scene, or leave it out",
+         "inspect scenes.tif"),
+        ("inspect packed.zarr.zip", "Unpack it, and name the folder.", "inspect slides"),
+        ("inspect odd/no.tif", "Copy it again, or export it as tiled TIFF.", "inspect slides"),
+        ("embed slides odd/000.png {more}", "or write into different folders with --bags.",
+         "embed odd/000.png {more}"),
+        (f"{without('--slide-mpp 0.5')} --mpp-table far.csv", "Give micrometres per level-0 pixel",
+         f"{without('--slide-mpp 0.5')} --mpp-table mpp.csv"),
+        (f"embed holes.tif {MODEL} {TILES} --bags {{out}} --max-failed 0",
+         "or allow more with --max-failed.",
+         f"embed holes.tif {MODEL} {TILES} --bags {{out}} --max-failed 0.9"),
+        (f"embed flat.png {MODEL} {TILES} --tissue all --bags {{out}}",
+         "Look at the slide with 'mil preview'",
+         f"preview flat.png {TILES} --tissue all --out {{out}}"),
+    ],
+)  # fmt: skip
+def test_advice_on_files_leads_to_slides(
+    wrong: str, advice: str, then: str, tmp_path: Path
+) -> None:
+    more = f"{MODEL} {TILES} --bags {tmp_path}"
+    follow_advice(
+        wrong.format(out=tmp_path, more=more), advice, then.format(out=tmp_path, more=more)
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        ("inspect odd", "read only if it is named", "inspect odd/000"),
+        ("inspect odd", "unpack it first", "inspect slides"),
+        ("inspect odd", "convert to OME-TIFF with bfconvert", "inspect slides"),
+        ("inspect odd", "export as TIFF with the vendor's software", "inspect slides"),
+        ("inspect odd", "convert to PNG or TIFF", "inspect slides"),
+        ("inspect no_mpp.png", "give --slide-mpp, or --mpp-table to 'mil embed'.",
+         "inspect no_mpp.png --slide-mpp 0.5"),
+        (f"embed no_mpp.png {MODEL} --bags {{out}}/a", "If you know it, give --slide-mpp",
+         f"embed no_mpp.png {MODEL} --bags {{out}}/b --slide-mpp 0.5"),
+        (f"embed pale.png {MODEL} {TILES} --bags {{out}}/a", "`--tissue all` takes everything.",
+         f"embed pale.png {MODEL} {TILES} --bags {{out}}/b --tissue all --max-tiles 9"),
+        (f"embed scenes.tif {MODEL} {TILES} --bags {{out}}/a", "--scene N embeds another.",
+         f"embed scenes.tif {MODEL} {TILES} --bags {{out}}/a --scene 2"),
+    ],
+)  # fmt: skip
+def test_advice_beside_results_can_be_followed(
+    wrong: str, advice: str, then: str, tmp_path: Path
+) -> None:
+    said = mil(*shlex.split(wrong.format(out=tmp_path)))
+    assert said.exit_code in (0, 3)
+    assert any(advice in line for line in said.output.splitlines()), said.output
+    mil_ok(*shlex.split(then.format(out=tmp_path)))
+
+
+def test_a_bag_that_cannot_be_used_is_deleted_and_made_again(tmp_path: Path) -> None:
+    bags, elsewhere = tmp_path / "bags", tmp_path / "elsewhere.h5"
+    embed = shlex.split(EMBED.format(out=bags))
+    mil_ok(*embed)
+    whole = (bags / "000.h5").read_bytes()
+    pack = ["bags", "pack", bags, "--out", tmp_path / "bags.zarr"]
+    for spoil, advice in (
+        (lambda file: file["features"].write_direct(np.full((1, 64), np.nan), dest_sel=0),
+         "Delete the bag and run 'mil embed' again, or import it again from its source."),
+        (lambda file: file.attrs.update(complete=False), "Delete it and run 'mil embed' again."),
+        (lambda file: file.attrs.update(slide_id="other"),
+         "Name the file after its slide, or move it away and embed the slide again."),
+    ):  # fmt: skip
+        with h5py.File(bags / "000.h5", "r+") as file:
+            spoil(file)
+        failed = mil(*pack)
+        assert failed.exit_code == 1
+        assert advice in failed.stderr.splitlines()[-1]
+        (bags / "000.h5").rename(elsewhere)
+        mil_ok(*embed)
+        assert (bags / "000.h5").read_bytes() == whole
+    mil_ok(*pack)

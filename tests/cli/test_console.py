@@ -15,8 +15,9 @@ from cli.console import (
     print_next,
     progress_bar,
 )
-from cli.shared.output import _TITLES, print_scores
+from cli.shared.output import _TITLES, print_caveats, print_findings, print_scores
 from features.errors import MilError
+from mil.audit.findings import Finding, Severity
 from mil.evaluation.metrics import Interval
 from tests.cli.running import mil_ok
 from tests.fakes import write_cohort
@@ -110,3 +111,16 @@ def test_an_option_of_another_command_in_an_advice_is_said_to_be_its_own() -> No
     errors = [CliRunner().invoke(app, [name]).stderr for name in ("one", "two")]
     assert errors[0].endswith(" vips --tile. --width is an option of 'mil two'.\n")
     assert errors[1].endswith(" Give 'mil one' another --depth.\n")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", "\x1b]0;title\x07", "a\x9b2Jb"])
+def test_a_name_from_a_table_breaks_no_line_and_steers_no_terminal(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_findings([Finding(Severity.warning, "kind", f"one centre: {name}", "Rename it.")])
+    print_caveats([f"warning: not used: {name}, see the details"])
+    finding, caveat = (text.removesuffix("\n") for text in capsys.readouterr())
+    assert finding.startswith("warning: one centre: ")
+    assert caveat.endswith(", see the details")
+    assert finding.isprintable()
+    assert caveat.isprintable()

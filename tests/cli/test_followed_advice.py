@@ -52,7 +52,7 @@ def test_advice_of_compare_and_combine_works(study: Path, tmp_path: Path) -> Non
         exit_code=2,
     )
     both = ["combine", runs / "a", "--run", tmp_path / "both"]
-    advice = f"Train it with 'mil train --folds-of {runs / 'a'}'"
+    advice = f"Train it on them: mil train --folds-of {runs / 'a'}"
     failed = mil(*both, runs / "other")
     assert failed.exit_code == 1
     assert advice in failed.output

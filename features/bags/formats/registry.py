@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,12 @@ def _by_slide(source: Path, paths: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         if (first := found.setdefault(bag_id(path.stem), path)) != path:
+            folders = [shlex.quote(str(one.parent)) for one in (first, path)]
             raise BagError(
                 source,
                 actual=f"two bags of slide {bag_id(path.stem)!r}: {first} and {path}",
                 expected="one set of bags",
-                hint=f"Import {first.parent} and {path.parent} one by one, into two folders."
+                hint=f"Import {' and '.join(folders)} one by one, into two folders."
                 if first.parent != path.parent
                 else "Move one of them elsewhere.",
             )
