@@ -75,6 +75,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "bags").mkdir(exist_ok=True)
         write_bag(folder / "bags" / f"{name}.h5", make_bag(name))
     shutil.copytree(folder / "bags", folder / "my bags" / "of 2026")
+    shutil.copytree(folder / "bags", folder / "mixed")
+    write_bag(folder / "mixed" / "s3.h5", make_bag("s3", dim=9))
+    (folder / "file").touch()
     return folder
 
 
@@ -155,3 +158,50 @@ def test_imported_bags_are_exported_once_their_options_are_given(tmp_path: Path)
     failed = mil(*command("export", tmp_path / "bare", "clam").split(), "--out", tmp_path / "no")
     assert "Only --to torch does without coordinates." in failed.output
     mil_ok(*command("export", tmp_path / "bare", "torch").split(), "--out", tmp_path / "pt")
+
+
+def test_a_store_that_was_damaged_is_packed_again(tmp_path: Path) -> None:
+    store, out = tmp_path / "bags.zarr", tmp_path / "clam"
+    pack = ["bags", "pack", "bags", "--out", store, "--overwrite"]
+    export = ["bags", "export", store, "--to", "clam", "--out", out]
+    for file, n_bytes, advice in (
+        ("features/c/0/0", 40, "Pack the bags again."),
+        ("bags/c/0", 0, "Pack the bags again."),
+        ("zarr.json", None, "Pack the bags again with 'mil bags pack'."),
+    ):
+        mil_ok(*pack)
+        content = (store / file).read_bytes()
+        (store / file).write_bytes(
+            content.replace(b'"complete": true', b'"complete": false')
+            if n_bytes is None
+            else content[:n_bytes]
+        )
+        failed = mil(*export)
+        assert failed.exit_code == 1
+        assert advice in failed.stderr.splitlines()[-1]
+        shutil.rmtree(out, ignore_errors=True)
+    mil_ok(*pack)
+    mil_ok(*export)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then"),
+    [
+        ("bags verify memory://none/bags.zarr", "Name a folder of bags, or a packed store.",
+         "bags verify bags"),
+        ("bags pack mixed --out {out}/pack", "Embed all slides with the same settings, or choose",
+         "bags pack bags --out {out}/pack"),
+        ("bags import clam --from clam --bags bags", "Name another folder, or empty this one.",
+         "bags import clam --from clam --bags {out}/bags"),
+        ("bags import clam --from clam --bags file/bags", "Name another folder, or make this one",
+         "bags import clam --from clam --bags {out}/bags"),
+    ],
+)  # fmt: skip
+def test_advice_on_folders_leads_there(wrong: str, advice: str, then: str, tmp_path: Path) -> None:
+    follow_advice(wrong.format(out=tmp_path), advice, then.format(out=tmp_path))
+
+
+def test_nothing_is_added_to_a_store_but_to_a_folder(tmp_path: Path) -> None:
+    mil_ok("bags", "pack", "bags", "--out", tmp_path / "bags.zarr")
+    command = f"bags import clam --from clam --bags {tmp_path}/bags"
+    follow_advice(f"{command}.zarr", "name a folder", command, exit_code=2)

@@ -48,6 +48,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("labels.csv", "patient_id,image_id,any,CE,LAA", *zip(*[
         (patient, slide, 1 if n % 4 else 0, int(label == "CE"), int(label == "LAA"))
         for n, (slide, patient, label) in enumerate(rows)], strict=True))  # fmt: skip
+    write("unpadded.csv", "patient_id,CE,LAA", [str(int(name)) for name in patients], *both)
+    write("one_class.csv", "patient_id", [row[1] for row in rows if row[2] == "CE"])
+    write("third.csv", "patient_id,CE,LAA,X", patients, *half, ["0.5"] * len(patients))
     write("three.csv", "patient_id,any,CE,LAA", patients, both[0], *both)
     write("plain.csv", "slide,case,kind", *zip(*rows, strict=True))
     write("scans.csv", "image_id,patient_id,label", [f"{row[0]}.svs.h5" for row in rows],
@@ -111,6 +114,8 @@ def odd_tables(study: Path) -> None:
     change("unclear", 3, 2, "unknown")
     write("rare", [row for n, row in enumerate(COHORT) if row[2] == "A" or n < 10])
     write("few", [row for n, row in enumerate(COHORT) if row[2] == "A" or n < 4])
+    (study / "bare.toml").write_text("[train]\nhead = mean\n")
+    (study / "quick.toml").write_text("[train]\nn_members = 1\nfixed_steps = 2\nfolds = 3\n")
     for name in ("fewer", "mixed", "spoilt", "copies"):
         shutil.copytree(study / "bags", study / name)
     (study / "fewer" / "001_0.h5").unlink()
@@ -140,6 +145,10 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("half.csv --class LAA", "Leave --class out", "half.csv"),
         ("age.csv", "take out the columns that are not classes", "half.csv"),
         ("laa.csv --class CE", "If they are those of LAA, use --class LAA.", "laa.csv --class LAA"),
+        ("unpadded.csv", "'0' looks like '000': write it the same way in both.", "p.csv"),
+        ("p.csv --patients one_class.csv", "List patients of another class as well.",
+         "p.csv --patients train.csv"),
+        ("third.csv --calibrate --repeats 1", "Leave the option out, or give labels", "third.csv"),
         ("two.csv --class LAA", "Name it 'probability'.", "named.csv --class LAA"),
         ("more.csv", "give the table of labels with --patients too",
          "more.csv --patients train.csv"),
@@ -318,6 +327,38 @@ def test_advice_on_columns_files_and_folders_leads_there(
     wrong: str, advice: str, then: str, tmp_path: Path
 ) -> None:
     follow_advice(wrong.format(out=tmp_path), advice, then.format(out=tmp_path))
+
+
+TRAIN = "train --cohort train.csv --bags bags --head mean --device cpu --run {out}/run"
+QUICK = "--set n_members=1 --set fixed_steps=2"
+
+
+@pytest.mark.ci
+@pytest.mark.usefixtures("odd_tables")
+@pytest.mark.parametrize(
+    ("wrong", "advice", "then", "exit_code"),
+    [
+        (TRAIN.replace("train.csv", "good.csv"), "Check --bags, and that slide ids equal",
+         f"{TRAIN} {QUICK} --folds 3", 1),
+        (f"{TRAIN} {QUICK} --set nosuch=1", "The reference lists all settings.",
+         f"{TRAIN} {QUICK} --set folds=3", 1),
+        (f"{TRAIN} {QUICK} --set fold=2", "Did you mean 'folds'?",
+         f"{TRAIN} {QUICK} --set folds=3", 1),
+        (f"{TRAIN} --config bare.toml", "Lines such as folds = 5 stand below [train]; text is in",
+         f"{TRAIN} --config quick.toml", 1),
+        (f"{TRAIN} {QUICK} --set folds", "is not KEY=VALUE", f"{TRAIN} {QUICK} --set folds=3", 2),
+        (f"{TRAIN} {QUICK} --set folds=3 --folds 4", "is given by --folds as well",
+         f"{TRAIN} {QUICK} --folds 3", 2),
+        (f"{TRAIN} --unlabelled bags --filter x", "does not go with --labels or --filter",
+         f"{TRAIN} {QUICK} --folds 3", 2),
+    ],
+)  # fmt: skip
+def test_advice_on_settings_leads_to_a_run(
+    wrong: str, advice: str, then: str, exit_code: int, tmp_path: Path
+) -> None:
+    follow_advice(
+        wrong.format(out=tmp_path), advice, then.format(out=tmp_path), exit_code=exit_code
+    )
 
 
 @pytest.mark.ci
