@@ -14,7 +14,10 @@ import pandas as pd
 import pytest
 
 from cli.viewer.server import ViewServer
+from mil.comparison.differences import compare_models
 from mil.training.config import TrainConfig
+from mil.validation.external import validate
+from mil.validation.recalibration import recalibrate
 from tests.cli.running import follow_advice, mil, mil_ok
 from tests.studies import train_on, write_encoded_cohort, write_judged_run
 
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.ci
 QUICK = TrainConfig(head="mean", n_members=1, n_components=4, fixed_steps=2)
 TRAIN = "train --bags bags/a --set n_members=1 --set fixed_steps=2 --run {out}/run --device cpu"
 MEAN = f"{TRAIN} --head mean --folds 2"
-LABELS = "train --cohort labels.csv --bags bags/a --set n_members=1 --set fixed_steps=2"
+LABELS = "train --cohort labels.csv --bags bags/a --head mean --set n_members=1 --set fixed_steps=2"
 NEW = "--patients new.csv --bags bags/a"
 INFER = f"infer {NEW} --run runs/a --out {{out}}/p.csv"
 EXPLAIN = "explain --run runs/a --bags bags/a --out {out}/pages"
@@ -46,13 +49,12 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
     rows.assign(center_id="c" + rows["label"]).to_csv(folder / "confounded.csv", index=False)
     rows.drop(columns="center_id").to_csv(folder / "none.csv", index=False)
     number = rows.index
-    rows.assign(any=(number % 3 > 0) * 1, CE=number % 2, rare=(number < 2) * 1, all=1).to_csv(
-        folder / "labels.csv", index=False
-    )
+    rows.assign(
+        any=(number % 3 > 0) * 1, CE=number % 2, some=(number < 4) * 1, rare=(number < 2) * 1, all=1
+    ).to_csv(folder / "labels.csv", index=False)
     rows[(rows["label"] == "CE") | (number < 6)].to_csv(folder / "few.csv", index=False)
     rows[number < 20].to_csv(folder / "fewer.csv", index=False)
     new = pd.read_csv(folder / "new.csv", dtype=str)
-    new.assign(patient=new["patient_id"]).to_csv(folder / "groups.csv", index=False)
     new[new["label"] == "CE"].to_csv(folder / "one_class.csv", index=False)
     logits = np.linspace(-2, 2, 24)[None]
     labels = [("CE", "LAA")[n % 2] for n in range(24)]
@@ -65,6 +67,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
         write_judged_run(folder / "judged" / name, logits, options.pop("labels", labels), **options)
     with chdir(folder):
         mil_ok(*shlex.split(f"{LABELS} --run labels --labels any,CE --folds 2"))
+    shutil.copytree(folder / "labels", folder / "copy")
     return folder
 
 
@@ -72,6 +75,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
 def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study)
     monkeypatch.setattr(ViewServer, "serve_forever", lambda server: None)
+    for with_intervals in (validate, recalibrate, compare_models):
+        monkeypatch.setitem(with_intervals.__kwdefaults__, "n_resamples", 50)
 
 
 @pytest.mark.parametrize(
@@ -153,15 +158,16 @@ def test_advice_on_usage_is_usage_that_works(
         ("compare judged/one judged/few --out {out}/c.html",
          "Compare models that share more patients.",
          "compare judged/one judged/same --out {out}/c.html"),
-        ("compare labels runs/a --out {out}/c.html", "Name one, such as labels/labels/CE.",
-         "compare labels/labels/CE runs/a --out {out}/c.html"),
+        ("compare labels copy --out {out}/c.html", "Name one, such as labels/labels/CE.",
+         "compare labels/labels/CE copy/labels/CE --out {out}/c.html"),
         ("combine runs/a both --run {out}/new", "Name the runs that it combines.",
          "combine runs/a runs/b --run {out}/new"),
-        (EXPLAIN.replace("runs/a", "labels") + " --slide x000_0 --tta", "Leave --tta out",
-         EXPLAIN.replace("runs/a", "labels/labels/any") + " --slide x000_0"),
-        (f"{LABELS} --run {{out}}/l --labels any,CE --folds 20",
-         "Use fewer folds (--folds 8), or leave it out of --labels.",
-         f"{LABELS} --run {{out}}/l --labels any,CE --folds 8"),
+        (EXPLAIN.replace("runs/a", "labels") + " --slide x000_0",
+         "Name one, such as labels/labels/CE.",
+         EXPLAIN.replace("runs/a", "labels/labels/CE") + " --slide x000_0"),
+        (f"{LABELS} --run {{out}}/l --labels some --folds 9",
+         "Use fewer folds (--folds 4), or leave it out of --labels.",
+         f"{LABELS} --run {{out}}/l --labels some --folds 4"),
         (f"{LABELS} --run {{out}}/l --labels any,rare --folds 3",
          "Leave it out of --labels, or add patients.",
          f"{LABELS} --run {{out}}/l --labels any --folds 2"),
@@ -175,13 +181,11 @@ def test_advice_on_usage_is_usage_that_works(
         (f"{MEAN} --cohort few.csv",
          "Add patients of that class, or take the class out of the table.",
          f"{MEAN} --cohort fewer.csv"),
-        ("evaluate runs/a --cohort groups.csv --bags bags/a --out {out}/e.html --by patient",
-         "Write groups into the table",
-         "evaluate runs/a --cohort groups.csv --bags bags/a --out {out}/e.html --by scanner"),
         ("evaluate both --cohort new.csv --bags bags/b --out {out}/e.html",
          "Give their folder with --bags too",
          "evaluate both --cohort new.csv --bags bags/b --bags bags/a --out {out}/e.html"),
-        ("evaluate runs/a --cohort one_class.csv --bags bags/a --out {out}/e.html", "",
+        ("evaluate runs/a --cohort one_class.csv --bags bags/a --out {out}/e.html",
+         "Add patients of another class",
          "evaluate runs/a --cohort new.csv --bags bags/a --out {out}/e.html"),
     ],
 )  # fmt: skip
