@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
 
@@ -137,6 +137,7 @@ def test_shrinking_by_a_whole_factor_is_the_area_average() -> None:
 def test_shrinking_by_any_factor_is_the_area_average(
     x: int, y: int, span: float, level: int
 ) -> None:
+    assume(not level or not 64 / 1.02 < span < 64)  # a level that is nearly as fine is enlarged
     pixels = np.random.default_rng(1).integers(0, 256, (400, 400, 3), np.uint8)
     factor = 2 if level and span >= 64 else 1
     tile = read_tile(FakeSlide(pixels, downsamples=(1, 2)[: level + 1]), grid_at(x, y, span), 0)
