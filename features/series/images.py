@@ -10,7 +10,7 @@ from PIL import Image
 
 from features.errors import TileError
 from features.slides.base import RgbArray
-from features.slides.pixels import to_rgb
+from features.slides.pixels import is_cut_jpeg, to_rgb
 
 __all__ = ["IMAGE_SUFFIXES", "letterbox", "read_image"]
 
@@ -36,7 +36,8 @@ def read_image(path: Path) -> RgbArray:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(path, image)
-            return _as_rgb(image)
+            pixels = _as_rgb(image)
+            is_cut = image.format in {"JPEG", "MPO"} and is_cut_jpeg(pixels)
     except TileError:
         raise
     except Exception as error:  # Pillow raises errors of many types on damaged files.
@@ -44,6 +45,9 @@ def read_image(path: Path) -> RgbArray:
             path, actual=f"no image that can be read ({type(error).__name__})",
             expected="PNG, JPEG, WebP, BMP or TIFF",
         ) from error  # fmt: skip
+    if is_cut:
+        raise TileError(path, actual="a JPEG whose data end early", expected="a whole image")
+    return pixels
 
 
 def _check_size(path: Path, image: Image.Image) -> None:

@@ -9,9 +9,11 @@ import numpy.typing as npt
 
 from features.slides.base import RgbArray
 
-__all__ = ["filled_image", "to_rgb"]
+__all__ = ["filled_image", "is_cut_jpeg", "to_rgb"]
 
 _BAND_PX = 1 << 20
+_MID_GREY = 128
+"""Value of a JPEG sample whose coefficients are all 0."""
 
 
 def filled_image(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> RgbArray:
@@ -22,6 +24,18 @@ def filled_image(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> Rg
     else:
         image[:] = np.array(rgb, np.uint8)
     return image
+
+
+def is_cut_jpeg(pixels: npt.NDArray[Any]) -> bool:
+    """Return whether decoded JPEG pixels, shape (height, width, channels), lack their last blocks.
+
+    Decoders report no error for a stream that ends early or was overwritten: blocks without data
+    are exactly mid-grey, which stained tissue and glass are not over a block of 8 px. An image that
+    is so from end to end was stored so.
+    """
+    if pixels.dtype != np.uint8 or (pixels[-8:, -8:] != _MID_GREY).any():
+        return False
+    return bool((pixels != _MID_GREY).any())
 
 
 def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) -> RgbArray:

@@ -14,7 +14,7 @@ from features.slides.backends.mpp_text import mpp_in_text
 from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.scenes import require_single_scene
 from features.slides.base import Level, RgbArray, StatedMpp
-from features.slides.pixels import to_rgb
+from features.slides.pixels import is_cut_jpeg, to_rgb
 from features.slides.resampling import thumbnail_accumulator
 from features.slides.resolution import choose_mpp
 
@@ -45,6 +45,7 @@ class ImageSlide(RegionReader):
             with Image.open(path, formats=_FORMATS) as image:
                 self.stated_mpp, self.warnings = choose_mpp(_stated_mpp(image))
                 self._pixels = self._decode(image)
+                self._check_end(image)
         except SlideError:
             raise
         except Exception as error:  # Pillow raises errors of many kinds on damaged files
@@ -67,6 +68,13 @@ class ImageSlide(RegionReader):
     def _read_inside(self, level: int, x_px: int, y_px: int, *, out: RgbArray) -> None:  # noqa: ARG002 - one level
         height, width = out.shape[:2]
         out[:] = self._pixels[y_px : y_px + height, x_px : x_px + width]
+
+    def _check_end(self, image: Image.Image) -> None:
+        """Raise an error for a JPEG that lacks its end, which Pillow does not always notice."""
+        if image.format in {"JPEG", "MPO"} and is_cut_jpeg(self._pixels):
+            raise SlideError(
+                self.path, actual="a JPEG whose data end early", expected="a whole image"
+            )
 
     def _decode(self, image: Image.Image) -> RgbArray:
         """Pixels of the image, converted in bands, because each conversion copies its input."""

@@ -29,6 +29,7 @@ from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_scenes import choose_tiff_scene, is_reduced
 from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
 from features.slides.backends.tiff_tags import (
+    PLAIN_JPEGS,
     channel_pages,
     check_declared_size,
     conversion_hint,
@@ -41,7 +42,7 @@ from features.slides.backends.tiff_tags import (
 )
 from features.slides.backends.unstored import PLAIN_RANGE, plain_colour
 from features.slides.base import RgbArray, StatedMpp
-from features.slides.pixels import to_rgb
+from features.slides.pixels import is_cut_jpeg, to_rgb
 from features.slides.resolution import choose_mpp
 
 __all__ = ["TiffSlide"]
@@ -52,6 +53,9 @@ _N_SAMPLED = 96
 _N_BIT_SAMPLES = 8
 _MAX_SAMPLED_PX = 1 << 24
 _MIN_SHARE_SKIPPED = 0.1
+_JPEG_END = b"\xff\xd9"
+_ZEROS = bytes(16)
+"""Zeros at the end of a JPEG stream: padding behind its end marker, else a broken copy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +157,7 @@ class TiffSlide(BlockReader):
     def _check_cut(self, page: Any) -> None:
         """Raise an error for a file without its last pages, unless it begins with the slide."""
         actual = "its list of pages leads past the end of the file, which was cut off"
-        if page.index or is_reduced(page):
+        if page.index or is_reduced(page):  # OpenSlide would read it without a word
             raise UnsupportedFormatError(
                 self.path, actual=f"{actual}: the slide may be among the pages that are missing",
                 expected="a whole file", hint="Copy it again.",
@@ -393,7 +397,19 @@ class TiffSlide(BlockReader):
         max_px = 4 * grid.block_height_px * grid.block_width_px + (1 << 16)
         check_declared_size(stream, compression=grid.page.compression, max_px=max_px)
         decoded, _, _ = plane.page.decode(stream, plane.first + index, jpegtables=plane.jpeg_tables)
-        return None if decoded is None else np.asarray(decoded[0])
+        if decoded is None:
+            return None
+        samples = np.asarray(decoded[0])
+        row, column = divmod(index, grid.columns)
+        shown = samples[
+            : grid.height_px - row * grid.block_height_px,
+            : grid.width_px - column * grid.block_width_px,
+        ]
+        is_overwritten = stream.endswith(_ZEROS) and not stream.rstrip(b"\0").endswith(_JPEG_END)
+        if grid.page.compression in PLAIN_JPEGS and (is_overwritten or is_cut_jpeg(shown)):
+            message = "its JPEG stream ends early"
+            raise EOFError(message)
+        return samples
 
     def _compared_blocks(self, n_blocks: int) -> Iterator[tuple[int, int]]:
         """Row and column of TIFF tiles of the longer half, which tissue is in."""

@@ -21,6 +21,7 @@ from features.utils.image_headers import (
 )
 
 __all__ = [
+    "PLAIN_JPEGS",
     "channel_pages",
     "check_declared_size",
     "conversion_hint",
@@ -43,6 +44,8 @@ _UNSPECIFIED, _ASSOCIATED, _UNASSOCIATED = 0, 1, 2
 _MOST_NOISE = 0.01
 """Share of pixels that lossy compression may bring beyond what is possible."""
 _JPEGS = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
+PLAIN_JPEGS = {kind for kind in _JPEGS if kind.name in {"JPEG", "OJPEG", "ALT_JPEG"}}
+"""Compressions of JPEG itself, without JPEG 2000, XL and others."""
 _PNG_AND_WEBP = {kind for kind in tifffile.COMPRESSION if "WEBP" in kind.name or kind.name == "PNG"}
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 from scipy import ndimage
 
 from features.errors import SlideError, TileError
+from features.series.images import read_image
 from features.slides.reader import open_slide
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
@@ -122,6 +124,65 @@ def losing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("n_levels", [1, 2])
+def cut_jpegs(path: Path, blocks: Blocks, *, how: str) -> None:
+    """Halve the streams of TIFF tiles, or overwrite their second halves with zeros."""
+    with tifffile.TiffFile(path, mode="r+") as file:
+        page = file.pages[0]
+        columns = -(-page.imagewidth // page.tilewidth)
+        counts = list(page.databytecounts)
+        for row, column in blocks:
+            index = row * columns + column
+            half = counts[index] // 2
+            if how == "zeros":
+                file.filehandle.seek(page.dataoffsets[index] + half)
+                file.filehandle.write(bytes(counts[index] - half))
+            else:
+                counts[index] = half
+        page.tags["TileByteCounts"].overwrite(counts)
+
+
+@pytest.mark.parametrize("how", ["zeros", "short"])
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 2)])
+def test_jpeg_tiles_that_end_early_are_lost_and_not_grey(
+    tmp_path: Path, how: str, subsampling: tuple[int, int]
+) -> None:
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(
+        path, PIXELS, photometric="rgb", tile=(128, 128), compression="jpeg",
+        subsampling=subsampling, metadata=None,
+    )  # fmt: skip
+    blocks = [(2, 2), (2, 3), (3, 2), (3, 3)]
+    cut_jpegs(path, blocks, how=how)
+    with closing(open_slide(path)) as slide:
+        for row, column in blocks:
+            with pytest.raises(TileError, match="its JPEG stream ends early"):
+                slide.read(level=0, x_px=128 * column, y_px=128 * row, width_px=128, height_px=128)
+        whole = slide.read(level=0, x_px=0, y_px=0, width_px=768, height_px=256)
+        assert np.abs(whole.astype(int) - PIXELS[:256]).mean() < 12
+
+
+@pytest.mark.parametrize("grey", [128, (128, 128, 127)])
+def test_a_grey_picture_that_was_stored_so_is_read(tmp_path: Path, grey: object) -> None:
+    pixels = np.full((256, 256, 3), grey, np.uint8)
+    tifffile.imwrite(
+        tmp_path / "s.tif", pixels, photometric="rgb", tile=(128, 128), compression="jpeg"
+    )
+    result = read(tmp_path / "s.tif", 0, (0, 0, 256, 256))
+    np.testing.assert_allclose(result, pixels, atol=1)
+
+
+def test_pictures_whose_jpeg_data_end_early_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.jpg"
+    Image.fromarray(PIXELS).save(path)
+    assert read_image(path).shape == PIXELS.shape
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    with pytest.raises(SlideError, match="a JPEG whose data end early"):
+        open_slide(path)
+    with pytest.raises(TileError, match="a JPEG whose data end early"):
+        read_image(path)
+
+
 def test_a_tiff_tile_at_the_start_of_the_file_is_not_stored(tmp_path: Path, n_levels: int) -> None:
     path = tmp_path / "s.tif"
     with tifffile.TiffWriter(path) as file:
