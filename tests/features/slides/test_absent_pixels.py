@@ -123,7 +123,6 @@ def losing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     return write
 
 
-@pytest.mark.parametrize("n_levels", [1, 2])
 def cut_jpegs(path: Path, blocks: Blocks, *, how: str) -> None:
     """Halve the streams of TIFF tiles, or overwrite their second halves with zeros."""
     with tifffile.TiffFile(path, mode="r+") as file:
@@ -183,6 +182,7 @@ def test_pictures_whose_jpeg_data_end_early_are_refused(tmp_path: Path) -> None:
         read_image(path)
 
 
+@pytest.mark.parametrize("n_levels", [1, 2])
 def test_a_tiff_tile_at_the_start_of_the_file_is_not_stored(tmp_path: Path, n_levels: int) -> None:
     path = tmp_path / "s.tif"
     with tifffile.TiffWriter(path) as file:
