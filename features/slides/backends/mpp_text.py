@@ -16,18 +16,20 @@ __all__ = ["mpp_in_ome", "mpp_in_text", "ome_pixels"]
 _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
 _NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
+_OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb", re.IGNORECASE)
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]*"
-_IN_UM = r"mpp|ScanRes|(?:micro(?:meter|metre|n)s?|um)[-_ ]?per[-_ ]?(?:pixel|px)"
+_IN_UM = r"mpp|ScanRes|(?:micro(?:meter|metre|n)s?|um)(?:[-_ ]?per[-_ ]?|/)(?:pixel|px)"
 _SIZE = r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|resolution|spacing"
+_PAIR = rf"[\[(]?\s*({NUMBER})(?:\s*[x×]\s*(?:{NUMBER})|,\s*(?:{NUMBER})(?=\s*[\])]))?[\])]?"
+"""A number, or the first of two: 0.5 x 0.5, (0.5, 0.5)."""
 _MPP = re.compile(
-    rf"{_NOT_OURS}({_IN_UM})[-_ ]?([xy]?){_IS}[\[(]?\s*"
-    rf"({NUMBER})[ \t]*({_UNIT})?",
+    rf"{_NOT_OURS}({_IN_UM})[-_ ]?([xy]?){_IS}{_PAIR}[ \t]*({_UNIT})?",
     re.IGNORECASE,
 )
 _PIXEL_SIZE = re.compile(
     rf"{_NOT_OURS}({_SIZE})"
     rf"[-_ ]?([xy]?)[-_ ]?[\[(]?(microns?|um|[µμ]m|nm|mm)?[\])]?{_IS}"
-    rf"({NUMBER})[ \t]*({_UNIT})?",
+    rf"{_PAIR}[ \t]*({_UNIT})?",
     re.IGNORECASE,
 )
 _OBJECTIVE = (
@@ -38,6 +40,8 @@ _OBJECTIVE = (
 _PER_PX = re.compile(
     rf"""({NUMBER})[ \t]*({_UNIT})[ \t]*(?:/|per[ \t])[ \t]*(?:px|pixels?)\b""", re.IGNORECASE
 )
+_MAX_NAME = 80
+"""Longest name of a field, characters."""
 _MAGNIFICATION = re.compile(
     rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
 )
@@ -168,12 +172,13 @@ def _unit_beside(text: str, name: str) -> float | None:
 
 
 def _per_px(text: str) -> Iterator[StatedMpp]:
-    """A length per px under any name; the finest is the scan's."""
-    values = [
-        um * parse_number(number)
-        for number, unit in _PER_PX.findall(text)
-        if (um := um_per_unit(unit)) is not None
-    ]
+    """A length per px under any name but a companion's; the finest is the scan's."""
+    values = []
+    for match in _PER_PX.finditer(text):
+        name = re.split(r"[|;,<>\r\n]", text[max(0, match.start() - _MAX_NAME) : match.start()])[-1]
+        um = um_per_unit(match[2])
+        if um is not None and not _OTHER_IMAGE.search(name):
+            values.append(um * parse_number(match[1]))
     if values:
         yield StatedMpp(x=min(values), y=min(values), field="µm/px")
 

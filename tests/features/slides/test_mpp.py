@@ -70,6 +70,9 @@ TEXTS = {
     "JSON": (json.dumps({"shape": [3], "mpp_x": 0.5, "mpp_y": 0.4}), (0.5, 0.4), "stated"),
     "list in JSON": (json.dumps({"mpp": [0.35, 0.35]}), (0.35, 0.35), "stated"),
     "pair": ("mpp = (0.35, 0.35)", (0.35, 0.35), "stated"),
+    "product": ("Pixel Size = 250 x 250 nm", (0.25, 0.25), "stated"),
+    "pair with its unit": ("pixelsize: (0,25, 0,25) um", (0.25, 0.25), "stated"),
+    "microns/pixel": ("microns/pixel: 0.25", (0.25, 0.25), "stated"),
     "um_per_px": ("um_per_px=0.35", (0.35, 0.35), "stated"),
     "micrometres per pixel": ("Micrometres per pixel: 0,35", (0.35, 0.35), "stated"),
     "PhysicalSizeX of tifffile": (
@@ -78,6 +81,8 @@ TEXTS = {
     ),
     "PhysicalSizeX without a unit": ('{"PhysicalSizeX": 0.25}', (0.25, 0.25), "stated"),
     "µm/px under any name": ("Scale: 0.5 µm/pixel; field 3 mm", (0.5, 0.5), "stated"),
+    "µm/px of the macro": ("Macro 8 µm/px, Original 0.1 um/px, 0.5 µm/px", (0.5, 0.5), "stated"),
+    "µm/px of the macro alone": ("label: 8 µm/px", None, ""),
     "nm per px": ("250 nm per px", (0.25, 0.25), "stated"),
     "Mirax": ("A.MICROMETER_PER_PIXEL_X = 0.23\nA.MICROMETER_PER_PIXEL_Y = 0.24", (0.23, 0.24),
               "stated"),
