@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,14 @@ def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: obje
     pictures = [_picture_of(levels[0], ome, is_single=len(pyramids) == 1) for levels in pyramids]
     choice = choose_scene(pictures, scene=scene, where=where)
     levels = [*pyramids[choice.index]]
+    set_aside = list(choice.associated_images)
     for index, others in enumerate(pyramids):
         if index != choice.index and is_reduced(others[0].keyframe):
-            levels += [level for level in others if _is_level_of(level, levels[0])]
+            more = [level for level in others if _is_level_of(level, levels[0])]
+            levels += more
+            if more and str(pictures[index]) in set_aside:
+                set_aside.remove(str(pictures[index]))
+    choice = replace(choice, associated_images=tuple(set_aside))
     levels.sort(key=lambda level: -_size_of(level)[0])
     distinct = [
         level for finer, level in pairwise([None, *levels]) if _size_of(finer) != _size_of(level)

@@ -130,6 +130,7 @@ def test_reduced_pages_anywhere_in_the_file_are_levels_of_the_slide(
             : len(FILES[name]) - (name != "small to large")
         ]
         assert slide.other_scenes == ()
+        assert len(slide.associated_images) == (name != "small to large")
 
 
 def test_pages_cut_in_halves_without_a_flag_are_a_pyramid(tmp_path: Path) -> None:
