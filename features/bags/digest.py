@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from features.bags.bag import IMAGE, Bag, BagMeta, BagRef, no_bag_error
 from features.bags.h5 import read_bag
+from features.bags.tile_keys import TileKeys
 from features.errors import BagError
 
 __all__ = ["BagDigest", "read_digests"]
@@ -21,7 +22,8 @@ class BagDigest:
     """A bag without its tiles.
 
     ``slide_id`` is its key in the folder or store. ``tiles_sha256`` is the hash of its embeddings
-    in any order. ``tissue_share`` is the share of the slide's area that is tissue inside its tiles,
+    in any order, ``tile_sketch`` the keys of some, see :mod:`features.bags.tile_keys`.
+    ``tissue_share`` is the share of the slide's area that is tissue inside its tiles,
     0 to 1, NaN if unknown; ``mean`` the mean embedding, shape (dim,), zeros without tiles. Images
     of a series have no coordinates.
     """
@@ -31,6 +33,7 @@ class BagDigest:
     meta: BagMeta
     n_tiles: int
     tiles_sha256: str
+    tile_sketch: TileKeys
     has_coords: bool
     tissue_share: float
     mean: npt.NDArray[np.float32]
@@ -81,6 +84,7 @@ def _digest(slide_id: str, bag_ref: BagRef) -> BagDigest:
         meta=bag.meta,
         n_tiles=len(bag.features),
         tiles_sha256=bag.tiles_sha256,
+        tile_sketch=bag.tile_sketch,
         has_coords=bag.order is None and all(spans_px0) and bool((bag.coords_px0 >= 0).any()),
         tissue_share=_tissue_share(bag),
         # float16 would overflow in the sum.

@@ -24,9 +24,11 @@ import numpy.typing as npt
 from features.bags.bag import Bag
 from features.bags.digest import BagDigest
 from features.bags.h5 import read_bag
+from features.bags.tile_keys import TileKeys
 from features.utils.text import percent
 from mil.audit.findings import Finding, Severity, abbreviate
 from mil.audit.tables import TableEntry
+from mil.data.copies import ContentKeys, CopyIndex
 
 __all__ = [
     "MIN_AGREEING_TILES",
@@ -34,6 +36,7 @@ __all__ = [
     "TileAgreement",
     "find_identical",
     "find_near_duplicates",
+    "find_shared_tiles",
     "match_tiles",
 ]
 
@@ -105,7 +108,7 @@ _ADVICE = {
         "find out which one is right."
     ),
     Severity.warning: "They are scored as two patients; give them one patient id.",
-    Severity.note: "Their tiles count twice in the patient's bag; keep one of each.",
+    Severity.note: "Keep one of each; copies of the whole count once, of a part twice.",
 }
 
 
@@ -127,6 +130,31 @@ def find_identical(
         copies = [_DuplicateFinding(tuple(entries[name] for name in group)) for group in groups]
         findings += _by_severity(kind, verb, copies)
     return findings
+
+
+def find_shared_tiles(
+    digests: Mapping[str, BagDigest], entries: Mapping[str, TableEntry]
+) -> list[Finding]:
+    """Return findings on slides that share tiles: copies that were cut short or have others too.
+
+    Copies of the whole are left to :func:`find_identical`.
+    """
+    names = list(digests)
+    index = CopyIndex([_Sketch(digests[name].tile_sketch) for name in names])
+    copies = [
+        _DuplicateFinding((entries[names[one]], entries[names[other]]))
+        for one, other in index.pairs()
+        if not _are_identical(digests[names[one]], digests[names[other]])
+    ]
+    return list(_by_severity("shared_tiles", "share tiles", copies))
+
+
+@dataclass(frozen=True)
+class _Sketch:
+    """Tiles of a slide, whose whole is compared elsewhere."""
+
+    tile_sketch: TileKeys
+    content_keys: ContentKeys = ()
 
 
 def find_near_duplicates(
@@ -218,14 +246,16 @@ def _candidates(
             if n_pairs == _N_CANDIDATES:
                 break
             second = usable[other]
-            known = (
-                digest.tiles_sha256 == second.tiles_sha256
-                or digest.meta.slide_content_id == second.meta.slide_content_id != ""
-            )
-            if not known and not patients[index] & patients[other]:
+            if not _are_identical(digest, second) and not patients[index] & patients[other]:
                 pairs[min(index, other), max(index, other)] = float(cosines[other])
                 n_pairs += 1
     return [(usable[a], usable[b], cosine) for (a, b), cosine in sorted(pairs.items())]
+
+
+def _are_identical(one: BagDigest, other: BagDigest) -> bool:
+    return one.tiles_sha256 == other.tiles_sha256 or (
+        one.meta.slide_content_id == other.meta.slide_content_id != ""
+    )
 
 
 def _groups(

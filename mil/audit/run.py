@@ -12,7 +12,7 @@ from features.bags.store import open_bags
 from features.errors import BagError
 from features.utils.spreadsheet_dates import date_hint
 from mil.audit.covariates import audit_covariates
-from mil.audit.duplicates import find_identical, find_near_duplicates
+from mil.audit.duplicates import find_identical, find_near_duplicates, find_shared_tiles
 from mil.audit.findings import Finding, Severity, abbreviate, worst_first
 from mil.audit.shortcuts import (
     MIN_CLASS_SIZE,
@@ -171,7 +171,7 @@ def audit(
 def _audit_bags(
     digests: Mapping[str, BagDigest], entries: Mapping[str, TableEntry], on_step: OnStep
 ) -> list[Finding]:
-    findings = find_identical(digests, entries)
+    findings = find_identical(digests, entries) + find_shared_tiles(digests, entries)
     findings += find_near_duplicates(
         digests, entries, on_pair=lambda done, total: on_step("comparing slides", done, total)
     )

@@ -28,7 +28,7 @@ from features.utils.hardware import available_memory
 from features.utils.tables import read_table
 from features.utils.text import normalize_name
 from mil.data.cohort import Cohort, Patient
-from mil.data.copies import ContentKeys, CopyIndex, content_keys
+from mil.data.copies import ContentKeys, CopyIndex, content_keys, without_copies
 from mil.data.features import FeatureMapping, Features, OnDiskFeatures, subset_features
 from mil.data.patient_groups import LinkedPairs
 
@@ -245,7 +245,8 @@ def load_patient_bags(
 ) -> PatientBags:
     """Read the bags of a cohort, shape (tiles, dim) per patient; keep them in memory if they fit.
 
-    Slides without a bag are listed, and a patient without tiles stays in the store with none. If
+    Slides without a bag are listed, copies of a slide of the same patient are left out, and a
+    patient without tiles stays in the store with none. If
     embeddings take more than ``most_bytes`` bytes, all are left in their files and read again at
     each access; results are the same.
 
@@ -275,7 +276,8 @@ def load_patient_bags(
     records: list[SlideRecord] = []
     first: Fingerprint | None = None
     for patient in cohort.patients:
-        bags = [read_slide_bag(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths]
+        own = {s: read_slide_bag(s, bag_paths[s]) for s in patient.slide_ids if s in bag_paths}
+        bags = list(without_copies(own).values())
         first = first or (bags[0].meta.fingerprint if bags else None)
         refs = [bag_paths[bag.meta.slide_id] for bag in bags]
         if any(bag.meta.fingerprint != first for bag in bags):  # The first may be the odd one.

@@ -7,15 +7,23 @@ eight that two slides have in common are no chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Protocol
 
 import numpy as np
 
+from features.bags.bag import Bag
 from features.bags.tile_keys import TileKeys
 
-__all__ = ["MIN_SHARED_TILES", "ContentKeys", "CopyIndex", "KnownSlide", "content_keys"]
+__all__ = [
+    "MIN_SHARED_TILES",
+    "ContentKeys",
+    "CopyIndex",
+    "KnownSlide",
+    "content_keys",
+    "without_copies",
+]
 
 MIN_SHARED_TILES = 8
 """Fewest sketched tiles that copies share, as in :mod:`mil.audit.duplicates`."""
@@ -50,6 +58,17 @@ def content_keys(
     of_tiles = {"tiles": features_sha256, "tiles in any order": tiles_sha256} if n_tiles else {}
     keys = {"file": content_id, **of_tiles}
     return tuple((kind, value) for kind, value in keys.items() if value)
+
+
+def without_copies(bags: Mapping[str, Bag]) -> dict[str, Bag]:
+    """Return the bags of one patient by slide, without copies of another: its tiles count once.
+
+    Copies have the same embeddings, shape (tiles, dim), in any order; bags without tiles stay.
+    """
+    first: dict[str, str] = {}
+    for slide_id, bag in bags.items():
+        first.setdefault(bag.tiles_sha256 if len(bag.features) else slide_id, slide_id)
+    return {slide_id: bags[slide_id] for slide_id in first.values()}
 
 
 class CopyIndex:

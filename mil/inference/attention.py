@@ -16,6 +16,7 @@ from features.errors import BagError
 from mil.arrays import Bools, Floats, Ints
 from mil.calibration import StackedPlattScaling
 from mil.data.cohort import Cohort, Patient
+from mil.data.copies import without_copies
 from mil.inference.bundle import ModelBundle
 from mil.inference.contributions import LearnerPart, attribute_tiles
 from mil.inference.predict import PatientPrediction, iter_predictions
@@ -193,7 +194,8 @@ def _explain(
     tta: bool,
 ) -> Explanation:
     nonempty = [slide_id for slide_id, n_tiles in prediction.n_tiles.items() if n_tiles]
-    bags = [bundle.apply_filter(read_slide_bag(slide_id, refs[slide_id])) for slide_id in nonempty]
+    read = {name: bundle.apply_filter(read_slide_bag(name, refs[name])) for name in nonempty}
+    bags = list(without_copies(read).values())
     if not bags:
         return Explanation(prediction=prediction, slides=())
     tiles = np.concatenate([bag.features for bag in bags])

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 _MAX_NAMED = 5
+_NOTE_SEPARATOR = " | "
+"""Between notes on the provenance of slides, which hold commas and semicolons."""
 _STATUS_CAVEATS = {
     "no_bag": "without a readable slide got the prior",
     "no_tissue": "without tissue on their slides got the prior",
@@ -226,9 +228,10 @@ def typicality_details(prediction: PatientPrediction) -> dict[str, object]:
         "unlike_tiles": None if typicality is None else typicality.unlike_share,
         "unlike_tiles_by_slide": "" if typicality is None else _pairs(typicality.unlike_by_slide),
         "unlike_places": "" if typicality is None else " ".join(typicality.places),
-        "provenance": "; ".join(
-            f"{slide_id}: {', '.join(note.text for note in notes)}"
+        "provenance": _NOTE_SEPARATOR.join(
+            f"{slide_id}: {note.text}"
             for slide_id, notes in prediction.provenance.items()
+            for note in notes
         ),
     }
 

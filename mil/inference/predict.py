@@ -19,7 +19,7 @@ from mil.base_learners.stack import predict_learner_views, predict_learners
 from mil.calibration import StackedPlattScaling
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.cohort import Cohort, Patient
-from mil.data.copies import CopyIndex, content_keys
+from mil.data.copies import CopyIndex, content_keys, without_copies
 from mil.data.features import Features
 from mil.errors import RunError
 from mil.inference.bundle import ModelBundle
@@ -298,9 +298,10 @@ def _predict(
     set_logits: Floats | None = None
     out_of_range = bool(nonempty) and _is_out_of_range(bundle, nonempty)
     if nonempty and not out_of_range:
-        of_slides = [bag.features for bag in nonempty.values()]
+        distinct = without_copies(nonempty)
+        of_slides = [bag.features for bag in distinct.values()]
         tiles = of_slides[0] if len(of_slides) == 1 else np.concatenate(of_slides)
-        views = [bag.views for bag in nonempty.values() if bag.views is not None] if tta else []
+        views = [bag.views for bag in distinct.values() if bag.views is not None] if tta else []
         logits, attention = _forward(bundle, tiles, views)
         logits = bundle.add_covariates(logits, patient.covariates)
         members = _at_prior(bundle, logits, prior)
@@ -309,10 +310,10 @@ def _predict(
         confidence = float(_at_prior(bundle, logits.mean(axis=0, keepdims=True), equal).max())
         mean_logits = logits.mean(axis=0)
         learner_parts = _learner_parts(bundle, mean_logits)
-        share = _attention_share(nonempty, attention.mean(axis=0))
+        share = _attention_share(distinct, attention.mean(axis=0))
         if bundle.typicality is not None and level is not None:
             typicality = score_patient(
-                bundle.typicality, nonempty, tiles, level=level, training_patient=matched
+                bundle.typicality, distinct, tiles, level=level, training_patient=matched
             )
         is_unlike = typicality is not None and typicality.is_unlike
         if is_unlike:

@@ -227,6 +227,53 @@ def test_copies_that_lost_or_gained_tiles_are_found(
     assert folds.loc["003", "fold"] == folds.loc["new", "fold"]
 
 
+@pytest.mark.parametrize("has_places", [True, False])
+@pytest.mark.parametrize("change", ["cut short", "added to"])
+def test_the_audit_finds_copies_that_lost_or_gained_tiles(
+    world: Path, bags: Path, tmp_path: Path, change: str, has_places: bool
+) -> None:
+    bag = read_bag(bags / "003_0.h5")
+    own = make_bag("n0", dim=16, n_tiles=30).features
+    features = bag.features[3:] if change == "cut short" else np.concatenate([bag.features, own])
+    copy = make_bag("n0", dim=16, n_tiles=len(features))
+    places = copy.coords_px0 if has_places else np.full_like(copy.coords_px0, -1)
+    write_bag(bags / "n0.h5", replace(copy, features=features, coords_px0=places))
+    table = tmp_path / "test.csv"
+    table.write_text("image_id,patient_id\nn0,new\n")
+    result = mil("audit", world / "train.csv", table, "--bags", bags, "--json")
+    assert result.exit_code == 1
+    (found,) = (f for f in json.loads(result.stdout)["findings"] if f["kind"] == "shared_tiles")
+    assert found["severity"] == "error"
+    assert "003_0" in found["message"]
+    assert "n0" in found["message"]
+
+
+def test_copies_of_a_slide_of_one_patient_count_once(
+    world: Path, bags: Path, tmp_path: Path
+) -> None:
+    tiles = read_bag(bags / "n0.h5").features
+    for number, order in enumerate((1, -1)):
+        copy = replace(make_bag(f"c{number}", dim=16, n_tiles=12), features=tiles[::order])
+        write_bag(bags / f"c{number}.h5", copy)
+    details = {}
+    for name, slides in (("once", ["n0", "n1"]), ("thrice", ["n0", "c0", "c1", "n1"])):
+        table = tmp_path / f"{name}.csv"
+        table.write_text("image_id,patient_id\n" + "".join(f"{slide},p\n" for slide in slides))
+        mil_ok("infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
+               tmp_path / "out.csv")  # fmt: skip
+        details[name] = pd.read_csv(tmp_path / "out.details.csv").iloc[0]
+        details[name]["CE"] = pd.read_csv(tmp_path / "out.csv")["CE"].iloc[0]
+    for column in ("CE", "typicality", "set", "status"):
+        assert details["once"][column] == details["thrice"][column], column
+    mil_ok("explain", "--patients", tmp_path / "thrice.csv", "--run", world / "run", "--bags", bags,
+           "--out", tmp_path / "pages")  # fmt: skip
+    both = tmp_path / "train.csv"
+    both.write_text((world / "train.csv").read_text() + "n0,new,CE\nc0,new,CE\nc1,new,CE\n")
+    train(both, bags, tmp_path / "run")
+    notes = (tmp_path / "run" / "notes.json").read_text()
+    assert "copies of another slide of their patient, which counts once: 2, first c1, n0" in notes
+
+
 EDITS: dict[str, Callable[[dict], None]] = {
     "classes": lambda run: run["classes"].reverse(),
     "counts": lambda run: run["cohort_counts"].reverse(),

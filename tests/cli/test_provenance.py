@@ -74,7 +74,9 @@ def test_the_patient_carries_a_note_and_the_summary_counts_them(
     )
     assert notes["glass"].startswith("glass: glass (240, 200, 240), 40 from any training slide")
     assert "degrees of colour" in notes["stain"]
-    assert "degrees of colour" in notes["both"]
+    stain, reader = notes["both"].split(" | ")
+    assert stain.startswith("both: stain ")
+    assert reader.startswith("both: read by ")
     assert notes["both"].endswith("read by tiff, and in training by openslide")
     told = mil_ok("infer", *where, "--out", tmp_path / "out.csv", "--json").stdout
     assert json.loads(told)["differences"] == {

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import Base
 
 from features.errors import CONTENT_ERRORS, SlideError, UnsupportedFormatError
 from features.slides.backends.base import RegionReader
 from features.slides.backends.mpp_text import mpp_in_text
 from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.scenes import require_single_scene
+from features.slides.backends.tiff_tags import orientation_warning
 from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import is_cut_jpeg, to_rgb
 from features.slides.resampling import thumbnail_accumulator
@@ -44,6 +46,7 @@ class ImageSlide(RegionReader):
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 self.stated_mpp, self.warnings = choose_mpp(_stated_mpp(image))
+                self.warnings += orientation_warning(image.getexif().get(Base.Orientation))
                 self._pixels = self._decode(image)
                 self._check_end(image)
         except SlideError:

@@ -6,6 +6,7 @@ import html
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 from features.slides.base import StatedMpp
 from features.slides.length_units import NUMBER, parse_number, um_per_unit
@@ -17,7 +18,7 @@ _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
 _NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
 _OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb", re.IGNORECASE)
-_UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]*"
+_UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
 _IN_UM = r"mpp|ScanRes|(?:micro(?:meter|metre|n)s?|um)(?:[-_ ]?per[-_ ]?|/)(?:pixel|px)"
 _SIZE = r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|resolution|spacing"
 _PAIR = rf"[\[(]?\s*({NUMBER})(?:\s*[x×]\s*(?:{NUMBER})|,\s*(?:{NUMBER})(?=\s*[\])]))?[\])]?"
@@ -37,11 +38,39 @@ _OBJECTIVE = (
     r"|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
     r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
 )
-_PER_PX = re.compile(
-    rf"""({NUMBER})[ \t]*({_UNIT})[ \t]*(?:/|per[ \t])[ \t]*(?:px|pixels?)\b""", re.IGNORECASE
+_PX = r"(?:px|pix(?:els?)?|voxels?)"
+_PER = rf"(?:[ \t]*(?:/|\bper\b)[ \t]*{_PX}\b|[ \t·⋅*]*{_PX}[ \t]*(?:\^?[-−]1\b|⁻¹))"
+_METRIC = r"(?:micro(?:meter|metre|n)s?|millimet(?:er|re)s?|[uµμ]m|[mc]m|inch)"
+_PER_PX = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        (
+            rf"(?P<x>{NUMBER})(?:[ \t]*(?:{_METRIC})?[ \t]*[x×*][ \t]*(?P<y>{NUMBER}))?"
+            rf"[ \t]*(?P<unit>{_UNIT}?){_PER}"
+        ),
+        (
+            rf"(?<!\d)(?<!\d[ \t])(?<!\w)(?P<unit>{_METRIC}){_PER}[)\]]?(?:{_IS}|[ \t]+)"
+            rf"(?P<x>{NUMBER})"
+        ),
+        rf"\b1[ \t]*{_PX}[ \t]*(?:=|:|\bis\b)[ \t]*(?P<x>{NUMBER})[ \t]*(?P<unit>{_UNIT})",
+        (
+            rf"(?:pixel|voxel)[-_ ]?(?:size|spacing)[ \t]+(?:(?:is|of)[ \t]+)?(?P<x>{NUMBER})[ \t]*"
+            rf"(?P<unit>{_UNIT})"
+        ),
+    )
 )
-_MAX_NAME = 80
-"""Longest name of a field, characters."""
+"""Length per px: ``0.5 µm/px``, ``um/px = 0.5``, ``1 px = 0.5 um``, ``pixel size 0.5 um``."""
+_PX_PER = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?P<x>{NUMBER})[ \t]*{_PX}[ \t]*(?:/|\bper\b)[ \t]*(?P<unit>{_METRIC})\b",
+        rf"{_PX}[ \t]*(?:/|[-_ ]?per[-_ ]?)[ \t]*(?P<unit>{_METRIC}){_IS}(?P<x>{NUMBER})",
+    )
+)
+"""Pixels per length in words: ``2 px/µm``, ``PixelsPerMicron=2``."""
+_NAMES_PX = re.compile(r"px|pix|voxel", re.IGNORECASE)
+_AROUND = 100
+"""Characters before and behind a name of pixels in which the length is."""
 _MAGNIFICATION = re.compile(
     rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
 )
@@ -172,15 +201,30 @@ def _unit_beside(text: str, name: str) -> float | None:
 
 
 def _per_px(text: str) -> Iterator[StatedMpp]:
-    """A length per px under any name but a companion's; the finest is the scan's."""
+    """A length per px, or px per length, under any name but a companion's; the finest holds."""
     values = []
-    for match in _PER_PX.finditer(text):
-        name = re.split(r"[|;,<>\r\n]", text[max(0, match.start() - _MAX_NAME) : match.start()])[-1]
-        um = um_per_unit(match[2])
-        if um is not None and not _OTHER_IMAGE.search(name):
-            values.append(um * parse_number(match[1]))
+    for pattern, part in product((*_PER_PX, *_PX_PER), _parts_on_px(text)):
+        for match in pattern.finditer(part):
+            um, found = um_per_unit(match["unit"]), match.groupdict()
+            name = re.split(r"[|;,<>\r\n]", part[: match.start()])[-1]
+            if um is None or _OTHER_IMAGE.search(name):
+                continue
+            sizes = [parse_number(found[axis]) for axis in "xy" if found.get(axis)]
+            if pattern in _PX_PER:
+                sizes = [1 / size for size in sizes if size > 0]
+            values += [(um * sizes[0], um * sizes[-1])] if sizes else []
     if values:
-        yield StatedMpp(x=min(values), y=min(values), field="µm/px")
+        x, y = min(values)
+        yield StatedMpp(x=x, y=y, field="µm/px")
+
+
+def _parts_on_px(text: str) -> Iterator[str]:
+    """Parts of a text that name pixels; the pictures in XML of megabytes are passed over."""
+    end = 0
+    for match in _NAMES_PX.finditer(text):
+        if match.end() + _AROUND > end:
+            end = match.end() + 2 * _AROUND
+            yield text[max(0, match.start() - _AROUND) : end]
 
 
 def _zeiss(text: str) -> Iterator[StatedMpp]:

@@ -36,6 +36,7 @@ from features.slides.backends.tiff_tags import (
     count_images,
     directory_fault,
     is_ndpi,
+    orientation_warning,
     stated_bits,
     to_colours,
     unsupported_samples,
@@ -120,6 +121,7 @@ class TiffSlide(BlockReader):
             self._descriptor = os.open(path, os.O_RDONLY)
             self._bits, notes = self._read_bits(chosen.levels[0])
             self.warnings += notes + self._describe_gaps()
+            self.warnings += orientation_warning(chosen.levels[0].keyframe.tags.valueof(274))
             self.levels = self._make_levels()
         except SlideError:
             self._file.close()

@@ -29,12 +29,19 @@ __all__ = [
     "directory_fault",
     "is_ndpi",
     "largest_byte_count",
+    "orientation_warning",
     "stated_bits",
     "to_colours",
     "unsupported_samples",
 ]
 
 _NDPI_TAG = 65420
+_TURNS: dict[object, str] = {
+    2: "mirrored left to right", 3: "turned by 180 degrees", 4: "mirrored top to bottom",
+    5: "mirrored and turned by 270 degrees", 6: "turned clockwise by 90 degrees",
+    7: "mirrored and turned by 90 degrees", 8: "turned clockwise by 270 degrees",
+}  # fmt: skip
+"""What tag 274 asks of a viewer; 1 is upright."""
 _MAX_DIRECTORIES = 64
 _PHOTOMETRICS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
 _OTHER_COLOURS = {"SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LOGL", "LOGLUV", "LINEAR_RAW"}
@@ -96,6 +103,20 @@ def count_images(level: tifffile.TiffPageSeries) -> int:
     """
     sizes = zip(level.axes, level.shape, strict=True)
     return math.prod(size for axis, size in sizes if axis not in "YXS")
+
+
+def orientation_warning(value: object) -> tuple[str, ...]:
+    """Return a warning if tag 274, Orientation, also of EXIF, says that pixels are shown turned.
+
+    OpenSlide, tifffile and Bio-Formats ignore it, so that coordinates are those of stored pixels.
+    """
+    if value not in _TURNS:
+        return ()
+    text = (
+        f"its tag Orientation is {value} (to be shown {_TURNS[value]}): pixels and coordinates are "
+        "those stored, as of OpenSlide"
+    )
+    return (text,)
 
 
 def channel_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:

@@ -25,6 +25,12 @@ def run_caveats(
             f"slides without a bag: {len(bags.missing_slides)}, first {names}"
             + (f". {why}" if why else "")
         )
+    with_bag = {*bags.missing_slides, *(record.slide_id for record in bags.slides)}
+    if repeated := [name for name in cohort.patient_of_slide() if name not in with_bag]:
+        notes.append(
+            "slides that are copies of another slide of their patient, which counts once: "
+            f"{len(repeated)}, first {', '.join(repeated[:3])}"
+        )
     n_left_out = len(cohort.patients) - len(oof.patient_ids)
     if n_left_out:
         notes.append(f"patients without a tile, left out: {n_left_out}")
