@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 from threading import Lock
 
 from features.slides.base import RgbArray
@@ -21,43 +20,39 @@ class TileCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._n_bytes = 0
-        self._blocks: OrderedDict[Hashable, Future[RgbArray]] = OrderedDict()
+        self._blocks: OrderedDict[Hashable, RgbArray] = OrderedDict()
+        self._decoding: dict[Hashable, Lock] = {}  # a future would cost five times as much
         self._lock = Lock()
 
     def get(self, key: Hashable, decode: Callable[[], RgbArray]) -> RgbArray:
         """Return the pixels of a block, shape (height, width, 3), uint8; decode them if missing."""
-        with self._lock:
-            future = self._blocks.get(key)
-            if future is not None:
-                self._blocks.move_to_end(key)
-            else:
-                own = self._blocks[key] = Future()
-        if future is not None:
-            return future.result()
+        while True:
+            with self._lock:
+                if (pixels := self._blocks.get(key)) is not None:
+                    self._blocks.move_to_end(key)
+                    return pixels
+                other = self._decoding.get(key)
+                if other is None:
+                    own = self._decoding[key] = Lock()
+                    own.acquire()
+                    break
+            with other:  # Its block is in the cache now; else it failed, or was evicted at once.
+                pass
         try:
             pixels = decode()
-        except BaseException as error:
             with self._lock:
-                self._blocks.pop(key, None)
-            own.set_exception(error)
-            raise
-        with self._lock:  # one step, so that it is not evicted before it is counted
-            own.set_result(pixels)
-            self._n_bytes += pixels.nbytes
-            self._shrink()
+                self._blocks[key] = pixels
+                self._n_bytes += pixels.nbytes
+                while self._n_bytes > self._max_bytes:
+                    self._n_bytes -= self._blocks.popitem(last=False)[1].nbytes
+        finally:
+            with self._lock:
+                del self._decoding[key]
+            own.release()
         return pixels
 
     def clear(self) -> None:
         """Drop all decoded blocks."""
         with self._lock:
-            for key in [key for key, future in self._blocks.items() if future.done()]:
-                del self._blocks[key]
+            self._blocks.clear()
             self._n_bytes = 0
-
-    def _shrink(self) -> None:
-        """Evict the least recently used blocks until the rest fits."""
-        while self._n_bytes > self._max_bytes:
-            key = next((key for key, future in self._blocks.items() if future.done()), None)
-            if key is None:
-                return
-            self._n_bytes -= self._blocks.pop(key).result().nbytes

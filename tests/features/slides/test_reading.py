@@ -128,6 +128,35 @@ def test_the_cache_keeps_to_its_bytes() -> None:
     assert calls == [1, 2, 3, 4, 2]  # 2 was the longest unused when 4 came
 
 
+def test_of_two_threads_that_want_a_block_the_second_waits_and_a_failure_is_not_kept() -> None:
+    cache = TileCache(max_bytes=900)
+    piece = np.zeros((10, 10, 3), np.uint8)
+    started, may_end = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def fail() -> np.ndarray:
+        calls.append("fail")
+        started.set()
+        may_end.wait()
+        raise TileError("s.tif", actual="damaged", expected="pixels")
+
+    def decode() -> np.ndarray:
+        calls.append("decode")
+        return piece
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get, 1, fail)
+        started.wait()
+        second = pool.submit(cache.get, 1, decode)
+        assert calls == ["fail"]
+        may_end.set()
+        with pytest.raises(TileError, match="damaged"):
+            first.result()
+        assert second.result() is piece
+    assert cache.get(1, fail) is piece
+    assert calls == ["fail", "decode"]
+
+
 def test_a_broken_tile_is_an_error_and_its_neighbours_are_not(tmp_path: Path) -> None:
     path = write(tmp_path / "s.tif", compression="deflate")
     with tifffile.TiffFile(path) as tiff:
