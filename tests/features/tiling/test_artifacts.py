@@ -124,6 +124,34 @@ def test_blur_is_told_by_the_share_of_fine_detail(sigma_px: float, expected: str
     assert rejecting_rule(tile) == expected
 
 
+def is_blurred_by_definition(tile: RgbArray) -> bool:
+    """The rule as the reference words it, row by row and in double precision, on white glass."""
+    grey = np.asarray(Image.fromarray(tile).convert("L"), np.float64)
+    darker = (tile[::2, ::2].astype(np.float32) / 255).min(axis=2) < 0.88
+    if darker.mean() < 0.1:
+        return False
+    inside = darker.repeat(2, axis=0).repeat(2, axis=1)[: len(grey), : grey.shape[1]]
+    smooth = ndimage.uniform_filter(grey, 3, mode="reflect")
+    smoother = ndimage.uniform_filter(grey, 9, mode="reflect")
+    fine, coarse = (grey - smooth)[inside], (smooth - smoother)[inside]
+    detail = np.sqrt(max(fine.var() - 0.11, 0))
+    return bool(coarse.std() > 0.4 and detail < 0.18 * coarse.std())
+
+
+@given(
+    sigma_px=st.floats(0, 3), height_px=st.integers(9, 224), width_px=st.integers(9, 224),
+    glass_px=st.integers(0, 200),
+)  # fmt: skip
+def test_blur_is_judged_as_it_is_defined_in_tiles_of_any_shape(
+    sigma_px: float, height_px: int, width_px: int, glass_px: int
+) -> None:
+    smooth = ndimage.gaussian_filter(clot().astype(np.float64), (sigma_px, sigma_px, 0))
+    tile = np.rint(smooth).astype(np.uint8)[:height_px, :width_px].copy()
+    tile[:, : max(0, glass_px - 40)] = 250
+    found = artifact_detector(("blur",), glass_rgb=(255, 255, 255))(tile)
+    assert (found == "blur") == is_blurred_by_definition(tile)
+
+
 def test_tissue_without_any_structure_is_not_blurred() -> None:
     for noise in (0.0, 0.3, 2.0):
         flat = np.random.default_rng(0).normal((200, 120, 160), noise, (224, 224, 3))
