@@ -28,6 +28,9 @@ __all__ = ["Instances", "SlideBuffer", "decoding_pool", "encode_slides"]
 
 _BATCHES_AHEAD = 6
 _BATCHES_ON_DEVICE = 2
+_TILES_TOGETHER = 4
+"""Tiles that a thread reads at a time: more threads share a slide with fewer, but each hand-over
+takes others the interpreter."""
 _POLL_S = 0.2
 _NICENESS = 3
 """Enough to yield to the encoder; more delays threads that hold the interpreter lock."""
@@ -120,6 +123,16 @@ class SlideBuffer(Generic[S]):
         with STAGE_TIMES.timed("resample"):
             return self._transform(tile, index)
 
+    def read_part(self, indices: range) -> list[RgbArray | str | Exception]:
+        """Read several tiles, each as by :meth:`read`; an unforeseen error is returned as well."""
+        tiles: list[RgbArray | str | Exception] = []
+        for index in indices:
+            try:
+                tiles.append(self.read(index))
+            except Exception as error:  # noqa: BLE001 - it must stop this slide only
+                tiles.append(error)
+        return tiles
+
     def store(self, index: int, view: int, embedding: npt.NDArray[np.float32]) -> None:
         """Store the embedding of a view, shape (dim,); the filter is applied to view 0."""
         self._n_pending -= 1
@@ -188,11 +201,11 @@ class _PendingBatch(NamedTuple):
 
 
 class _TileFuture(NamedTuple):
-    """A tile that is being read, by index; ``tile`` is None in the item that announces a slide."""
+    """Tiles that are being read, from an index on; None in the item that announces a slide."""
 
     buffer: SlideBuffer[Any]
-    tile_index: int
-    tile: Future[RgbArray | str | TileError] | None
+    first: int
+    tiles: Future[list[RgbArray | str | Exception]] | None
 
 
 def decoding_pool(encoder: Encoder, n_threads: int) -> ThreadPoolExecutor:
@@ -224,26 +237,26 @@ def encode_slides(
     recorded as failed, never replaced by white. ``on_tiles`` is called with the number of tiles
     just finished.
     """
-    ahead = _BATCHES_AHEAD * batch_tiles
+    ahead = -(-_BATCHES_AHEAD * batch_tiles // _TILES_TOGETHER)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="encoder") as device,
         _Reader(buffers, pool, n_ahead=ahead) as items,
     ):
         queue = _EncoderQueue(device, encoder, on_tiles)
         batch: list[tuple[_TileRef, RgbArray]] = []
-        for buffer, index, tile in items:
-            if tile is None:
+        for buffer, first, tiles in items:
+            if tiles is None:
                 if buffer.is_done:  # The slide has no tiles.
                     yield buffer
                 continue
-            pixels = _result(tile)
-            if isinstance(pixels, np.ndarray):
-                batch += [(_TileRef(buffer, index, view), p) for view, p in enumerate(pixels)]
-            else:
-                buffer.reject(index, pixels)
-                on_tiles(1)
-                if buffer.is_done:
-                    yield buffer
+            for index, pixels in enumerate(tiles.result(), first):
+                if isinstance(pixels, np.ndarray):
+                    batch += [(_TileRef(buffer, index, view), p) for view, p in enumerate(pixels)]
+                else:
+                    buffer.reject(index, pixels)
+                    on_tiles(1)
+                    if buffer.is_done:
+                        yield buffer
             while len(batch) >= batch_tiles:
                 queue.send(batch[:batch_tiles])
                 batch = batch[batch_tiles:]
@@ -309,13 +322,6 @@ def _scatter(batch: _PendingBatch) -> Iterator[SlideBuffer[Any]]:
             yield buffer
 
 
-def _result(tile: Future[RgbArray | str | TileError]) -> RgbArray | str | Exception:
-    try:
-        return tile.result()
-    except Exception as error:  # noqa: BLE001 - it must stop this slide only
-        return error
-
-
 class _Reader:
     """Thread that has the tiles of all slides read in order, some in advance."""
 
@@ -348,10 +354,13 @@ class _Reader:
         try:
             for buffer in self._buffers:
                 self._put(_TileFuture(buffer, -1, None))
-                for index in range(buffer.instances.n_tiles):
+                n_tiles = buffer.instances.n_tiles
+                for first in range(0, n_tiles, _TILES_TOGETHER):
                     if self._closed.is_set():
                         return
-                    self._put(_TileFuture(buffer, index, self._pool.submit(buffer.read, index)))
+                    part = range(first, min(first + _TILES_TOGETHER, n_tiles))
+                    tiles = self._pool.submit(buffer.read_part, part)
+                    self._put(_TileFuture(buffer, first, tiles))
                 if self._closed.is_set():
                     return
         except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread

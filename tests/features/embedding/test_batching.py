@@ -125,6 +125,30 @@ def test_an_error_of_the_encoder_fails_only_the_slides_of_its_batch() -> None:
     assert len(finished) == 3
 
 
+def test_an_unforeseen_error_of_a_tile_fails_only_its_slide() -> None:
+    buffers = [make_buffer(6, seed=number) for number in range(3)]
+    slide = buffers[1].instances.slide
+    read = slide.read
+    slide.read = lambda **where: 1 / 0 if where["x_px"] == 64 else read(**where)  # type: ignore[method-assign]
+    embed(buffers, MeanEncoder())
+    assert [type(buffer.error) for buffer in buffers] == [type(None), ZeroDivisionError, type(None)]
+    assert buffers[1].kept.tolist() == [0, 1, 3, 4, 5]
+
+
+def test_tiles_are_handed_to_threads_several_at_a_time() -> None:
+    parts: list[range] = []
+
+    class Recording(SlideBuffer[SlideTiles]):
+        def read_part(self, indices: range) -> list[RgbArray | str | Exception]:
+            parts.append(indices)
+            return super().read_part(indices)
+
+    buffer = Recording(make_buffer(10).instances, dim=3)
+    embed([buffer], MeanEncoder())
+    assert sorted(index for part in parts for index in part) == list(range(10))
+    assert len(parts) <= 5
+
+
 def test_slides_are_taken_as_they_are_needed() -> None:
     taken = []
 
