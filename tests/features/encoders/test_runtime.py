@@ -123,6 +123,15 @@ def test_a_runtime_is_taken_unmeasured_where_timing_it_would_cost_more_than_a_tw
     assert [trial.runtime for trial in choice.trials] == ([ONNX] if runtime == ONNX else [])
 
 
+@pytest.mark.parametrize(("name", "n_tiles"), [("test_efficientnet", 1_400), ("test_vit", 8_000)])
+def test_a_runtime_whose_slow_start_would_cost_more_than_a_twentieth_is_not_tried(
+    speeds: dict[str, float], name: str, n_tiles: int
+) -> None:
+    """At 30 tiles per second; 10 s of start would be within it, and 15 s are not."""
+    choice = select_runtime(tiny(name), example=pixels(128), n_tiles_expected=n_tiles)
+    assert choice.runtime == EAGER
+
+
 def test_an_export_in_the_cache_is_started_for_fewer_tiles(
     speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
