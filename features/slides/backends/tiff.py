@@ -298,8 +298,12 @@ class TiffSlide(BlockReader):
             if len(offsets) != n_expected or len(counts) != n_expected:
                 # OpenSlide would show as glass the tiles that are not listed.
                 kind = UnsupportedFormatError if n_listed < n_expected else SlideError
+                is_counted = {"TileByteCounts", "StripByteCounts"} & {
+                    tag.name for tag in keyframe.tags
+                }
+                actual = f"{n_listed} TIFF tiles where {n_expected} should be"
                 raise kind(
-                    self.path, actual=f"{n_listed} TIFF tiles where {n_expected} should be",
+                    self.path, actual=actual if is_counted else "no byte counts of its TIFF tiles",
                     expected="as many as its size needs", hint="Copy or export the slide again.",
                 )  # fmt: skip
             for first in range(0, n_expected, n_segments):

@@ -136,7 +136,7 @@ def _picture_of(series: tifffile.TiffPageSeries, ome: str | None, *, is_single: 
         is_tiled=page.is_tiled,
         is_companion=is_reduced(page) or page.is_mask,
         is_colour=page.samplesperpixel >= 3
-        or page.photometric.name == "PALETTE"
+        or page.photometric == tifffile.PHOTOMETRIC.PALETTE
         or len(series.pages) == 3,
         mpp=None if is_single else _mpp_of(series, ome),
     )

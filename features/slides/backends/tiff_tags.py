@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -135,8 +136,20 @@ def channel_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
     return [page]
 
 
+def _unknown_kind(page: Any) -> str:
+    """Why colours or compression of a page have no name in tifffile; empty if they do."""
+    kinds = {"PhotometricInterpretation": page.photometric, "Compression": page.compression}
+    for name, kind in kinds.items():
+        if page.tags.get(name) is not None and not isinstance(kind, Enum):
+            return f"{name} {kind}, which is not known"
+    # By the standard, a page without Compression has none, but one without colours is damaged.
+    return "" if page.tags.get("PhotometricInterpretation") else "no PhotometricInterpretation"
+
+
 def unsupported_samples(page: Any) -> str:
     """Return why pixels of a page, shape (y, x, channels), cannot be RGB; empty if they can."""
+    if reason := _unknown_kind(page):
+        return reason
     photometric, compression = page.photometric.name, page.compression
     if photometric not in _PHOTOMETRICS:
         return f"colours as {photometric}"
@@ -157,6 +170,8 @@ def conversion_hint(page: Any) -> str:
     It is empty for pages that can be read, shape (y, x, channels), and for kinds of samples that
     OpenSlide may read.
     """
+    if _unknown_kind(page):
+        return "Copy it again, or export it as tiled TIFF."
     if page.photometric.name == "CIELAB":  # libvips refuses those of 8 bit
         return (
             "Convert its colours to sRGB first, for example with Pillow: "

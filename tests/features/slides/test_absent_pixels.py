@@ -335,6 +335,17 @@ def test_a_slide_that_lists_few_of_its_tiles_is_refused_and_not_white(tmp_path: 
         open_slide(path)
 
 
+def test_a_slide_without_byte_counts_is_refused_as_that(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "s.tif", LEVELS[:1])
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].tags["TileByteCounts"].offset
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(struct.pack("<H", 65_000))  # a tag of nobody's
+    with pytest.raises(SlideError, match="no byte counts of its TIFF tiles"):
+        open_slide(path)
+
+
 @pytest.mark.parametrize("kind", ["tiff", "zarr"])
 def test_a_level_that_was_cut_is_set_aside(tmp_path: Path, kind: str) -> None:
     levels = (PIXELS, HALF[:256], QUARTER)

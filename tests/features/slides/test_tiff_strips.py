@@ -126,6 +126,17 @@ def test_pixels_that_are_not_read_say_so_at_once_and_how_to_convert_them(
     assert "Copy it again" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["PhotometricInterpretation", "Compression"])
+def test_colours_and_compressions_that_are_not_known_are_refused_at_once(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path / "s.tif", NOISE, tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[name].overwrite(60_001)
+    with pytest.raises(UnsupportedFormatError, match=f"{name} 60001, which is not known"):
+        open_slide(path)
+
+
 def test_the_command_that_converts_cielab_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
