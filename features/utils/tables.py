@@ -132,7 +132,8 @@ def read_table(path: Path) -> pd.DataFrame:
     table.columns = [normalize_name(strip_blanks(str(name))) for name in table.columns]
     table.index += n_lines_before
     stripped = table.apply(lambda column: column.fillna("").str.strip())
-    filled = stripped.map(strip_blanks) != "" if len(table) else table.notna()
+    plain = stripped if text.isascii() else stripped.map(strip_blanks)
+    filled = plain != "" if len(table) else table.notna()
     unnamed = [not name for name in names] + [False] * (len(table.columns) - len(names))
     stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
     if stripped.empty:
@@ -145,7 +146,8 @@ def read_table(path: Path) -> pd.DataFrame:
             expected="one header, in the first row",
             hint="If tables were joined, delete the header of each but the first.",
         )
-    return _map_cells(stripped, _unescape_formula)
+    is_escaped = _ESCAPE in text or '="' in text  # else the slow look at every cell is spared
+    return _map_cells(stripped, _unescape_formula) if is_escaped else stripped
 
 
 def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None) -> None:

@@ -166,8 +166,9 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
         twice or has two patients, there is only one class, two classes look alike, or one has the
         name of a column of ids.
     """
-    named = read_slide_rows(path, labelled=labelled, columns=columns)
-    if _BAG in read_table(path):
+    table = read_table(path)
+    named = _name_rows(path, table, labelled=labelled, columns=columns)
+    if _BAG in table:
         named = named.drop_duplicates()  # one row per image
     _check_unique_slides(path, named)
     for column in ("label", "centre"):
@@ -257,7 +258,13 @@ def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = Non
         If a cell is empty or holds a word for a missing value or a control character, or an id was
         turned into a number or date.
     """
-    table = read_table(path)
+    return _name_rows(path, read_table(path), labelled=labelled, columns=columns)
+
+
+def _name_rows(
+    path: Path, table: pd.DataFrame, *, labelled: bool, columns: Columns | None
+) -> pd.DataFrame:
+    """Return the columns of a table that have a role, as :func:`read_slide_rows` does."""
     roles = ["slide", "patient", *(["label"] if labelled else [])]
     if (columns and "center" in columns) or _has_center(table):
         roles.append("center")
