@@ -154,7 +154,7 @@ def config_from_fingerprint(
             "the run's bags",
             actual="series of images, not slides",
             expected="bags of slides",
-            hint="Embed these series with 'mil embed --series', and leave --slides out.",
+            hint="Name them with --series instead of --slides.",
         )
     if tissue.pop("mask_version", None) != MASK_VERSION:
         raise BagError(

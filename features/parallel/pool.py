@@ -176,7 +176,7 @@ class WorkerPool:
                 f"worker {worker_id}",
                 actual=f"{reason}, {_MAX_FAILED_STARTS} times while it started",
                 expected="a worker that stays alive",
-                hint="Memory may be short: try fewer devices or a smaller --batch.",
+                hint="Memory may be short: try fewer devices, or a smaller 'mil embed --batch'.",
             )
             self._retire(worker_id, error)
 

@@ -80,12 +80,12 @@ def ray_connection(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
+def plan_actors(*, device: str, n_cpus: int | None, fewer_by: str = "--workers") -> ActorResources:
     """Return how many actors fit the cluster: one per GPU, or without GPUs, one per node.
 
     ``device`` is ``auto``, ``cuda`` or ``cpu``; ``n_cpus`` is the number of cores per actor, None
-    for an even part of a node's cores per GPU, or all of a node's cores. Raises MilError if no node
-    is large enough.
+    for an even part of a node's cores per GPU, or all of a node's cores; ``fewer_by`` is how a user
+    asks for fewer. Raises MilError if no node is large enough.
     """
     ray = _ray()
     nodes = [
@@ -116,7 +116,7 @@ def plan_actors(*, device: str, n_cpus: int | None) -> ActorResources:
             "Ray cluster",
             actual=f"{len(nodes)} nodes, the largest with {most_cpus} cores and {most_gpus} GPUs",
             expected=f"a node with {resources.n_cpus} cores" + " and a GPU" * resources.n_gpus,
-            hint="Ask for fewer cores with --workers, or for --device cpu.",
+            hint=f"Ask for fewer cores by {fewer_by}, or for --device cpu.",
         )
     return resources
 

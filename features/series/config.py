@@ -63,6 +63,7 @@ def series_config_from_fingerprint(fingerprint: Fingerprint, **others: Any) -> S
         raise BagError(
             "the run's bags", actual="bags that were not made from image series",
             expected="bags made by 'mil embed --series'",
+            hint="Name them with --slides instead of --series.",
         ) from error  # fmt: skip
     return SeriesConfig(
         encoder=fingerprint.encoder, side_px=fingerprint.tile_px,

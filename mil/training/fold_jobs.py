@@ -228,7 +228,7 @@ def ray_fold_executor(
     """
     n_threads = torch.get_num_threads()
     with ray_connection(address):
-        resources = plan_actors(device=device, n_cpus=n_threads)
+        resources = plan_actors(device=device, n_cpus=n_threads, fewer_by="OMP_NUM_THREADS=N")
         transport = RayTransport(partial(_build_worker, bags, n_threads), resources)
         with WorkerPool(transport, start_first_only=False, on_warning=on_warning) as pool:
             yield pool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -105,3 +106,12 @@ def test_advice_names_only_options_and_commands_that_exist() -> None:
 )
 def test_a_name_that_does_not_exist_is_found(path: str, text: str, named: str) -> None:
     assert named in wrong_names(Message(path, 1, text))
+
+
+def test_extras_that_a_message_installs_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    sources = [path for name in ("features", "mil", "cli") for path in (ROOT / name).rglob("*.py")]
+    named = [re.findall(r"mil-slides\[(\w+)\]", path.read_text("utf-8")) for path in sources]
+    extras = {extra for of_file in named for extra in of_file}
+    assert extras
+    assert extras <= project["optional-dependencies"].keys()

@@ -165,6 +165,8 @@ def test_advice_on_other_settings_and_other_filters_leads_to_bags(tmp_path: Path
     follow_advice(other, advice, f"{other} --overwrite")
     fit = f"filter fit examples.csv --out {tmp_path}/f.filter --tile-px 64 {MODEL}"
     mil_ok(*shlex.split(fit))
+    filtered = f"{EMBED.format(out=tmp_path / 'filtered')} --filter {tmp_path}/f.filter"
+    follow_advice(f"{filtered} --stain-norm macenko", "Leave out --filter or", filtered)
     other = f"{EMBED.format(out=tmp_path / 'kept')} --filter {tmp_path}/f.filter --mpp 1"
     failed = mil(*shlex.split(other))
     assert failed.exit_code == 1

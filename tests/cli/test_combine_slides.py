@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from features.bags.h5 import find_bags, read_bag
 from mil.training.config import TrainConfig
-from tests.cli.running import mil, mil_ok
+from tests.cli.running import follow_advice, mil, mil_ok
 from tests.cli.test_filter import tissue
 from tests.studies import train_on
 
@@ -113,3 +113,54 @@ def test_what_cannot_be_embedded_for_a_run_ends_in_one_line(
     assert (result.exit_code, "Traceback" in result.output) == (code, False), result.output
     assert words in " ".join(result.output.replace("│", " ").split())
     assert not (world / "out.csv").exists()
+
+
+def test_advice_on_slides_without_bags_leads_to_predictions(world: Path, tmp_path: Path) -> None:
+    state = timm.create_model("test_vit", pretrained=False, num_classes=0).state_dict()
+    save_file(state, tmp_path / "unlike.safetensors")
+    one = f"infer --run {world}/runs/small --patients {world}/new.csv --out {tmp_path}/p.csv "
+    all_of = one.replace("runs/small", "runs/all")
+    small, other = (f"--weights {world}/{name}.safetensors" for name in ENCODERS)
+    from_slides = f"--slides {world}/new --bags {tmp_path}"
+    follow_advice(
+        f"{one} {from_slides}/a --weights {tmp_path}/unlike.safetensors",
+        "Name their checkpoint with --weights.",
+        f"{one} {from_slides}/a {small}",
+    )
+    for slide in (world / "new").iterdir():
+        (tmp_path / "series" / slide.stem).mkdir(parents=True)
+        shutil.copy(slide, tmp_path / "series" / slide.stem)
+    follow_advice(
+        f"{one} --series {tmp_path}/series --bags {tmp_path}/b {small}",
+        "Name them with --slides instead of --series.",
+        f"{one} {from_slides}/b {small}",
+    )
+    mil_ok("bags", "pack", world / "bags" / "small", "--out", tmp_path / "packed.zarr")
+    follow_advice(
+        f"{one} {from_slides}/packed.zarr {small}",
+        "Name a folder of bags, or leave out --slides and --series.",
+        f"{one} {from_slides}/b {small}",
+    )
+    follow_advice(
+        f"{all_of} {from_slides}/c {small}",
+        "one per backbone of test_vit, test_resnet, in this order",
+        f"{all_of} {from_slides}/c {small} {other}",
+        exit_code=2,
+    )
+
+
+def test_slides_of_a_run_on_imported_bags_are_imported_too(world: Path, tmp_path: Path) -> None:
+    embed(world, "small", world / "new", bags=tmp_path / "new")
+    for source, name in ((world / "bags" / "small", "train"), (tmp_path / "new", "infer")):
+        mil_ok("bags", "export", source, "--to", "clam", "--out", tmp_path / f"of {name}")
+        mil_ok("bags", "import", tmp_path / f"of {name}", "--from", "clam", "--bags",
+               tmp_path / "bags" / name)  # fmt: skip
+    shutil.copy(world / "train.csv", tmp_path)
+    train_on(tmp_path, tmp_path / "train.csv", "train", config=QUICK)
+    infer_ = ["infer", "--run", tmp_path / "runs" / "train", "--patients", world / "new.csv",
+              "--out", tmp_path / "p.csv", "--bags"]  # fmt: skip
+    follow_advice(
+        [*infer_, tmp_path / "none", "--slides", world / "new"],
+        "Import the bags of these slides as well, and leave --slides out.",
+        [*infer_, tmp_path / "bags" / "infer"],
+    )

@@ -215,18 +215,29 @@ def test_predictions_of_patients_that_only_the_filter_saw_come_with_a_warning(
     assert "filter was fitted on slides of 1 of these patients" in data.output
 
 
+@pytest.mark.ci
 def test_embedding_with_a_filter_that_saw_the_slides_warns_and_training_refuses(
     world: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "f.safetensors"
-    fit(world, path, "seen.csv")
+    quick = ("--head", "mean", "--set", "n_members=1", "--set", "fixed_steps=2")
+    seen, other = tmp_path / "seen.safetensors", tmp_path / "other.safetensors"
+    fit(world, seen, "seen.csv")
+    fit(world, other)
     result = mil_ok("embed", world / "slides", "--bags", tmp_path / "bags", *backbone(world),
-                "--rules", "none", "--filter", path)  # fmt: skip
+                "--rules", "none", "--filter", seen)  # fmt: skip
     assert "trained on 1 of these slides" in result.output
-    refused = train(world, tmp_path / "bags", tmp_path / "run")
-    assert refused.exit_code == 1
-    assert "00_0" in refused.output
-    assert "mil train --filter" in refused.output
+    for given, advice in (
+        ((), "Embed the slides without --filter and give it to 'mil train --filter'"),
+        (("--filter", other), "Embed the slides without --filter to use another one here."),
+    ):
+        refused = train(world, tmp_path / "bags", tmp_path / "run", *given)
+        assert refused.exit_code == 1
+        assert advice in refused.stderr.splitlines()[-1]
+    embed(world, tmp_path / "plain")
+    for tile_filter in (seen, other):
+        run = tmp_path / f"of {tile_filter.stem}"
+        done = train(world, tmp_path / "plain", run, *quick, "--filter", tile_filter)
+        assert done.exit_code == 0, done.output
 
 
 def test_a_filter_of_other_tiles_is_refused_by_embed(world: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mil.data.cohort import read_cohort
 from mil.data.covariates import with_covariates
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
-from tests.cli.running import mil, mil_ok
+from tests.cli.running import follow_advice, mil, mil_ok
 from tests.fakes import make_series
 from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan
 
@@ -221,6 +221,23 @@ def test_infer_embeds_new_series_as_those_of_the_run_were(
     assert json.loads(result.stdout)["status"] == {"ok": 1}
     new, old = (read_bag(tmp_path / "bags" / f"s{n}.h5").meta.fingerprint for n in (12, 0))
     assert new == old
+
+
+def test_series_named_as_slides_are_named_as_series_instead(
+    scanned: tuple[Path, list[str]], tmp_path: Path, weights: Path
+) -> None:
+    folder, _ = scanned
+    shutil.copytree(folder / "bags", tmp_path / "bags")
+    Image.new("RGB", (60, 60)).save(tmp_path / "s12.png")
+    infer = (
+        f"infer --run {folder}/one --bags {tmp_path}/bags --patients {folder}/test.csv "
+        f"--out {tmp_path}/out.csv --weights {weights}"
+    )
+    follow_advice(
+        f"{infer} --slides {tmp_path}",
+        "Name them with --series instead of --slides.",
+        f"{infer} --series {folder}/scans",
+    )
 
 
 def test_what_shows_series_is_proposed_instead_of_view(scanned: tuple[Path, list[str]]) -> None:

@@ -5,10 +5,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
 from features.errors import MilError
+from features.parallel import ray_cluster
 from features.parallel.pool import WorkerPool
 from features.parallel.ray_cluster import ActorResources, RayTransport, plan_actors, ray_connection
 from tests.features.parallel.toys import RecordingListener, make_toy, raise_error
@@ -50,6 +52,17 @@ def test_an_actor_that_cannot_start_gives_the_reason(cluster: None) -> None:
     pool = WorkerPool(transport, start_first_only=False, on_warning=print)
     with pytest.raises(MilError, match="the machine: no room"), pool:
         pass
+
+
+@pytest.mark.parametrize("fewer_by", ["--workers", "OMP_NUM_THREADS=N"])
+def test_a_cluster_without_room_says_how_to_ask_for_less(
+    fewer_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(ray_cluster, "_ray", lambda: SimpleNamespace(nodes=lambda: [node]))
+    with pytest.raises(MilError, match=f"Ask for fewer cores by {fewer_by}, or for --device cpu"):
+        plan_actors(device="cuda", n_cpus=3, fewer_by=fewer_by)
+    assert plan_actors(device="cpu", n_cpus=2, fewer_by=fewer_by).n_actors == 1
 
 
 @pytest.mark.slow
