@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from cli.console import stderr, stdout
+from cli.console import options_elsewhere, stderr, stdout
 from features.errors import one_line
 from features.utils.text import pluralize
 
@@ -46,7 +46,8 @@ def print_findings(findings: Iterable[Finding]) -> None:
     for finding in findings:
         text = Text()
         text.append(f"{finding.severity.value}: ", style=_STYLES[finding.severity.value])
-        text.append(one_line(f"{finding.message}. {finding.advice}", max_chars=_MAX_CHARS))
+        told = f"{finding.message}. {finding.advice}"
+        text.append(one_line(f"{told} {options_elsewhere(told)}", max_chars=_MAX_CHARS))
         stdout.print(text)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mil.audit.findings import Finding, Severity
 from mil.data.cohort import Cohort, Columns
 from mil.data.covariates import check_covariates, parse_number, with_covariates
+from mil.data.splits import can_leave_centres_out
 from mil.errors import CohortError
 
 __all__ = ["audit_covariates"]
@@ -62,12 +63,13 @@ def _audit_centre(cohort: Cohort, name: str) -> Iterator[Finding]:
     right = sum(max(counts.values()) for counts in of_group.values()) / len(stated)
     base = max(centres.values()) / len(stated)
     if right - base >= _LARGEST_GAIN * (1 - base):
+        by_centre = can_leave_centres_out(cohort)
         yield Finding(
             Severity.warning, "covariate_is_shortcut",
             f"the covariate {name!r} tells the centre of {right:.0%} of the patients "
             f"({base:.0%} are of the largest): it may stand for the centre or its scanner",
-            "A model with it learns which centre sees which class. Leave it out, or train with "
-            "--by centre and compare.",
+            "A model with it learns which centre sees which class. Leave it out"
+            + (", or compare with 'mil train --by centre'." if by_centre else "."),
             (name,),
         )  # fmt: skip
 

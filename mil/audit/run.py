@@ -157,7 +157,7 @@ def audit(
                     subjects=tuple(f"{name}: {n}" for name, n in cohort.class_counts().items()),
                 )
             )  # fmt: skip
-        findings += audit_shortcuts(scores)
+        findings += audit_shortcuts(scores, cohort)
         findings += audit_covariates(cohort, covariates, columns=columns)
     return AuditReport(
         n_patients={split.name: len(split.patient_ids) for split in splits},

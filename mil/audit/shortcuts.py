@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from features.bags.digest import BagDigest
 from mil.audit.findings import Finding, Severity
 from mil.data.cohort import Cohort, Patient
-from mil.data.splits import patient_folds, stratified_fold_ids
+from mil.data.splits import can_leave_centres_out, patient_folds, stratified_fold_ids
 from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.metrics import Interval, Metric, auroc, balanced_accuracy
 from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shortcut_model
@@ -120,8 +120,9 @@ def measure_shortcuts(
     return tuple(scores)
 
 
-def audit_shortcuts(scores: tuple[ShortcutScore, ...]) -> Iterator[Finding]:
-    """Yield findings on the shortcuts that predict better than chance."""
+def audit_shortcuts(scores: tuple[ShortcutScore, ...], cohort: Cohort) -> Iterator[Finding]:
+    """Yield findings on the shortcuts that predict a cohort better than chance."""
+    by_centre = can_leave_centres_out(cohort)
     significant = [score for score in scores if score.is_above_chance]
     centre_predicts_label = any((s.source, s.target) == ("centre", "label") for s in significant)
     for measured in significant:
@@ -132,8 +133,8 @@ def audit_shortcuts(scores: tuple[ShortcutScore, ...]) -> Iterator[Finding]:
                 Severity.warning, "shortcut",
                 f"{_SOURCE_TEXTS[measured.source]} ranks classes with AUROC {values} on "
                 f"{measured.n_patients} patients (p = {measured.p_value:.3f})",
-                "A model must do clearly better than this to have learned anything from tissue; "
-                "also train with --by centre.",
+                "A model must do clearly better than this to have learned anything from tissue"
+                + ("; also use 'mil train --by centre'." if by_centre else "."),
                 (measured.source,),
             )  # fmt: skip
             continue
@@ -145,7 +146,9 @@ def audit_shortcuts(scores: tuple[ShortcutScore, ...]) -> Iterator[Finding]:
             yield Finding(
                 Severity.warning, "centre_in_embeddings",
                 f"{message}, and the centre predicts the label: heads can use it as a shortcut",
-                "Also train with --by centre, and compare.",
+                "Also use 'mil train --by centre', and compare."
+                if by_centre
+                else "Patients of each class from two centres or more would tell.",
             )  # fmt: skip
         else:
             message += "; the centre alone does not predict the label here"

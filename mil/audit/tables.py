@@ -252,6 +252,6 @@ def _single_class_centres(cohort: Cohort) -> Iterator[Finding]:
         yield Finding(
             Severity.note, "centre_with_one_class",
             f"centres with patients of one class only: {abbreviate(names)}",
-            "Look at the shortcut scores; with --by centre they have no AUROC of their own.",
+            "Look at the shortcut scores; tested by themselves, these centres have no AUROC.",
             tuple(names),
         )  # fmt: skip

@@ -21,6 +21,7 @@ __all__ = [
     "CentreSpread",
     "Fold",
     "SplitBy",
+    "can_leave_centres_out",
     "centre_spread",
     "folds_from_ids",
     "leave_one_centre_out",
@@ -177,6 +178,15 @@ def leave_one_centre_out(
             )
     folds = folds_from_ids(cohort, centres, repeat=0, linked=linked)
     return tuple(replace(fold, repeat=repeat) for repeat in range(n_repeats) for fold in folds)
+
+
+def can_leave_centres_out(cohort: Cohort) -> bool:
+    """Return whether :func:`leave_one_centre_out` makes folds of a cohort."""
+    try:
+        leave_one_centre_out(cohort)
+    except SplitError:
+        return False
+    return True
 
 
 def centre_spread(cohort: Cohort, folds: Sequence[Fold]) -> CentreSpread | None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from features.bags.h5 import read_bag, write_bag
+from mil.data.cohort import read_cohort
+from mil.data.splits import can_leave_centres_out
 from tests.cli.running import follow_advice, mil, mil_ok
 from tests.fakes import write_cohort
 
@@ -100,6 +102,9 @@ def odd_tables(study: Path) -> None:
     write("pid", header=HEADER.replace("patient_id", "patient no"))
     write("kind", header=HEADER.replace("label", "kind"))
     write("below", [HEADER.split(","), *COHORT], "a,b,c,d,e")
+    write("scanners", [[*row[:4], f"of {row[3]}"] for row in COHORT])
+    at = ["xy"[row[2] == "B" or n % 8 > 0] for n, row in enumerate(COHORT)]
+    write("confounded", [[*row[:3], c, f"of {c}"] for c, row in zip(at, COHORT, strict=True)])
     write("units", [[*row[:4], f"{row[4]} years"] for row in COHORT])
     write("many", [[*row[:4], f"of {row[0]}"] for row in COHORT])
     write("telling", [[*row[:4], f"of {row[2]}"] for row in COHORT])
@@ -109,7 +114,7 @@ def odd_tables(study: Path) -> None:
     write("repeated", [*COHORT, COHORT[0]])
     write("unnamed", [*COHORT, ["s99", "", *COHORT[0][2:]]])
     write("zeros", [[f"t{n}", f"{n:03d}", *row[2:]] for n, row in enumerate(COHORT)])
-    write("centres", [[*row[:3], "xy"[row[2] == "B" or n > 19], row[4]]
+    write("centres", [[*row[:3], "xy"[(row[2] == "B" and n > 1) or n > 19], row[4]]
                       for n, row in enumerate(COHORT)])  # fmt: skip
     change("unclear", 3, 2, "unknown")
     write("rare", [row for n, row in enumerate(COHORT) if row[2] == "A" or n < 10])
@@ -247,6 +252,18 @@ def follow_finding(wrong: str, advice: str, then: str) -> None:
     assert any(advice in line for line in found.splitlines()), found
     assert ".. " not in found
     assert advice not in mil_ok(*shlex.split(then)).stdout
+
+
+@pytest.mark.usefixtures("odd_tables")
+@pytest.mark.parametrize(("table", "is_advised"), [("scanners", True), ("confounded", False)])
+def test_training_by_centre_is_advised_only_where_it_is_possible(
+    table: str, is_advised: bool
+) -> None:
+    found = mil_ok("audit", f"{table}.csv", "--covariates", "age").stdout
+    assert "the covariate 'age' tells the centre of 100%" in found
+    assert ("compare with 'mil train --by centre'" in found) == is_advised
+    cohort = read_cohort(Path(f"{table}.csv"), labelled=True)
+    assert can_leave_centres_out(cohort) == is_advised
 
 
 @pytest.mark.usefixtures("odd_tables")

@@ -73,7 +73,8 @@ def check_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
         order = [int(row) for row in np.argsort(-difference, kind="stable")]
         rows = [row for row in order if abs(difference[row]) >= _MIN_SHARE_DIFFERENCE]
         if rows:
-            yield _centre_finding(patients, rows, index)
+            by_centre = bool((np.count_nonzero(counts, axis=0) > 1).all())
+            yield _centre_finding(patients, rows, index, by_centre=by_centre)
 
 
 def check_differences(differences: Sequence[ClassDifference]) -> Iterator[Finding]:
@@ -179,7 +180,10 @@ def _check_ids(table: SlideTable) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _centre_finding(patients: Crosstab, rows: Sequence[int], index: int) -> Finding:
+def _centre_finding(
+    patients: Crosstab, rows: Sequence[int], index: int, *, by_centre: bool
+) -> Finding:
+    """Return the finding on centres; ``by_centre`` where each class is at two or more."""
     parts = []
     for row in rows:
         count, total = int(patients.counts[row, index]), int(patients.totals[row])
@@ -195,7 +199,7 @@ def _centre_finding(patients: Crosstab, rows: Sequence[int], index: int) -> Find
         f"the share of {patients.classes[index]}, {overall} of all, differs between centres: "
         f"{', '.join(parts)}",
         "By chance or not, a model that recognises a centre by glass or stain gains from it: see "
-        "'mil audit', and train with 'mil train --by centre'.",
+        "'mil audit'" + (", and train with 'mil train --by centre'." if by_centre else "."),
         tuple(patients.names[row] for row in rows),
     )  # fmt: skip
 
