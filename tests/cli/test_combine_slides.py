@@ -127,14 +127,6 @@ def test_advice_on_slides_without_bags_leads_to_predictions(world: Path, tmp_pat
         "Name their checkpoint with --weights.",
         f"{one} {from_slides}/a {small}",
     )
-    for slide in (world / "new").iterdir():
-        (tmp_path / "series" / slide.stem).mkdir(parents=True)
-        shutil.copy(slide, tmp_path / "series" / slide.stem)
-    follow_advice(
-        f"{one} --series {tmp_path}/series --bags {tmp_path}/b {small}",
-        "Name them with --slides instead of --series.",
-        f"{one} {from_slides}/b {small}",
-    )
     mil_ok("bags", "pack", world / "bags" / "small", "--out", tmp_path / "packed.zarr")
     follow_advice(
         f"{one} {from_slides}/packed.zarr {small}",

@@ -31,6 +31,7 @@ from features.series.config import (
 from features.series.manifest import read_series
 from features.series.pipeline import embed_series
 from features.series.windowing import parse_windows
+from tests.fakes import FINGERPRINT
 from tests.scans import BIRTH_DATE, PLANTED, write_scan
 
 SETTINGS = SeriesConfig(side_px=64, batch_tiles=4, n_workers=2)
@@ -184,6 +185,8 @@ def test_settings_are_found_again_in_the_fingerprint(encoder: Encoder) -> None:
     assert series_config_from_fingerprint(made) == settings
     with pytest.raises(BagError, match="series of images, not slides"):
         config_from_fingerprint(made, batch_tiles=4, n_workers=1)
+    with pytest.raises(BagError, match="Name them with --slides instead of --series"):
+        series_config_from_fingerprint(FINGERPRINT)
 
 
 def test_copies_of_a_series_are_told_by_content(tmp_path: Path, encoder: Encoder) -> None:
