@@ -23,6 +23,7 @@ from mil.base_learners.second_order import (
 )
 from mil.data.features import Features
 from mil.heads import Whitening
+from mil.heads.ensemble import whiten_tiles
 
 __all__ = ["TILE_WISE", "BaseLearners"]
 
@@ -84,7 +85,6 @@ class BaseLearners:
         sample = torch.cat([c[spaced(len(c), _SAMPLE_TILES).to(c.device)] for c in components])
         codebook = Codebook.fit(sample, seed=seed)
         means = pooled[:, 0]
-        spread = np.stack([log_spread(c) for c in components])
         occupancy = np.stack([codebook.mean_occupancy(c) for c in components])
 
         def fit(features: Floats, *, standardise: bool) -> LinearModel:
@@ -96,13 +96,14 @@ class BaseLearners:
         covariances = np.empty((len(components), size, size))
         for index, of_patient in enumerate(components):
             covariances[index] = covariance(of_patient)
+        spread = log_spread(covariances)
         of_covariance, directions = fit_covariance_model(
             covariances, labels, n_classes=n_classes, balanced=balanced
         )
         del covariances  # 32 kB per patient
         tails = np.stack([tail_statistics(c, directions) for c in components])
         flat = pooled.reshape(len(pooled), -1)
-        kernel = PatientKernel.fit(flat)
+        kernel, similarities = PatientKernel.fit(flat)
         models = {
             "mean": fit(means, standardise=False),
             "mean + logistic": LinearModel.fit_principal_components(
@@ -113,7 +114,7 @@ class BaseLearners:
             "spread": fit(spread, standardise=True),
             "covariance": of_covariance,
             "projections": fit(tails, standardise=True),
-            "kernel": fit(kernel.features(flat), standardise=False),
+            "kernel": fit(similarities, standardise=False),
         }
         return cls(
             models={name: models[name] for name in BASE_LEARNERS},
@@ -132,21 +133,39 @@ class BaseLearners:
 
         ``whitening`` is that of the ensemble's heads, on the CPU; there is at least one tile.
         """
-        raw, components = _as_components(tiles, whitening)
+        pooled = self.pool(*whiten_tiles(tiles, whitening))
+        return np.asarray(self.logits_of([pooled])[0], np.float64)
+
+    def pool(self, raw: Tensor, components: Tensor) -> dict[str, Floats]:
+        """Return what the learners need to know of a patient's tiles, shape (features,) each.
+
+        Arguments are the results of :func:`mil.heads.ensemble.whiten_tiles`.
+        """
         pooled = mean_and_extremes(raw).astype(np.float64)
         features = {
-            "mean": pooled[0],
-            "mean + logistic": pooled[0],
+            "pooled": pooled.ravel(),
             "histogram": self.codebook.mean_occupancy(components),
-            "extremes": pooled[1:].ravel(),
-            "spread": log_spread(components),
+            "spread": log_spread(covariances := covariance(components)),
         }
         if self.directions is not None:
-            features["covariance"] = covariance(components).ravel()
+            features["covariance"] = covariances.ravel()
             features["projections"] = tail_statistics(components, self.directions)
+        return features
+
+    def logits_of(self, patients: Sequence[Mapping[str, Floats]]) -> Floats:
+        """Return logits, shape (patients, learners, classes), of the results of :meth:`pool`.
+
+        Many patients at once take less time than one after the other.
+        """
+        features = {name: np.stack([own[name] for own in patients]) for name in patients[0]}
+        pooled = features.pop("pooled")
+        dim = pooled.shape[1] // 3
+        features["mean"] = features["mean + logistic"] = pooled[:, :dim]
+        features["extremes"] = pooled[:, dim:]
         if self.kernel is not None:
-            features["kernel"] = self.kernel.features(pooled.ravel())
-        return np.stack([model.logits(features[name]) for name, model in self.models.items()])
+            features["kernel"] = self.kernel.features(pooled)
+        logits = [model.logits(features[name]) for name, model in self.models.items()]
+        return np.asarray(np.stack(logits, axis=1), np.float64)
 
     def contributions(self, tiles: Features, whitening: Whitening) -> dict[str, Floats]:
         """Return the summands of the logits of :data:`TILE_WISE`, shape (tiles, classes) each.
@@ -155,7 +174,7 @@ class BaseLearners:
 
         They sum over the tiles to :meth:`logits`, whose arguments these are.
         """
-        raw, components = _as_components(tiles, whitening)
+        raw, components = whiten_tiles(tiles, whitening)
         features = {
             "mean": raw.numpy(),
             "mean + logistic": raw.numpy(),
@@ -165,10 +184,3 @@ class BaseLearners:
         if self.directions is not None:
             of_tiles["covariance"] = covariance_contributions(self.models["covariance"], components)
         return of_tiles
-
-
-def _as_components(tiles: Features, whitening: Whitening) -> tuple[Tensor, Tensor]:
-    """Return tiles, shape (tiles, dim), and their components (tiles, n_components), float32."""
-    raw = torch.from_numpy(np.asarray(tiles)).float()
-    with torch.inference_mode():
-        return raw, whitening(raw)

@@ -28,13 +28,13 @@ def mean_and_extremes(tiles: Tensor) -> Floats:
     return torch.stack([features.mean(0), features.amax(0), features.amin(0)]).cpu().numpy()
 
 
-def log_spread(components: Tensor) -> Floats:
-    """Return log(SD over tiles + 0.3) of components (tiles, n_components), float64.
+def log_spread(covariances: Floats) -> Floats:
+    """Return log(SD + 0.3) of components, shape (..., n_components), from their covariances.
 
-    The result has shape (n_components,).
+    ``covariances`` have shape (..., n_components, n_components).
     """
-    deviation = components.double().std(dim=0, correction=0)
-    return np.asarray((deviation + _SPREAD_FLOOR).log().cpu().numpy(), np.float64)
+    variances = np.diagonal(covariances, axis1=-2, axis2=-1)
+    return np.asarray(np.log(np.sqrt(variances) + _SPREAD_FLOOR), np.float64)
 
 
 def spaced(n_tiles: int, most: int) -> Tensor:

@@ -100,7 +100,10 @@ def tail_statistics(components: Tensor, directions: Floats) -> Floats:
     root of the fourth moment, about the patient's mean. ``components`` have shape (tiles,
     n_components), ``directions`` shape (n_components, directions).
     """
-    along = np.sort(_centred(components) @ directions, axis=0)
+    tiles: Floats = components.double().cpu().numpy()
+    along = tiles @ directions
+    along -= along.mean(axis=0)
+    along.sort(axis=0)
     n_tail = max(1, round(_TAIL_SHARE * len(along)))
     statistics = np.concatenate([
         along[-n_tail:].mean(axis=0), along[:n_tail].mean(axis=0), along[-1], along[0],

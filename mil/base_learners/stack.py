@@ -10,7 +10,7 @@ from mil.arrays import Floats
 from mil.base_learners.learners import BaseLearners
 from mil.data.features import Features
 from mil.heads import Head
-from mil.heads.ensemble import predict_members
+from mil.heads.ensemble import predict_components, whiten_tiles
 
 __all__ = ["predict_learner_views", "predict_learners", "with_base_learners"]
 
@@ -24,10 +24,12 @@ def predict_learners(
     first, then the base learners, which are the same for every head. ``tiles`` are the patient's
     embeddings, shape (tiles, dim), at least one; heads are on the CPU.
     """
-    logits, attention = predict_members(heads, tiles)
+    raw, components = whiten_tiles(tiles, heads[0].whitening)
+    logits, attention = predict_components(heads, components)
     if base_learners is None:
         return logits, attention
-    return with_base_learners(logits, base_learners.logits(tiles, heads[0].whitening)), attention
+    of_base = base_learners.logits_of([base_learners.pool(raw, components)])[0]
+    return with_base_learners(logits, of_base), attention
 
 
 def predict_learner_views(

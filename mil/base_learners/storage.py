@@ -113,7 +113,9 @@ def base_learners_from_tensors(
         kernel = PatientKernel(
             centre=read("similarity.centre", 3 * dim),
             scale=read("similarity.scale", 3 * dim),
-            anchors=read("similarity.anchors", n_anchors, 3 * dim, dtype=torch.float16),
+            anchors=read("similarity.anchors", n_anchors, 3 * dim, dtype=torch.float16).astype(
+                np.float32
+            ),
             width=float(read("similarity.width", positive=True)),
         )
     squared_width = float(read("codebook.squared_width", positive=True))

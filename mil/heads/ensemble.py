@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from mil.data.features import Features
 from mil.heads.base import Head
+from mil.heads.whitening import Whitening
 
-__all__ = ["logit_spread", "predict_members", "predict_views"]
+__all__ = [
+    "logit_spread", "predict_components", "predict_members", "predict_views", "whiten_tiles",
+]  # fmt: skip
 
 _LEAST_SPREAD = 0.1  # added, so that an ensemble that found no signal is not blown up
 
@@ -23,12 +27,28 @@ def predict_members(
 
     ``tiles`` are its embeddings, shape (tiles, dim), at least one; heads are on the CPU.
     """
-    features = torch.from_numpy(np.asarray(tiles)).float()[None]  # (1, tiles, dim)
-    mask = torch.ones(features.shape[:2], dtype=torch.bool)
+    # The heads of an ensemble share one whitening, so the large product is computed once.
+    return predict_components(heads, whiten_tiles(tiles, heads[0].whitening)[1])
+
+
+def whiten_tiles(tiles: Features, whitening: Whitening) -> tuple[Tensor, Tensor]:
+    """Return tiles, shape (tiles, dim), and their components (tiles, n_components), float32.
+
+    ``whitening`` is on the CPU.
+    """
+    raw = torch.from_numpy(np.asarray(tiles)).float()
     with torch.inference_mode():
-        # The heads of an ensemble share one whitening, so the large product is computed once.
-        components = heads[0].whitening(features)
-        outputs = [head.predict(components, mask) for head in heads]
+        return raw, whitening(raw)
+
+
+def predict_components(
+    heads: Sequence[Head], components: Tensor
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return what :func:`predict_members` does, from components, shape (tiles, n_components)."""
+    batch = components[None]
+    mask = torch.ones(batch.shape[:2], dtype=torch.bool)
+    with torch.inference_mode():
+        outputs = [head.predict(batch, mask) for head in heads]
     logits = torch.cat([output.logits for output in outputs]).double().numpy()
     attention = torch.cat([output.attention for output in outputs]).double().numpy()
     return logits, attention

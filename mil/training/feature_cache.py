@@ -139,7 +139,8 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
     caches, parts = [], []
     for spec in specs:
         device = spec.whitening.mean.device
-        lengths = [spec.bags.n_tiles[name] for name in spec.patient_ids]
+        n_tiles = spec.bags.n_tiles  # counted anew each time
+        lengths = [n_tiles[name] for name in spec.patient_ids]
         # One allocation: many small ones between temporary large ones would fragment the heap.
         n_components = spec.whitening.matrix.shape[1]
         tiles = torch.empty(sum(lengths), spec.bags.n_versions, n_components, device=device)

@@ -16,10 +16,12 @@ from features.parallel.local import LocalExecutor
 from features.parallel.pool import WorkerPool
 from features.parallel.ray_cluster import RayTransport, plan_actors, ray_connection
 from mil.base_learners.learners import BaseLearners
-from mil.base_learners.stack import predict_learner_views, predict_learners, with_base_learners
+from mil.base_learners.stack import with_base_learners
 from mil.data.bags import PatientBags
+from mil.data.features import Features
 from mil.data.splits import Fold
 from mil.heads import Head
+from mil.heads.ensemble import predict_components, whiten_tiles
 from mil.training.config import TrainConfig
 from mil.training.ensemble import Ensemble, predict_batch, train_ensembles
 from mil.training.trainer import EpochRecord
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
+_PATIENTS_PER_BLOCK = 256  # pooled tiles of a patient take 65 kB with 1,280 numbers
+
 ExecutorFactory = Callable[[PatientBags], AbstractContextManager[Executor]]
 """Opens an executor whose workers are :class:`FoldWorker` with the bags given."""
 
@@ -159,39 +163,52 @@ def _predict_versions(
 
     Those of a stack have shape (versions, heads, learners, classes). An accelerator predicts the
     heads for all patients at once; if it has not enough memory, the CPU predicts one after the
-    other, as it always does for base learners.
+    other. Tiles are pooled for the base learners on the CPU, whose models then take all patients.
     """
-    names, heads, of_base = bags.nonempty(), ensemble.heads, ensemble.base_learners
+    names = bags.nonempty()
+    of_heads = None
     if device.type != "cpu" and names:
-        logits = None
         with suppress(torch.cuda.OutOfMemoryError):
-            logits = predict_batch(heads, bags, names, device=device)
-        if logits is not None:
-            for name, own in zip(names, np.moveaxis(logits, 2, 0), strict=True):
-                yield name, own if of_base is None else _add_base(own, of_base, bags, name, heads)
-            return
-        if torch.cuda.is_available():
+            of_heads = predict_batch(ensemble.heads, bags, names, device=device)
+        if of_heads is None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+    for start in range(0, len(names), _PATIENTS_PER_BLOCK):
+        block = slice(start, start + _PATIENTS_PER_BLOCK)
+        given = None if of_heads is None else np.moveaxis(of_heads[:, :, block], 2, 0)
+        logits = _predict_block(ensemble, bags, names[block], given)
+        yield from zip(names[block], logits, strict=True)
+
+
+def _predict_block(
+    ensemble: Ensemble, bags: PatientBags, names: Sequence[str], of_heads: Floats | None
+) -> Sequence[Floats]:
+    """Return the logits of a few patients, as :func:`_predict_versions` does.
+
+    ``of_heads`` are those of the heads, shape (patients, versions, heads, classes), if known.
+    """
+    heads, of_base = ensemble.heads, ensemble.base_learners
+    if of_heads is not None and of_base is None:
+        return list(of_heads)
+    own: list[Floats] = [] if of_heads is None else list(of_heads)
+    pooled: list[dict[str, Floats]] = []
     for name in names:
-        tiles = bags.features[name]
-        if bags.views:
-            yield name, predict_learner_views(heads, of_base, tiles, bags.views[name])[0]
-        else:
-            yield name, predict_learners(heads, of_base, tiles)[0][None]
+        versions = [whiten_tiles(tiles, heads[0].whitening) for tiles in _versions(bags, name)]
+        if of_heads is None:
+            own.append(np.stack([predict_components(heads, each)[0] for _, each in versions]))
+        if of_base is not None:
+            pooled += [of_base.pool(*each) for each in versions]
+    if of_base is None:
+        return own
+    return [
+        np.stack([with_base_learners(*both) for both in zip(logits, added, strict=True)])
+        for logits, added in zip(own, np.split(of_base.logits_of(pooled), len(names)), strict=True)
+    ]
 
 
-def _add_base(
-    logits: Floats, of_base: BaseLearners, bags: PatientBags, name: str, heads: Sequence[Head]
-) -> Floats:
-    """Return logits (versions, heads, classes) with those of base learners of a patient."""
-    versions = [bags.features[name]]
-    if bags.views:
-        versions += list(np.moveaxis(bags.views[name], 1, 0))
-    added = [of_base.logits(tiles, heads[0].whitening) for tiles in versions]
-    return np.stack([
-        with_base_learners(own, of_version)
-        for own, of_version in zip(logits, added, strict=True)
-    ])  # fmt: skip
+def _versions(bags: PatientBags, name: str) -> list[Features]:
+    """Return the plain tiles of a patient and each view of them, shape (tiles, dim) each."""
+    views = np.moveaxis(bags.views[name], 1, 0) if bags.views else ()
+    return [bags.features[name], *views]
 
 
 @contextmanager

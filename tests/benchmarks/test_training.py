@@ -32,6 +32,18 @@ def test_the_benchmark_of_training_prints_what_it_promises(
     assert result["peer_epochs"] == [3, 3]
 
 
+def test_the_stack_is_timed_against_its_own_heads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "TrainConfig", partial(TrainConfig, n_members=1, fixed_steps=2))
+    options = ("--patients", "24", "--folds", "3", "--tiles", "8", "--dim", "20", "--device", "cpu")
+    assert training.main(["--stack-over-gated", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    ratio = result["stack_busy_s"] / result["gated_busy_s"]
+    assert result["stack_over_gated"] == pytest.approx(ratio)
+    assert result["n_folds"] == 3
+
+
 def test_generated_bags_are_ragged_and_carry_their_signal_in_a_few_tiles() -> None:
     bags, cohort = training.generate(n_patients=60, n_tiles=100, dim=32)
     sizes = list(bags.n_tiles.values())

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 
 from mil.arrays import Floats
-from mil.base_learners import BASE_LEARNERS, head_kind, learner_names
+from mil.base_learners import BASE_LEARNERS, head_kind, learner_names, logistic
 from mil.base_learners.learners import TILE_WISE, BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
@@ -74,8 +74,6 @@ def test_three_classes_are_penalised_as_two_are() -> None:
     labels = np.arange(30) % 2
     x = rng.normal(size=(30, 5)) + labels[:, None]
     two = LinearModel.fit(x, labels, n_classes=2, balanced=True, standardise=True)
-    from mil.base_learners import logistic
-
     own, bias = logistic._fit_logistic(x, labels, n_classes=2, balanced=True)
     assert np.allclose(own.sum(axis=1), 0)
     assert bias.sum() == pytest.approx(0)
@@ -86,6 +84,23 @@ def test_three_classes_are_penalised_as_two_are() -> None:
     assert (logits.argmax(axis=1) == three).mean() > 0.9
     np.testing.assert_allclose(logits.sum(axis=1), 0, atol=1e-9)
     assert two.weights.shape == (5, 2)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_fit_on_the_gram_matrix_is_that_on_the_features(n_classes: int, balanced: bool) -> None:
+    rng = np.random.default_rng(3)
+    labels = np.arange(40) ** 2 % 5 % n_classes
+    x = rng.normal(size=(40, 90)) * rng.uniform(0.05, 1, size=90) + 0.3 * labels[:, None]
+    x -= x.mean(axis=0)  # so the Gram matrix is singular
+    x[1] = x[0]
+    fits = [
+        fit(x, labels, n_classes=n_classes, balanced=balanced)
+        for fit in (logistic._fit_logistic_by_gram, logistic._fit_logistic)
+    ]
+    (weights, bias), (expected, expected_bias) = fits
+    np.testing.assert_allclose(weights, expected, atol=1e-4)
+    np.testing.assert_allclose(bias, expected_bias, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -150,7 +165,7 @@ def test_a_large_bag_is_pooled_as_a_small_one() -> None:
     whole = codebook.occupancy(tiles).double().mean(dim=0).numpy()
     np.testing.assert_allclose(codebook.mean_occupancy(tiles), whole, rtol=1e-6)
     np.testing.assert_allclose(
-        log_spread(tiles), np.log(tiles.numpy().std(axis=0) + 0.3), rtol=1e-5
+        log_spread(covariance(tiles)), np.log(tiles.numpy().std(axis=0) + 0.3), rtol=1e-5
     )
 
 
