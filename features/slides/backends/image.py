@@ -46,8 +46,9 @@ class ImageSlide(RegionReader):
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 self.stated_mpp, self.warnings = choose_mpp(_stated_mpp(image))
-                self.warnings += orientation_warning(image.getexif().get(Base.Orientation))
                 self._pixels = self._decode(image)
+                # Pillow decodes a PNG for it, whatever its size.
+                self.warnings += orientation_warning(image.getexif().get(Base.Orientation))
                 self._check_end(image)
         except SlideError:
             raise
