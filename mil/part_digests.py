@@ -18,7 +18,6 @@ __all__ = [
     "FIRST_VERSION",
     "MARKERS",
     "check_digests",
-    "check_part",
     "check_run",
     "damaged_run",
     "hash_description",
@@ -40,15 +39,14 @@ FIRST_VERSION = {"mil-run": 3, "mil-combination": 1, "mil-label-run": 2}
 
 _PARTS = "parts_sha256"
 _DIGEST = "sha256"
-_SUFFIXES = frozenset({".csv", ".json", ".npz", ".safetensors", ".toml"})
-_EDITABLE = frozenset({"settings.toml"})
-"""Files that may be edited without harm to the run, and are checked only where they are read."""
+_SUFFIXES = frozenset({".csv", ".json", ".npz", ".safetensors"})
 
 
 def with_digests(described: Mapping[str, object], path: Path) -> dict[str, object]:
     """Return a description with the SHA-256 of each part in the folder, and of itself.
 
-    Parts are all files of tensors, tables and settings, so these are written before.
+    Parts are all files of tensors and tables, so these are written before. The settings for a
+    further training are none: they name the table's path, and the same run elsewhere is the same.
     """
     parts = {
         file.name: hash_file(file)
@@ -69,9 +67,12 @@ def check_digests(path: Path, described: Mapping[str, Any]) -> None:
         return
     if described.get(_DIGEST) != hash_description(described):
         raise _changed(path, f"{_marker_of(path)} was changed")
-    for name in described.get(_PARTS, {}):
-        if name not in _EDITABLE:
-            _check_file(path, described, name)
+    for name, digest in described.get(_PARTS, {}).items():
+        file = path / Path(name).name
+        if not file.is_file():
+            raise _changed(path, f"{name} is missing, which was there")
+        if hash_file(file) != digest:
+            raise _changed(path, f"{name} was changed")
 
 
 def check_run(path: Path) -> None:
@@ -80,13 +81,6 @@ def check_run(path: Path) -> None:
         check_digests(path, _read_marker(path))
     except DAMAGE as error:
         raise damaged_run(path, str(error)) from error
-
-
-def check_part(path: Path, name: str) -> None:
-    """Raise RunError if the folder is a run whose file of this name was changed afterwards."""
-    described = _read_marker(path) if (path / _marker_of(path)).is_file() else {}
-    if name in described.get(_PARTS, {}):
-        _check_file(path, described, name)
 
 
 def _read_marker(path: Path) -> dict[str, Any]:
@@ -100,14 +94,6 @@ def _read_marker(path: Path) -> dict[str, Any]:
 
 def _marker_of(path: Path) -> str:
     return next((name for name in MARKERS if (path / name).is_file()), MARKERS[0])
-
-
-def _check_file(path: Path, described: Mapping[str, Any], name: str) -> None:
-    file = path / Path(name).name
-    if not file.is_file():
-        raise _changed(path, f"{name} is missing, which was there")
-    if hash_file(file) != described[_PARTS][name]:
-        raise _changed(path, f"{name} was changed")
 
 
 def hash_file(file: Path) -> str:

@@ -113,9 +113,6 @@ def _read_tables(path: Path) -> dict[str, Any]:
             )  # fmt: skip
         return tomllib.loads(text)
     if path.is_dir():
-        from mil.part_digests import check_part
-
-        check_part(path, SETTINGS_FILE)
         path /= SETTINGS_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
