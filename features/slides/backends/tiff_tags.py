@@ -109,13 +109,14 @@ def count_images(level: tifffile.TiffPageSeries) -> int:
 def orientation_warning(value: object) -> tuple[str, ...]:
     """Return a warning if tag 274, Orientation, also of EXIF, says that pixels are shown turned.
 
-    OpenSlide, tifffile and Bio-Formats ignore it, so that coordinates are those of stored pixels.
+    Pixels and coordinates are those stored, as in tifffile; libtiff, and OpenSlide with it, may
+    turn each tile by itself, which is no picture.
     """
     if value not in _TURNS:
         return ()
     text = (
         f"its tag Orientation is {value} (to be shown {_TURNS[value]}): pixels and coordinates are "
-        "those stored, as of OpenSlide"
+        "those stored"
     )
     return (text,)
 
