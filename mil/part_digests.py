@@ -66,13 +66,13 @@ def check_digests(path: Path, described: Mapping[str, Any]) -> None:
     if described.get("format_version", 0) < first and not {_PARTS, _DIGEST} & described.keys():
         return
     if described.get(_DIGEST) != hash_description(described):
-        raise _changed(path, f"{_marker_of(path)} was changed")
+        raise _changed(path, described, f"{_marker_of(path)} was changed")
     for name, digest in described.get(_PARTS, {}).items():
         file = path / Path(name).name
         if not file.is_file():
-            raise _changed(path, f"{name} is missing, which was there")
+            raise _changed(path, described, f"{name} is missing, which was there")
         if hash_file(file) != digest:
-            raise _changed(path, f"{name} was changed")
+            raise _changed(path, described, f"{name} was changed")
 
 
 def check_run(path: Path) -> None:
@@ -123,10 +123,17 @@ def damaged_run(
     )
 
 
-def _changed(path: Path, actual: str) -> RunError:
+def _changed(path: Path, described: Mapping[str, Any], actual: str) -> RunError:
+    settings = described.get("settings")
+    if described.get("format") == "mil-combination":
+        command, again = "mil combine", "combine the runs again"
+    elif isinstance(settings, dict) and settings.get("recalibration"):
+        command, again = "mil recalibrate", "recalibrate again"
+    else:
+        command, again = "mil train", "train again"
     return RunError(
         path,
-        actual=f"damaged ({actual} after training)",
-        expected="all parts as 'mil train' wrote them",
-        hint="Copy the run again, or train again with 'mil train'.",
+        actual=f"damaged ({actual} afterwards)",
+        expected=f"all parts as '{command}' wrote them",
+        hint=f"Copy the run again, or {again} with '{command}'.",
     )

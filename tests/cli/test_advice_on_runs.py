@@ -236,7 +236,8 @@ def test_without_any_run_one_is_trained_or_named(
          "Copy it again, or combine the runs again."),
         ("labels", "labels.json", f"infer {NEW} --run {{run}} --out {{out}}/p.csv",
          "Train again."),
-        ("recalibrated", "recalibration.json", "report {run}", "or recalibrate again."),
+        ("recalibrated", "recalibration.json", "report {run}",
+         "or recalibrate again with 'mil recalibrate'."),
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_copied_again(

@@ -239,7 +239,7 @@ def test_advice_on_files_and_columns_leads_to_an_audit(wrong: str, advice: str, 
         ("train.csv --bags spoilt", "'mil bags verify' checks all; 'mil train' refuses them.",
          "train.csv --bags bags"),
         ("train.csv --bags copies", "give copies the same patient id", "one.csv --bags copies"),
-        ("one.csv --bags copies", "keep one of each", "train.csv --bags bags"),
+        ("one.csv --bags copies", "Keep one of each; copies of the whole", "train.csv --bags bags"),
     ],
 )  # fmt: skip
 def test_advice_of_an_audit_ends_the_warning(wrong: str, advice: str, then: str) -> None:
@@ -318,8 +318,8 @@ def test_advice_on_options_is_usage_that_works(
     ("wrong", "advice", "then"),
     [
         ("describe plain.csv --out {out}/page.html", ("Rename it in the table, or name it with "
-         "--column."), ("describe plain.csv --out {out}/page.html --column patient=case "
-         "--column slide=slide --column label=kind")),
+         "--column slide=slide."), ("describe plain.csv --out {out}/page.html "
+         "--column patient=case --column slide=slide --column label=kind")),
         ("audit train.csv --bags nowhere", "or name another folder of bags",
          "audit train.csv --bags bags"),
         ("audit train.csv --bags .", "Name one folder of bags, such as bags.",
