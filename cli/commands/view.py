@@ -74,7 +74,7 @@ def view(
         from mil.data.cohort import read_cohort
         from mil.errors import RunError
         from mil.inference.bundle import load_bundle
-        from mil.inference.output import covariate_caveats
+        from mil.inference.output import bag_caveats, covariate_caveats, missing_bag_caveats
         from mil.inference.predict import check_any_used, iter_predictions
 
         model = load_bundle(run or newest_run())
@@ -101,7 +101,6 @@ def view(
             )
         ]
     check_any_used(predictions, refs, source=cohort.path)
-    print_caveats(covariate_caveats(model, cohort))
     state = ViewerState(
         model, cohort, predictions, bags=refs, prior=shares, paths=paths,
         true_labels=true_labels(model, patients, names),
@@ -113,6 +112,10 @@ def view(
             f"port {port}", actual=f"cannot be used ({error.strerror or error})",
             expected="a free port", hint="Choose another with --port; 0 takes any free one.",
         ) from error  # fmt: skip
+    print_caveats((
+        *bag_caveats(predictions), *missing_bag_caveats(predictions, refs),
+        *covariate_caveats(model, cohort),
+    ))  # fmt: skip
     _print_start(server, predictions, with_slides=slides is not None)
     if browser:
         typer.launch(server.url)

@@ -19,6 +19,7 @@ from mil.inference.conformal import CrossConformal, min_calibration_size
 from mil.inference.predict import PatientPrediction
 
 __all__ = [
+    "bag_caveats",
     "count_differences",
     "covariate_caveats",
     "describe_typicality",
@@ -101,8 +102,8 @@ def learner_details(prediction: PatientPrediction) -> dict[str, float]:
     return {f"logit_share_{learner_key(name)}": share for name, share in shares.items()}
 
 
-def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
-    """Return warnings and notes on patients without tissue, or used in training."""
+def bag_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
+    """Return warnings of patients that got the prior or lack slides, and why bags were not used."""
     caveats = []
     counts = Counter(p.status for p in predictions)
     for status, words in _STATUS_CAVEATS.items():
@@ -112,8 +113,14 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
     caveats += [f"warning: not used: {error}" for error in problems[:_MAX_NAMED]]
     if len(problems) > _MAX_NAMED:
         caveats.append(
-            f"warning: not used: {len(problems) - _MAX_NAMED} more bags, see the details"
+            f"warning: not used: {len(problems) - _MAX_NAMED} more bags, named with each patient"
         )
+    return tuple(caveats)
+
+
+def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
+    """Return warnings and notes on patients without tissue, or used in training."""
+    caveats = [*bag_caveats(predictions)]
     if unlike := [p for p in predictions if p.unlike_training]:
         caveats.append(_unlike_caveat(unlike, predictions))
     if n_by_kind := count_differences(predictions):

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -408,6 +409,20 @@ def test_bad_input_is_told_in_one_line(world: Path, server: ViewServer, tmp_path
         assert result.exit_code == 1, result.output
         assert message in result.output
         assert len(result.output.strip().splitlines()) == 1
+
+
+def test_patients_without_a_usable_bag_are_told_of(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ViewServer, "serve_forever", lambda server: None)
+    bags = shutil.copytree(world / "bags", tmp_path / "bags")
+    (bags / "000_0.h5").write_bytes(b"damaged")
+    result = mil("view", world / "run", "--no-browser", "--patients", world / "test.csv",
+                 "--bags", bags, "--port", "0")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "warning: 1 patient without a readable slide got the prior" in result.stderr
+    assert "000_0.h5" in result.stderr.split("warning: not used: ")[1].splitlines()[0]
+    assert "no bag of 'gone_0'" in result.stderr
 
 
 SETTLED = (
