@@ -188,15 +188,15 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
         ) from error
 
 
-def check_held_out(path: Path, judged: pd.DataFrame) -> None:
-    """Raise ValueError if ``judged.csv`` is not of the run whose ``out_of_fold.csv`` is beside it.
+def check_held_out(path: Path, table: pd.DataFrame) -> None:
+    """Raise ValueError if the rows of ``judged.csv`` are of another run than ``out_of_fold.csv``.
 
     Runs of earlier versions hold no digest of it.
     """
     if not (path / "out_of_fold.csv").is_file():
         return
     stated = read_table(path / "out_of_fold.csv").set_index("patient_id").astype(np.float64)
-    held_out = judged.set_index("patient_id")[[f"calibrated_{name}" for name in stated]]
+    held_out = table.set_index("patient_id")[[f"calibrated_{name}" for name in stated]]
     mean = held_out.astype(np.float64).groupby(level=0).mean()
     difference = np.abs(mean.to_numpy() - stated.reindex(mean.index).to_numpy())
     if not (difference <= _TOLERANCE).all():

@@ -237,13 +237,6 @@ def measure(
         "peer_heads": len(folds),
         "peer_epochs": n_epochs,
         "matmul_gflops": rate / 1e9,
-        "n_patients": n_patients,
-        "n_tiles": n_tiles,
-        "dim": dim,
-        "n_folds": n_folds,
-        "n_repeats": n_repeats,
-        "device": device,
-        "n_threads": torch.get_num_threads(),
     }
 
 
@@ -272,13 +265,6 @@ def measure_stack(
     return {
         "stack_over_gated": times["stack_busy_s"] / times["gated_busy_s"],
         **times,
-        "n_patients": n_patients,
-        "n_tiles": n_tiles,
-        "dim": dim,
-        "n_folds": n_folds,
-        "n_repeats": n_repeats,
-        "device": device,
-        "n_threads": torch.get_num_threads(),
     }
 
 
@@ -355,10 +341,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     compare = measure_stack if given.stack_over_gated else measure
-    result = compare(
-        n_patients=given.patients, n_repeats=given.repeats, n_folds=given.folds,
-        n_tiles=given.tiles, dim=given.dim, device=str(choose_device(given.device)),
-    )  # fmt: skip
+    sizes = {
+        "n_patients": given.patients, "n_tiles": given.tiles, "dim": given.dim,
+        "n_folds": given.folds, "n_repeats": given.repeats,
+    }  # fmt: skip
+    device = str(choose_device(given.device))
+    result = {
+        **compare(**sizes, device=device), **sizes, "device": device,
+        "n_threads": torch.get_num_threads(),
+    }  # fmt: skip
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0
 
