@@ -11,7 +11,7 @@ import openslide
 
 from features.errors import SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, RegionReader
-from features.slides.backends.openslide_properties import mpp_in_properties
+from features.slides.backends.openslide_properties import mpp_in_properties, read_properties
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_scenes import slide_size_px
 from features.slides.backends.tiff_tags import largest_byte_count
@@ -46,7 +46,7 @@ class OpenSlideSlide(RegionReader):
         self.path = path
         self._lock = Lock()
         self._handle = self._open()
-        properties = self._handle.properties
+        properties = read_properties(self._handle)
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
         self.levels = tuple(
             Level(width_px=width, height_px=height, downsample=downsample)
@@ -61,9 +61,7 @@ class OpenSlideSlide(RegionReader):
             f"{name}, {width:,} × {height:,} px"
             for name, (width, height) in self._associated_sizes()
         )
-        self.stated_mpp, self.warnings = choose_mpp(
-            [*mpp_in_properties(dict(properties)), *more_mpp]
-        )
+        self.stated_mpp, self.warnings = choose_mpp([*mpp_in_properties(properties), *more_mpp])
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)

@@ -13,7 +13,7 @@ from features.slides.backends.mpp_text import mpp_in_text
 from features.slides.base import MppKind, StatedMpp
 from features.slides.length_units import parse_number
 
-__all__ = ["VendorSlide", "mpp_in_properties", "read_vendor_slide"]
+__all__ = ["VendorSlide", "mpp_in_properties", "read_properties", "read_vendor_slide"]
 
 _GENERIC = "generic-tiff"
 
@@ -36,7 +36,7 @@ def read_vendor_slide(path: Path) -> VendorSlide | None:
         if openslide.OpenSlide.detect_format(path) in {None, _GENERIC}:
             return None
         with openslide.OpenSlide(path) as handle:
-            properties = dict(handle.properties)
+            properties = read_properties(handle)
             return VendorSlide(
                 vendor=properties[openslide.PROPERTY_NAME_VENDOR],
                 level_sizes_px=handle.level_dimensions,
@@ -44,6 +44,19 @@ def read_vendor_slide(path: Path) -> VendorSlide | None:
             )
     except (openslide.OpenSlideError, OSError):
         return None
+
+
+def read_properties(handle: openslide.OpenSlide) -> dict[str, str]:
+    """Return the properties of an open slide, but those whose name is not UTF-8.
+
+    OpenSlide lists them, as for an Aperio field with an umlaut in Latin-1, and finds none of that
+    name.
+    """
+    return {
+        name: text
+        for name in handle.properties
+        if (text := handle.properties.get(name)) is not None
+    }
 
 
 def mpp_in_properties(properties: Mapping[str, str]) -> Iterator[StatedMpp]:

@@ -274,7 +274,8 @@ def test_without_a_unit_resolution_tags_count_per_inch(tmp_path: Path) -> None:
     ("text", "mpp", "source"),
     [
         ("|AppMag = 20|MPP = 0,4990", 0.499, "file"),
-        ("|User = Jérôme|MPP = 0.4990".encode("latin1").decode("latin1"), 0.499, "file"),
+        ("|User = Jérôme|MPP = 0.4990", 0.499, "file"),
+        ("|Prüfer = 7|MPP = 0.4990", 0.499, "file"),
         ("|AppMag = 40|MPP = 0", 0.25, "derived"),
         ("|AppMag = 10", 1.0, "derived"),
         ("|Filename = x", 0.25, "assumed"),
