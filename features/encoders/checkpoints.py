@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,8 +80,9 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, at most 160 characters."""
-    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:160]
+    """Return the first line of an error's text, at most 160 characters of whole words."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return textwrap.shorten(line, 160, placeholder=" …") if " " in line else line[:160]
 
 
 def _unwrap(content: Mapping[object, object]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from features.encoders.hub import WEIGHT_FILES, cached_file, download_file, require_hub_id
 from features.encoders.names import name_with_args, split_model_args
-from features.encoders.pathology import find_pathology_encoder
+from features.encoders.pathology import find_pathology_encoder, require_of_timm
 from features.encoders.preprocessing import require_colours
 from features.errors import CONTENT_ERRORS, EncoderError
 
@@ -113,6 +113,7 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
         config = _from_folder(config, Path(rest), beside)
     elif source in ("hf-hub", "hf_hub") and rest:
         require_hub_id(rest)
+        require_of_timm(rest)
         path = beside if beside is not None and beside.is_file() else None
         path = path or cached_file(rest, ["config.json"]) or download_file(rest, ["config.json"])
         config = replace(_from_json(config, path), hub_id=rest)

@@ -14,7 +14,13 @@ from typing import Any
 from features.encoders.hub import WEIGHT_FILES
 from features.errors import EncoderError
 
-__all__ = ["PATHOLOGY_ENCODERS", "PathologyEncoder", "find_pathology_encoder", "unknown_encoder"]
+__all__ = [
+    "PATHOLOGY_ENCODERS",
+    "PathologyEncoder",
+    "find_pathology_encoder",
+    "require_of_timm",
+    "unknown_encoder",
+]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _H_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
@@ -224,17 +230,75 @@ def find_pathology_encoder(name: str) -> PathologyEncoder | None:
     return PATHOLOGY_ENCODERS.get(key)
 
 
+_OTHER_SPELLINGS = {
+    "uni2": "uni2-h", "univ1": "uni", "univ2": "uni2-h", "gigapath": "prov-gigapath",
+    "midnight12k": "midnight", "lunitvits16": "lunit-dino", "lunitvits8": "lunit-dino-p8",
+}  # fmt: skip
+"""Names that other programs use, in small letters and digits."""
+
+_OWN_CODE = (
+    "It is built by code of its own, which is never run from a hub. Wrap it as a package with the "
+    "entry point mil.encoders (see the how-to on backbones of your own), or bring its embeddings: "
+    "mil bags import FOLDER --from LAYOUT."
+)
+_OF_SLIDES = (
+    "It gives one vector per slide. Compute them with its own code, then: "
+    "mil bags import FOLDER --slide-vectors."
+)
+_ADVICE_OF_OTHERS = {
+    "h0mini": "Its config.json on the hub states the architecture. Give: "
+    "--backbone hf-hub:bioptimus/H0-mini --model-arg mlp_layer=SwiGLUPacked "
+    "--model-arg act_layer=SiLU --model-arg pooling=token+mean",
+    **dict.fromkeys(("conch", "conchv1", "conchv15", "musk", "ctranspath"), _OWN_CODE),
+    **dict.fromkeys(("titan", "prism", "madeleine", "chief"), _OF_SLIDES),
+}
+"""Published encoders that are not in the registry, and how to use each."""
+
+_HUB_IDS_OF_OTHERS = (
+    "mahmoodlab/conch", "mahmoodlab/conchv1_5", "xiangjx/musk", "mahmoodlab/titan",
+    "paige-ai/prism", "mahmoodlab/madeleine",
+)  # fmt: skip
+"""Repositories of those that timm cannot build."""
+
+
+def require_of_timm(hub_id: str) -> None:
+    """Raise EncoderError for a repository whose encoder timm is known not to build."""
+    if hub_id.lower() in _HUB_IDS_OF_OTHERS:
+        raise EncoderError(
+            f"backbone 'hf-hub:{hub_id}'",
+            actual="timm cannot build it",
+            expected="a repository with timm's config.json",
+            hint=_ADVICE_OF_OTHERS[_plain(hub_id)],
+        )
+
+
 def unknown_encoder(name: str, known: list[str]) -> EncoderError:
     """Return the error for a name that neither timm nor this registry knows, with close matches."""
-    architecture = name.split(".", maxsplit=1)[0].lower()
-    candidates = {other.lower(): other for other in [*PATHOLOGY_ENCODERS, *known]}
-    close = difflib.get_close_matches(architecture, candidates, n=3)
     return EncoderError(
         f"backbone {name!r}",
         actual="timm does not know it, nor is it a pathology encoder",
         expected="a timm name, a name of 'mil backbones --pathology', hf-hub:OWNER/NAME or "
         "local-dir:FOLDER",
-        hint=f"Did you mean {', '.join(candidates[one] for one in close)}?"
-        if close
-        else "See 'mil backbones'.",
+        hint=_advice_on(name, known),
     )
+
+
+def _advice_on(name: str, known: list[str]) -> str:
+    """Return what to give instead of an unknown name."""
+    plain = _plain(name)
+    if plain in _ADVICE_OF_OTHERS:
+        return _ADVICE_OF_OTHERS[plain]
+    same = _OTHER_SPELLINGS | {_plain(own): own for own in PATHOLOGY_ENCODERS}
+    if plain in same:
+        return f"Did you mean {same[plain]}?"
+    architecture = name.split(".", maxsplit=1)[0].lower()
+    candidates = {other.lower(): other for other in [*PATHOLOGY_ENCODERS, *known]}
+    close = difflib.get_close_matches(architecture, candidates, n=3)
+    if not close:
+        return "See 'mil backbones'."
+    return f"Did you mean {', '.join(candidates[one] for one in close)}?"
+
+
+def _plain(name: str) -> str:
+    """Return the letters and digits of a name, in small letters, without an owner before it."""
+    return "".join(filter(str.isalnum, name.rsplit("/", maxsplit=1)[-1].lower()))

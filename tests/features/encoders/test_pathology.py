@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from features.encoders import hub
 from features.encoders.encoder import load_encoder
 from features.encoders.model_config import layer_args, resolve_model_config
 from features.encoders.names import parse_backbone
@@ -259,6 +260,15 @@ def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
         (TINY, ["no_such_argument=1"], "timm cannot build it"),
         ("unii", [], "Did you mean .*uni"),
         ("virchow3", [], "Did you mean .*virchow2"),
+        ("HOptimus0", [], r"Did you mean h-optimus-0\?$"),
+        ("phikon_v2", [], r"Did you mean phikon-v2\?$"),
+        ("uni_v2", [], r"Did you mean uni2-h\?$"),
+        ("gigapath", [], r"Did you mean prov-gigapath\?$"),
+        ("h0-mini", [], "--backbone hf-hub:bioptimus/H0-mini --model-arg mlp_layer=SwiGLUPacked"),
+        ("conch_v15", [], "entry point mil.encoders"),
+        ("hf-hub:MahmoodLab/conchv1_5", [], "timm cannot build it.*entry point mil.encoders"),
+        ("hf-hub:paige-ai/Prism", [], "one vector per slide.*--slide-vectors"),
+        ("titan", [], "one vector per slide.*mil bags import FOLDER --slide-vectors"),
         ("local-dir:nowhere", [], r"no such folder.*If it has moved.*--weights FOLDER/model"),
     ],
 )
@@ -268,6 +278,32 @@ def test_bad_names_and_arguments_are_clear(
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(EncoderError, match=message):
         load_model(parse_backbone(name, arguments), weights_path=tmp_path / "w.safetensors")
+
+
+def test_the_advice_on_h0_mini_builds_what_its_repository_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repository leaves out layers, which JSON cannot hold, and gives all tokens."""
+    with pytest.raises(EncoderError) as raised:
+        load_model("h0-mini")
+    words = (raised.value.hint or "").split()
+    arguments = [words[i + 1] for i, word in enumerate(words) if word == "--model-arg"]
+    args: Any = {"img_size": 112, "depth": 2, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 5.33334}
+    layers: Any = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
+    torch.manual_seed(0)
+    architecture = "vit_base_patch14_reg4_dinov2"
+    model = timm.create_model(architecture, num_classes=0, global_pool="", **args, **layers)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    mean, std = [0.7, 0.5, 0.6], [0.2, 0.3, 0.25]
+    stated = {"input_size": [3, 112, 112], "mean": mean, "std": std, "interpolation": "bicubic"}
+    content = {"architecture": architecture, "global_pool": "", "model_args": args}
+    (tmp_path / "config.json").write_text(json.dumps(content | {"pretrained_cfg": stated}))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda _, name: str(tmp_path / name))
+    name = parse_backbone(words[words.index("--backbone") + 1], arguments)
+    encoder = load_encoder(name, weights_path=None, device=CPU, batch_tiles=2)
+    tiles = random_tiles(side_px=112)
+    expected = by_hand(model, "token+mean", tiles, mean, std)
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{}", '{"architecture": 3, "model_args": 7}'])
