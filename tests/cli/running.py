@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from cli.app import app
 from cli.console import leaf_commands
 
-__all__ = ["COMMANDS", "follow_advice", "mil", "mil_ok"]
+__all__ = ["COMMANDS", "expect_advice", "follow_advice", "mil", "mil_ok"]
 
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
@@ -40,23 +40,28 @@ def mil_ok(*arguments: object) -> Result:
 def follow_advice(
     wrong: str | Sequence[object], advice: str, then: str | Sequence[object], *, exit_code: int = 1
 ) -> None:
-    """Type a command that fails with an advice, and then what it says, which must succeed.
+    """Type a command that fails with an advice, and then what it says, which must succeed."""
+    expect_advice(wrong, advice, exit_code=exit_code)
+    mil_ok(*_words(then))
 
-    The advice is in one line, and its options are those of the command, or of another that the
-    line names.
+
+def expect_advice(command: str | Sequence[object], advice: str, *, exit_code: int = 1) -> str:
+    """Type a command that fails with an advice, and return the line that gives it.
+
+    The options in the line are those of the command, or of another that the line names.
     """
-    failed = mil(*_words(wrong))
-    assert failed.exit_code == exit_code, (wrong, failed.output)
+    failed = mil(*_words(command))
+    assert failed.exit_code == exit_code, (command, failed.output)
     output = failed.output
     if exit_code == 2:  # The line is broken in a frame.
         output = " ".join(output.replace("│", " ").split())
     lines = [line for line in output.splitlines() if advice in line]
     assert lines, failed.output
-    command = next(name for name in COMMANDS if _is_start(name.split()[1:], _words(wrong)))
-    named = {command, *(name for name in COMMANDS if name in lines[0])}
+    typed = next(name for name in COMMANDS if _is_start(name.split()[1:], _words(command)))
+    named = {typed, *(name for name in COMMANDS if name in lines[0])}
     known = {option for name in named for one in COMMANDS[name].params for option in one.opts}
     assert not set(_OPTION.findall(lines[0])) - known, lines[0]
-    mil_ok(*_words(then))
+    return lines[0]
 
 
 def _is_start(words: Sequence[str], of: Sequence[object]) -> bool:

@@ -84,7 +84,7 @@ class ImageSlide(RegionReader):
         """Pixels of the image, converted in bands, because each conversion copies its input."""
         width, height = image.size
         if width * height > _MAX_PX:
-            raise SlideError(
+            raise UnsupportedFormatError(
                 self.path,
                 actual=f"a plain image of {width} × {height} px",
                 expected=f"at most {_MAX_PX:,} px",
