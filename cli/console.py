@@ -35,6 +35,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from cli.synonyms import command_meant, option_meant
 from features.errors import MilError
 from features.utils.text import printable
 
@@ -114,6 +115,18 @@ class PlainCommand(_PlainHelp, TyperCommand):
     An error that advises on an option of other commands, as their shared code does, says so.
     """
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the arguments; say which option is meant by a name that other programs use."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            if hasattr(error, "possibilities"):
+                known = {word for one in self.params for word in _names(one)}
+                if meant := option_meant(str(getattr(error, "option_name", "")), known):
+                    error.possibilities = ()
+                    error.message = f"{getattr(error, 'message', '')}. Did you mean {meant}?"
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         token = _RUNNING.set(ctx)
@@ -133,6 +146,12 @@ class PlainGroup(_PlainHelp, TyperGroup):
 class ErrorHandlingGroup(PlainGroup):
     """A command group that reports a known error in one line, with exit code 1."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command; say which one is meant by a name that other programs use."""
+        if args[0] not in self.commands and (meant := command_meant(args[0])):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
@@ -144,6 +163,13 @@ class ErrorHandlingGroup(PlainGroup):
         except KeyboardInterrupt as error:
             stderr.print("stopped; what was finished is kept")
             raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _names(parameter: Any) -> list[str]:
+    """Return the names of an option, or that of an argument in the help, such as SLIDES."""
+    if parameter.param_type_name == "argument":
+        return re.findall("[A-Z]+", parameter.metavar or parameter.name.upper())
+    return list(parameter.opts)
 
 
 def options_elsewhere(text: str) -> str:
