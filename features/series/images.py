@@ -11,6 +11,7 @@ from PIL import Image
 from features.errors import TileError
 from features.slides.base import RgbArray
 from features.slides.pixels import is_cut_jpeg, to_rgb
+from features.slides.zeroed import ZEROED, is_zeroed_jpeg
 
 __all__ = ["IMAGE_SUFFIXES", "letterbox", "read_image"]
 
@@ -37,7 +38,10 @@ def read_image(path: Path) -> RgbArray:
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(path, image)
             pixels = _as_rgb(image)
-            is_cut = image.format in {"JPEG", "MPO"} and is_cut_jpeg(pixels)
+            is_jpeg = image.format in {"JPEG", "MPO"}
+        actual = "a JPEG whose data end early" if is_jpeg and is_cut_jpeg(pixels) else ""
+        if is_jpeg and is_zeroed_jpeg(path.read_bytes()):
+            actual = f"a JPEG: {ZEROED}"
     except TileError:
         raise
     except Exception as error:  # Pillow raises errors of many types on damaged files.
@@ -45,8 +49,8 @@ def read_image(path: Path) -> RgbArray:
             path, actual=f"no image that can be read ({type(error).__name__})",
             expected="PNG, JPEG, WebP, BMP or TIFF",
         ) from error  # fmt: skip
-    if is_cut:
-        raise TileError(path, actual="a JPEG whose data end early", expected="a whole image")
+    if actual:
+        raise TileError(path, actual=actual, expected="a whole image")
     return pixels
 
 

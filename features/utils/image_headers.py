@@ -16,17 +16,21 @@ __all__ = [
     "jpeg2000_transforms_colours",
     "jpeg_dimensions",
     "jpeg_precision",
+    "jpeg_scan",
     "jpeg_stores_rgb",
     "png_or_webp_dimensions",
 ]
 
-_JPEG_START = b"\xff\xd8"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 _JP2_START = b"\x00\x00\x00\x0cjP"
 _SSIZ_OFFSET = 42
 """Bytes from the start of a JPEG 2000 codestream to the precision of its first component."""
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame of JPEG, lossless JPEG or JPEG-LS and hold its size."""
+_HUFFMAN_FRAMES = {0xC0, 0xC1}
+"""Baseline and extended JPEG: one pass over the blocks, in Huffman codes."""
+_HUFFMAN_TABLES, _SCAN = 0xC4, 0xDA
 _JFIF, _ADOBE = 0xE0, 0xEE
 _CODING_STYLE = b"\xff\x52"
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd9\xff])")
@@ -101,6 +105,40 @@ def jpeg_stores_rgb(stream: bytes) -> bool | None:
     except (IndexError, struct.error):
         return None
     return said == {"RGB"} if len(said) == 1 else None
+
+
+def jpeg_scan(stream: bytes, tables: bytes = b"") -> tuple[int, int, bool]:
+    """Return start and end of the coded pixels of a JPEG stream, and whether zeros are flat there.
+
+    The end is -1 where its marker is missing. Zero bits are flat where they are the codes of blocks
+    that do not change, or if what they are is unknown. ``tables`` is a stream of tables alone.
+    """
+    first_symbols: set[int] = set()
+    start, is_known = len(stream), False
+    for part in (tables, stream):
+        try:
+            for marker, position in _segments(part):
+                (length,) = struct.unpack_from(">H", part, position - 2)
+                if marker == _HUFFMAN_TABLES:
+                    first_symbols.update(_first_symbols(part[position : position + length - 2]))
+                elif marker in _FRAMES:
+                    is_known = marker in _HUFFMAN_FRAMES
+                elif marker == _SCAN:
+                    start = position + length - 2
+                    break
+        except (IndexError, struct.error):
+            continue
+    # The code of zeros is the first; its lower half is the size of a change, in bits.
+    is_flat = not is_known or not any(symbol & 0x0F for symbol in first_symbols)
+    return start, stream.find(_JPEG_END, start), is_flat
+
+
+def _first_symbols(tables: bytes) -> Iterator[int]:
+    """First symbol of each table in a segment of Huffman tables."""
+    position = 0
+    while position < len(tables):
+        yield tables[position + 17]
+        position += 17 + sum(tables[position + 1 : position + 17])
 
 
 def jpeg2000_transforms_colours(stream: bytes) -> bool | None:

@@ -19,6 +19,7 @@ from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import is_cut_jpeg, to_rgb
 from features.slides.resampling import thumbnail_accumulator
 from features.slides.resolution import choose_mpp
+from features.slides.zeroed import ZEROED, is_zeroed_jpeg
 
 __all__ = ["ImageSlide"]
 
@@ -74,11 +75,15 @@ class ImageSlide(RegionReader):
         out[:] = self._pixels[y_px : y_px + height, x_px : x_px + width]
 
     def _check_end(self, image: Image.Image) -> None:
-        """Raise an error for a JPEG that lacks its end, which Pillow does not always notice."""
-        if image.format in {"JPEG", "MPO"} and is_cut_jpeg(self._pixels):
-            raise SlideError(
-                self.path, actual="a JPEG whose data end early", expected="a whole image"
-            )
+        """Raise an error for a JPEG that was cut or overwritten, which Pillow does not notice."""
+        if image.format not in {"JPEG", "MPO"}:
+            return
+        actual = "a JPEG whose data end early" if is_cut_jpeg(self._pixels) else ""
+        if is_zeroed_jpeg(self.path.read_bytes()):
+            actual = f"a JPEG: {ZEROED}"
+        if actual:
+            raise SlideError(self.path, actual=actual, expected="a whole image",
+                             hint="Copy it again.")  # fmt: skip
 
     def _decode(self, image: Image.Image) -> RgbArray:
         """Pixels of the image, converted in bands, because each conversion copies its input."""

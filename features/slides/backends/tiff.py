@@ -29,6 +29,7 @@ from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_scenes import choose_tiff_scene, is_reduced
 from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
 from features.slides.backends.tiff_tags import (
+    ENTROPY_CODED,
     PLAIN_JPEGS,
     channel_pages,
     check_declared_size,
@@ -45,6 +46,7 @@ from features.slides.backends.unstored import PLAIN_RANGE, plain_colour
 from features.slides.base import RgbArray, StatedMpp
 from features.slides.pixels import is_cut_jpeg, to_rgb
 from features.slides.resolution import choose_mpp
+from features.slides.zeroed import ZEROED, RawPixels, has_zeroed_data, is_zeroed_jpeg
 
 __all__ = ["TiffSlide"]
 
@@ -54,9 +56,6 @@ _N_SAMPLED = 96
 _N_BIT_SAMPLES = 8
 _MAX_SAMPLED_PX = 1 << 24
 _MIN_SHARE_SKIPPED = 0.1
-_JPEG_END = b"\xff\xd9"
-_ZEROS = bytes(16)
-"""Zeros at the end of a JPEG stream: padding behind its end marker, else a broken copy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +67,7 @@ class _SegmentTable:
     offsets: Sequence[int]
     byte_counts: npt.NDArray[np.uint64]
     jpeg_tables: bytes | None
+    raw: RawPixels | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -315,7 +315,7 @@ class TiffSlide(BlockReader):
                     )
                 yield _SegmentTable(
                     page=page, first=first, offsets=own_offsets, byte_counts=own_counts,
-                    jpeg_tables=page.jpegtables,
+                    jpeg_tables=page.jpegtables, raw=_raw_pixels(keyframe, own_offsets),
                 )  # fmt: skip
 
     def _too_large(self, page: Any, width_px: int, height_px: int) -> SlideError:
@@ -398,6 +398,8 @@ class TiffSlide(BlockReader):
             message = f"it ends {n_missing} bytes past the end of the file"
             raise EOFError(message)
         stream = os.pread(descriptor, n_bytes, plane.offsets[index])
+        if plane.raw is not None and plane.raw.are_zeroed(descriptor, plane.offsets[index], stream):
+            raise EOFError(ZEROED)
         if grid.is_divided:
             return decode_rows(grid.page, stream)
         max_px = 4 * grid.block_height_px * grid.block_width_px + (1 << 16)
@@ -411,10 +413,13 @@ class TiffSlide(BlockReader):
             : grid.height_px - row * grid.block_height_px,
             : grid.width_px - column * grid.block_width_px,
         ]
-        is_overwritten = stream.endswith(_ZEROS) and not stream.rstrip(b"\0").endswith(_JPEG_END)
-        if grid.page.compression in PLAIN_JPEGS and (is_overwritten or is_cut_jpeg(shown)):
-            message = "its JPEG stream ends early"
-            raise EOFError(message)
+        if grid.page.compression in PLAIN_JPEGS:
+            if is_zeroed_jpeg(stream, tables=plane.jpeg_tables or b""):
+                raise EOFError(ZEROED)
+            if is_cut_jpeg(shown):
+                raise EOFError("its JPEG stream ends early")
+        elif grid.page.compression in ENTROPY_CODED and has_zeroed_data(stream) and np.ptp(shown):
+            raise EOFError(ZEROED)
         return samples
 
     def _compared_blocks(self, n_blocks: int) -> Iterator[tuple[int, int]]:
@@ -451,9 +456,24 @@ class TiffSlide(BlockReader):
         # The last plain sample may be next to the first with tissue; the one before is not.
         if len(glass) < 2:
             return everything
-        # Segments without bytes cost nothing to read, and may be lost tissue.
-        is_above = (counts > counts[order[ranks[len(glass) - 2]]]) | (counts == 0)
+        plain, other = counts[order[ranks[[len(glass) - 2, min(len(glass), len(ranks) - 1)]]]]
+        # Segments without bytes cost nothing to read, and may be lost tissue. Segments of one size,
+        # as those without compression, are all decoded.
+        is_above = (counts > plain) | (counts >= other) | (counts == 0)
         if (~is_above).mean() < _MIN_SHARE_SKIPPED:
             return everything
         red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
         return np.flatnonzero(is_above), (red, green, blue)
+
+
+def _raw_pixels(page: Any, offsets: Sequence[int]) -> RawPixels | None:
+    """Places of the pixels of a plane that is not compressed, at these offsets; None for others."""
+    if page.compression != tifffile.COMPRESSION.NONE:
+        return None
+    is_contiguous = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+    pixel_bytes = max(1, page.bitspersample // 8) * (page.samplesperpixel if is_contiguous else 1)
+    width_px = page.tilewidth if page.is_tiled else page.imagewidth
+    return RawPixels(
+        starts=np.sort(np.array(offsets, np.uint64)), pixel_bytes=pixel_bytes,
+        row_bytes=width_px * pixel_bytes,
+    )  # fmt: skip

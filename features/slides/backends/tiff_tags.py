@@ -22,6 +22,7 @@ from features.utils.image_headers import (
 )
 
 __all__ = [
+    "ENTROPY_CODED",
     "PLAIN_JPEGS",
     "channel_pages",
     "check_declared_size",
@@ -54,6 +55,12 @@ _MOST_NOISE = 0.01
 _JPEGS = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
 PLAIN_JPEGS = {kind for kind in _JPEGS if kind.name in {"JPEG", "OJPEG", "ALT_JPEG"}}
 """Compressions of JPEG itself, without JPEG 2000, XL and others."""
+ENTROPY_CODED = {
+    kind
+    for kind in tifffile.COMPRESSION
+    if any(name in kind.name for name in ("JPEG2000", "JPEG_2000", "JP2000", "WEBP", "ZSTD"))
+}
+"""Other compressions whose decoders notice no zeros, and which need none for what is plain."""
 _PNG_AND_WEBP = {kind for kind in tifffile.COMPRESSION if "WEBP" in kind.name or kind.name == "PNG"}
 
 

@@ -20,8 +20,12 @@ import zarr
 from numcodecs.abc import Codec
 from zarr.abc.codec import BytesBytesCodec
 
+from features.slides.zeroed import ZEROED, has_zeroed_data
+
 __all__ = ["with_size_limits"]
 
+_STORED = 2
+"""Flag of blosc for data that are not compressed."""
 _SLACK_BYTES = 64
 """Bytes that checksums between codecs may add."""
 _PLAIN = {"bytes", "crc32c", "delta", "shuffle", "transpose"}
@@ -108,12 +112,15 @@ class _LimitedV3(BytesBytesCodec):
 
 
 def _check_size(name: str, data: Any, n_bytes: int) -> None:
-    """Raise ValueError for data that unpack to more than ``n_bytes``, or are cut off."""
+    """Raise ValueError for data that unpack to more than ``n_bytes``, are cut off or zeroed."""
     limit, stream = n_bytes + _SLACK_BYTES, np.ascontiguousarray(data).tobytes()
     n_least = max(16, _size_in(12, 16)(stream, limit)) if name == "blosc" else 0
     if len(stream) < n_least:
         # Its decoder does not look at the length, and goes on in other memory.
         raise ValueError(f"blosc of {len(stream):,} bytes where {n_least:,} should be")
+    is_stored = name == "blosc" and stream[2] & _STORED
+    if name in {"blosc", "lz4", "zstd"} and not is_stored and has_zeroed_data(stream):
+        raise ValueError(ZEROED)  # the others have checksums
     if _SIZES[name](stream, limit) > limit:
         raise ValueError(f"{name} that unpacks to more than the {n_bytes:,} bytes of a chunk")
 

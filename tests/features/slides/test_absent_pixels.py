@@ -154,7 +154,7 @@ def test_jpeg_tiles_that_end_early_are_lost_and_not_grey(
     cut_jpegs(path, blocks, how=how)
     with closing(open_slide(path)) as slide:
         for row, column in blocks:
-            with pytest.raises(TileError, match="its JPEG stream ends early"):
+            with pytest.raises(TileError, match=r"its JPEG stream ends early|overwritten by zeros"):
                 slide.read(level=0, x_px=128 * column, y_px=128 * row, width_px=128, height_px=128)
         whole = slide.read(level=0, x_px=0, y_px=0, width_px=768, height_px=256)
         assert np.abs(whole.astype(int) - PIXELS[:256]).mean() < 12

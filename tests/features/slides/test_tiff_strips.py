@@ -53,6 +53,19 @@ def test_large_strips_are_read_by_rows(
     np.testing.assert_array_equal(whole(path), NOISE)
 
 
+@pytest.mark.parametrize("options", [{"tile": (16, 16)}, {"rowsperstrip": 1}])
+def test_an_uncompressed_slide_that_begins_with_glass_is_not_taken_for_glass(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    pixels = np.full((300, 421, 3), 240, np.uint8)
+    pixels[150:] = 120
+    path = write(tmp_path / "s.tif", pixels, **options)
+    with closing(open_slide(path)) as slide:
+        overview = slide.overview(downsample=10)
+    assert overview[:15].min() == 240
+    assert overview[15:].max() == 120
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
 def test_large_strips_of_grey_are_read_by_rows(tmp_path: Path, photometric: str) -> None:

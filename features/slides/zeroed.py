@@ -1,0 +1,116 @@
+"""Zeros in the bytes of pixels that an interrupted copy left, and not the writer of the file.
+
+Most decoders notice nothing: a JPEG or JPEG 2000 goes on with other colours and patterns, and
+uncompressed pixels are black.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from features.utils.image_headers import jpeg_scan
+
+__all__ = ["ZEROED", "RawPixels", "has_zeroed_data", "is_zeroed_jpeg"]
+
+ZEROED = "its data were overwritten by zeros, as by an interrupted copy"
+"""What is wrong with such a block, for messages."""
+
+_RUN = bytes(256)
+"""Half a sector of a disk; entropy coding leaves no zeros of this length."""
+_RAW_RUN = re.compile(rb"\0{512,}")
+_TAIL = bytes(16)
+"""Zeros at the end of a JPEG stream that lacks its end marker."""
+_JPEG_END = b"\xff\xd9"
+"""End marker of JPEG and of JPEG 2000."""
+_SECTOR_BYTES = 512
+_DARK = 32
+"""Largest byte that noise and compression leave in the pixels beside black fill."""
+_READ_BYTES = 1 << 16
+
+
+def is_zeroed_jpeg(stream: bytes, *, tables: bytes = b"") -> bool:
+    """Return whether zeros lie where a JPEG stream has its coded pixels.
+
+    ``tables`` is the stream of tables that TIFF tiles share. A stream whose codes say "no change"
+    in zero bits, as optimised ones of plain glass may, is not judged.
+    """
+    start, end, is_flat = jpeg_scan(stream, tables)
+    if end < 0:
+        return stream.endswith(_TAIL)
+    return not is_flat and stream.find(_RUN, start, end) >= 0
+
+
+def has_zeroed_data(stream: bytes) -> bool:
+    """Return whether a stream of another entropy coder, such as JPEG 2000 or WebP, holds zeros.
+
+    Padding behind its end does not count, nor do the empty packets with which JPEG 2000 may end.
+    """
+    data = stream
+    if stream.startswith(b"RIFF"):
+        data = stream[: 8 + int.from_bytes(stream[4:8], "little")]
+    stripped = stream.rstrip(b"\0")
+    if stripped.endswith(_JPEG_END):
+        data = stripped[:-2].rstrip(b"\0")
+    return _RUN in data
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RawPixels:
+    """Places of uncompressed pixels in a file, where zeros may as well be a scanner's black fill.
+
+    A fill ends between pixels. A copy that stopped ends anywhere within them, or where a sector of
+    the disk does. ``starts`` are the offsets of all TIFF tiles or strips, sorted, shape (n,);
+    ``pixel_bytes`` and ``row_bytes`` are those of a pixel and of a row of one of them.
+    """
+
+    starts: npt.NDArray[np.uint64]
+    pixel_bytes: int
+    row_bytes: int
+    _known: list[tuple[int, int]] = field(default_factory=list)
+    """Runs of zeros beyond a single TIFF tile, start and end in the file."""
+
+    def are_zeroed(self, descriptor: int, offset: int, stream: bytes) -> bool:
+        """Return whether a run of zeros in the bytes at an offset of a file is no black fill."""
+        for match in _RAW_RUN.finditer(stream):
+            start, end = offset + match.start(), offset + match.end()
+            if start == offset or end == offset + len(stream):
+                start, end = self._whole_run(descriptor, start, end)
+            ends = ((start, start - 1), (end, end))
+            if any(self._is_cut(descriptor, *edge, n_bytes=end - start) for edge in ends):
+                return True
+        return False
+
+    def _is_cut(self, descriptor: int, edge: int, beside: int, *, n_bytes: int) -> bool:
+        """Whether zeros end in the middle of a pixel that is not dark, or with a sector."""
+        index = int(np.searchsorted(self.starts, np.uint64(edge), "right")) - 1
+        byte = os.pread(descriptor, 1, beside) if index >= 0 and beside >= 0 else b""
+        if not byte:
+            return False
+        place = edge - int(self.starts[index])
+        is_within_pixel = place % self.pixel_bytes != 0 and byte[0] > _DARK
+        is_at_sector = edge % _SECTOR_BYTES == 0 and place % self.row_bytes != 0
+        return is_within_pixel or (is_at_sector and n_bytes > 2 * self.row_bytes)
+
+    def _whole_run(self, descriptor: int, start: int, end: int) -> tuple[int, int]:
+        """Start and end of the run of zeros in the file that contains these zeros."""
+        for known in self._known:
+            if known[0] <= start and end <= known[1]:
+                return known
+        while start:
+            before = os.pread(descriptor, min(_READ_BYTES, start), max(0, start - _READ_BYTES))
+            n_zeros = len(before) - len(before.rstrip(b"\0"))
+            start -= n_zeros
+            if n_zeros < len(before) or not before:
+                break
+        while behind := os.pread(descriptor, _READ_BYTES, end):
+            n_zeros = len(behind) - len(behind.lstrip(b"\0"))
+            end += n_zeros
+            if n_zeros < len(behind):
+                break
+        self._known.append((start, end))
+        return start, end

@@ -1,0 +1,137 @@
+"""Zeros that an interrupted copy left in the bytes of pixels."""
+
+from __future__ import annotations
+
+import io
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+
+from features.errors import SlideError, TileError
+from features.series.images import read_image
+from features.slides.reader import open_slide
+from features.slides.zeroed import is_zeroed_jpeg
+from tests.features.slides.test_absent_pixels import GLASS, PIXELS, SIDE, write_zarr
+
+BLOCK = 256
+MIDDLE = {"x_px": BLOCK, "y_px": BLOCK, "width_px": BLOCK, "height_px": BLOCK}
+
+
+def write(path: Path, pixels: np.ndarray = PIXELS, **options: Any) -> Path:
+    """One level in nine TIFF tiles, the fifth of which is all tissue."""
+    tifffile.imwrite(
+        path, pixels, **{"photometric": "rgb", "tile": (BLOCK, BLOCK), "metadata": None, **options}
+    )
+    return path
+
+
+def zero(path: Path, *, start: float, end: float, tile: int = 4) -> None:
+    """Overwrite a part of the bytes of a TIFF tile, from one share of its length to another."""
+    with tifffile.TiffFile(path) as file:
+        offset, n_bytes = (values[tile] for values in (
+            file.pages[0].dataoffsets, file.pages[0].databytecounts))  # fmt: skip
+    first, last = (offset + int(share * n_bytes) for share in (start, end))
+    with path.open("r+b") as stream:
+        stream.seek(first)
+        stream.write(bytes(last - first))
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "webp", "zstd", "zlib", "lzw", None])
+@pytest.mark.parametrize(("start", "end"), [(0.3, 0.6), (0.6, 1.0), (0.0, 1.0)])
+def test_a_tile_in_which_zeros_lie_is_lost_and_all_others_are_read(
+    tmp_path: Path, compression: str | None, start: float, end: float
+) -> None:
+    path = write(tmp_path / "s.tif", compression=compression)
+    with tifffile.TiffFile(path) as file:  # ends of uncompressed pixels are seen within a pixel
+        shift = 0 if compression else 100 / file.pages[0].databytecounts[4]
+    first = start + shift
+    zero(path, start=first, end=end + shift)
+    with closing(open_slide(path)) as slide:
+        with pytest.raises(TileError, match="row 1, column 1 of level 0 cannot be decoded"):
+            slide.read(level=0, **MIDDLE)
+        above = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=BLOCK)
+        assert np.abs(above.astype(int) - PIXELS[:BLOCK]).mean() < 12
+
+
+def test_zeros_over_many_uncompressed_tiles_are_lost_in_each(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tif", tile=(64, 64))
+    with tifffile.TiffFile(path) as file:
+        offsets = file.pages[0].dataoffsets
+    first, last = 4 * 12 + 4, 4 * 12 + 8
+    with path.open("r+b") as stream:
+        stream.seek(offsets[first] + 700)
+        stream.write(bytes(offsets[last] + 1000 - offsets[first] - 700))
+    with closing(open_slide(path)) as slide:
+        for column in range(4, 9):
+            with pytest.raises(TileError, match="overwritten by zeros"):
+                slide.read(level=0, x_px=64 * column, y_px=256, width_px=64, height_px=64)
+        slide.read(level=0, x_px=0, y_px=256, width_px=256, height_px=64)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": None, "rowsperstrip": 1}, {"tile": (64, 64)}])
+def test_black_fill_is_no_damage(tmp_path: Path, options: dict[str, Any]) -> None:
+    filled = PIXELS.copy()
+    filled[:300] = filled[:, :211] = 0
+    path = write(tmp_path / "s.tif", filled, **options)
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+        slide.overview(downsample=4)
+        assert slide.unreadable_px0 == ()
+    np.testing.assert_array_equal(result, filled)
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "webp", "zstd", "jpeg"])
+def test_plain_tiles_are_no_damage_however_few_bytes_they_take(
+    tmp_path: Path, compression: str
+) -> None:
+    plain = np.full((1024, 1024, 3), 255, np.uint8)
+    path = write(tmp_path / "s.tif", plain, compression=compression, tile=(1024, 1024))
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=1024, height_px=1024)
+    assert result.min() >= 254
+
+
+@pytest.mark.parametrize("options", [{"optimize": True}, {"progressive": True}, {}])
+def test_jpegs_of_wide_glass_are_no_damage(options: dict[str, Any]) -> None:
+    pixels = np.broadcast_to(np.array(GLASS, np.uint8), (2048, 2048, 3)).copy()
+    pixels[:64, :64] = PIXELS[200:264, 200:264]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", **options)
+    assert not is_zeroed_jpeg(stream.getvalue())
+    assert not is_zeroed_jpeg(stream.getvalue() + bytes(1000))
+
+
+def test_pictures_in_which_zeros_lie_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.jpg"
+    Image.fromarray(PIXELS).save(path)
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(512) + data[middle + 512 :])
+    with pytest.raises(SlideError, match="a JPEG: its data were overwritten by zeros"):
+        open_slide(path)
+    with pytest.raises(TileError, match="a JPEG: its data were overwritten by zeros"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("zarr_format", "codec"),
+    [(2, numcodecs.Zstd()), (2, numcodecs.Blosc("zstd")), (3, zarr.codecs.ZstdCodec())],
+)
+def test_a_zarr_chunk_in_which_zeros_lie_is_lost(
+    tmp_path: Path, zarr_format: int, codec: Any
+) -> None:
+    pixels = PIXELS & 0xF0  # else they are stored as they are
+    path = write_zarr(tmp_path / "s.zarr", (pixels,), zarr_format=zarr_format, compressors=codec)
+    chunk = path / "0" / ("5.5.0" if zarr_format == 2 else "c/5/5/0")
+    data = chunk.read_bytes()
+    middle = len(data) // 2
+    chunk.write_bytes(data[:middle] + bytes(512) + data[middle + 512 :])
+    with closing(open_slide(path)) as slide, pytest.raises(TileError, match="overwritten by zeros"):
+        slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
