@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.tile_keys import TileKeys
+from features.bags.tile_keys import N_SKETCHED, TileKeys
 
 __all__ = [
     "MIN_SHARED_TILES",
@@ -63,12 +63,28 @@ def content_keys(
 def without_copies(bags: Mapping[str, Bag]) -> dict[str, Bag]:
     """Return the bags of one patient by slide, without copies of another: its tiles count once.
 
-    Copies have the same embeddings, shape (tiles, dim), in any order; bags without tiles stay.
+    A copy has most of its tiles, embeddings of shape (tiles, dim), in common with a bag of as many
+    tiles or more, in any order; the larger one stays. Bags without tiles stay.
     """
-    first: dict[str, str] = {}
-    for slide_id, bag in bags.items():
-        first.setdefault(bag.tiles_sha256 if len(bag.features) else slide_id, slide_id)
-    return {slide_id: bags[slide_id] for slide_id in first.values()}
+    by_size = sorted(bags, key=lambda slide_id: -len(bags[slide_id].features))
+    kept: set[str] = set()
+    for slide_id in by_size:
+        others = (bags[other] for other in kept)
+        if len(bags) == 1 or not any(_is_mostly_in(bags[slide_id], other) for other in others):
+            kept.add(slide_id)
+    return {slide_id: bag for slide_id, bag in bags.items() if slide_id in kept}
+
+
+def _is_mostly_in(bag: Bag, other: Bag) -> bool:
+    """Return whether more than half of a bag's different tiles, or all, are those of a larger one.
+
+    Sketches hold the smallest keys, so only keys below the other's largest can be in both.
+    """
+    own, known = bag.tile_sketch, other.tile_sketch
+    if len(known) == N_SKETCHED:
+        own = own[own <= known[-1]]
+    n_shared = len(np.intersect1d(own, known, assume_unique=True))
+    return n_shared > len(own) / 2 and (n_shared >= MIN_SHARED_TILES or n_shared == len(own))
 
 
 class CopyIndex:

@@ -249,11 +249,12 @@ def test_copies_of_a_slide_of_one_patient_count_once(
     world: Path, bags: Path, tmp_path: Path
 ) -> None:
     tiles = read_bag(bags / "n0.h5").features
-    for number, order in enumerate((1, -1)):
-        copy = replace(make_bag(f"c{number}", dim=16, n_tiles=12), features=tiles[::order])
+    part = np.concatenate([make_bag("own", dim=16, n_tiles=2).features, tiles[9:0:-1]])
+    for number, copied in enumerate((tiles, tiles[::-1], part)):
+        copy = replace(make_bag(f"c{number}", dim=16, n_tiles=len(copied)), features=copied)
         write_bag(bags / f"c{number}.h5", copy)
     details = {}
-    for name, slides in (("once", ["n0", "n1"]), ("thrice", ["n0", "c0", "c1", "n1"])):
+    for name, slides in (("once", ["n0", "n1"]), ("thrice", ["n0", "c0", "c1", "c2", "n1"])):
         table = tmp_path / f"{name}.csv"
         table.write_text("image_id,patient_id\n" + "".join(f"{slide},p\n" for slide in slides))
         mil_ok("infer", "--patients", table, "--run", world / "run", "--bags", bags, "--out",
@@ -265,10 +266,14 @@ def test_copies_of_a_slide_of_one_patient_count_once(
     mil_ok("explain", "--patients", tmp_path / "thrice.csv", "--run", world / "run", "--bags", bags,
            "--out", tmp_path / "pages")  # fmt: skip
     both = tmp_path / "train.csv"
-    both.write_text((world / "train.csv").read_text() + "n0,new,CE\nc0,new,CE\nc1,new,CE\n")
+    both.write_text(
+        (world / "train.csv").read_text() + "n0,new,CE\nc0,new,CE\nc1,new,CE\nc2,new,CE\n"
+    )
     train(both, bags, tmp_path / "run")
     notes = (tmp_path / "run" / "notes.json").read_text()
-    assert "copies of another slide of their patient, which counts once: 2, first c1, n0" in notes
+    assert (
+        "copies of another slide of their patient, which counts once: 3, first c1, c2, n0" in notes
+    )
 
 
 EDITS: dict[str, Callable[[dict], None]] = {

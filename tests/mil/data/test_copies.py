@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.bags.bag import Bag
 from features.bags.tile_keys import N_SKETCHED, TileKeys, make_tile_keys, no_sketch, sketch_tiles
-from mil.data.copies import MIN_SHARED_TILES, ContentKeys, CopyIndex
+from mil.data.copies import MIN_SHARED_TILES, ContentKeys, CopyIndex, without_copies
+from tests.fakes import make_bag
 
 DIM = 16
 
@@ -82,3 +84,35 @@ def test_equal_files_and_hashes_are_copies_without_a_sketch() -> None:
     unknown = [Slide(no_sketch(), keys) for keys in ((("file", "a"),), (), (("file", "a"),))]
     assert pairs(*unknown) == [(0, 2)]
     assert CopyIndex([]).pairs() == []
+
+
+def bag(slide_id: str, features: np.ndarray) -> Bag:
+    return replace(make_bag(slide_id, dim=DIM, n_tiles=len(features)), features=features)
+
+
+@pytest.mark.parametrize(
+    ("n_shared", "n_first", "n_second", "kept"),
+    [
+        (40, 0, 10, ["second", "other"]),  # the first lies in the second
+        (40, 10, 10, ["first", "other"]),  # most of both are shared
+        (30, 200, 20, ["first", "other"]),
+        (20, 30, 30, ["first", "second", "other"]),  # sections that overlap keep their own tiles
+        (3, 0, 60, ["second", "other"]),
+        (3, 2, 60, ["first", "second", "other"]),
+        (N_SKETCHED * 3, N_SKETCHED, 200, ["first", "other"]),
+        (0, 40, 40, ["first", "second", "other"]),
+    ],
+)
+def test_most_tiles_of_another_bag_of_the_patient_count_once(
+    n_shared: int, n_first: int, n_second: int, kept: list[str]
+) -> None:
+    shared = tiles(n_shared, 1)
+    bags = {
+        "first": bag("first", np.concatenate([shared, tiles(n_first, 2)])),
+        "second": bag("second", np.concatenate([tiles(n_second, 3), shared[::-1]])),
+        "empty": bag("empty", tiles(0, 4)),
+        "other": bag("other", tiles(30, 5)),
+    }
+    assert [name for name in without_copies(bags) if name != "empty"] == kept
+    assert "empty" in without_copies(bags)
+    assert list(without_copies({"first": bags["first"]})) == ["first"]
