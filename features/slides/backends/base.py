@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import SlideError, TileError
+from features.slides.backends.level_content import AREA_PX, shows_something_else
 from features.slides.backends.unstored import UnstoredBlocks
 from features.slides.base import Level, RgbArray, Scene, StatedMpp
 from features.slides.cache import TileCache
@@ -24,7 +25,7 @@ from features.slides.pixels import filled_image
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.utils.hardware import CPU_COUNT
 
-__all__ = ["MAX_SIDE_PX", "BlockGrid", "BlockReader", "RegionReader"]
+__all__ = ["GOLDEN_RATIO", "MAX_SIDE_PX", "BlockGrid", "BlockReader", "RegionReader"]
 
 MAX_SIDE_PX = 4_000_000
 """Longest side of a level; a larger one is taken for damage."""
@@ -34,16 +35,11 @@ _AHEAD_BYTES = 64 << 20
 _TOGETHER_BYTES = 1 << 20
 """Pixels that a thread decodes at a time: handing over a single small block costs as much."""
 _N_COMPARED = 12
-"""Blocks of the finest level whose colours are compared with those of a coarser one."""
-_MAX_COMPARED_PX = 1 << 23
-"""Largest block that is decoded for it."""
-_GOLDEN_RATIO = 0.618
+"""Areas of a level whose colours are compared with those of the next coarser one."""
+_MAX_AREA_PX, _MAX_COMPARED_PX = 1 << 23, 1 << 25
+"""Most that is decoded for it: of one area, and of all."""
+GOLDEN_RATIO = 0.618
 """Step that spreads columns evenly, however many rows there are."""
-_CELL_PX = 6
-"""Least side of what is compared, px of the coarser level: a shift of 1 px matters less."""
-_MOST_DIFFERENCE = 24
-"""Mean difference of an area that both levels show, grey levels; those of a scanner stay below 5,
-glass and stained tissue differ by 50."""
 
 
 class RegionReader(ABC):
@@ -188,7 +184,7 @@ class BlockReader(RegionReader):
         """Row and column of so many blocks of the finest level, spread over the slide."""
         grid = self._grids[0]
         for number in range(n_blocks):
-            across = number * _GOLDEN_RATIO % 1.0
+            across = number * GOLDEN_RATIO % 1.0
             yield int((number + 0.5) / n_blocks * grid.rows), int(across * grid.columns)
 
     def _make_levels(self) -> tuple[Level, ...]:
@@ -202,47 +198,52 @@ class BlockReader(RegionReader):
                 size, whole = (f"{g.width_px:,} × {g.height_px:,} px" for g in (grid, first))
                 text = f"level {number} of {size} is set aside: it does not show all of {whole}"
                 self.warnings += (text,)
-        self._grids = kept
-        different = {level for level in range(1, len(kept)) if self._shows_something_else(level)}
-        if different:
-            self.warnings += tuple(
-                f"level of {kept[level].width_px:,} × {kept[level].height_px:,} px is set aside: "
-                "it does not show what the finest level shows"
-                for level in sorted(different)
-            )
-            kept = [grid for level, grid in enumerate(kept) if level not in different]
-            self._grids = kept
-            vars(self).pop("_unstored", None)  # it has been told of all levels
+        self._grids = kept[:1]
+        for grid in kept[1:]:
+            finer = self._grids
+            self._grids = [*finer, grid]
+            if self._last_shows_something_else():
+                self._grids = finer
+                size = f"{grid.width_px:,} × {grid.height_px:,} px"
+                text = f"level of {size} is set aside: it does not show what the finer level shows"
+                self.warnings += (text,)
+            vars(self).pop("_unstored", None)  # it has been told of other levels
         return tuple(
             Level(
                 width_px=grid.width_px,
                 height_px=grid.height_px,
                 downsample=(first.width_px / grid.width_px + first.height_px / grid.height_px) / 2,
             )
-            for grid in kept
+            for grid in self._grids
         )
 
-    def _shows_something_else(self, level: int) -> bool:
-        """Whether a coarser level differs in colour from the finest, in more than one block."""
-        first, size = self._grids[0], self._grids[level]
-        if first.block_width_px * first.block_height_px > _MAX_COMPARED_PX:
+    def _last_shows_something_else(self) -> bool:
+        """Whether the last level differs in its colours from the one before."""
+        level = len(self._grids) - 1
+        first, fine, coarse = self._grids[0], self._grids[level - 1], self._grids[level]
+        scale_x, scale_y = fine.width_px / coarse.width_px, fine.height_px / coarse.height_px
+        # So many blocks that the coarser level has several px of them.
+        across = math.ceil(AREA_PX * scale_x / fine.block_width_px)
+        down = math.ceil(AREA_PX * scale_y / fine.block_height_px)
+        area_px = across * down * fine.block_width_px * fine.block_height_px
+        if area_px > _MAX_AREA_PX:
             return False
-        n_compared = n_different = 0
-        for row, column in self._compared_blocks(min(_N_COMPARED, first.rows * first.columns)):
-            left, top, right, bottom = self._box_in(level, 0, row, column)
-            x0, y0, x1, y1 = math.ceil(left), math.ceil(top), int(right), int(bottom)
-            n_cells = min(4, (x1 - x0) // _CELL_PX, (y1 - y0) // _CELL_PX)
-            if n_cells < 1:
-                continue
-            rows, columns = np.linspace(y0, y1, n_cells + 1), np.linspace(x0, x1, n_cells + 1)
-            scale_y, scale_x = first.height_px / size.height_px, first.width_px / size.width_px
-            with suppress(TileError):  # it is reported where it is read
-                coarse = self._mean_cells(level, rows, columns)
-                fine = self._mean_cells(0, np.rint(rows * scale_y), np.rint(columns * scale_x))
-                n_compared += 1
-                difference = np.abs(coarse.astype(np.int64) - fine).mean()
-                n_different += bool(difference > _MOST_DIFFERENCE)
-        return n_different > n_compared // 8
+        n_areas = min(_N_COMPARED, first.rows * first.columns, _MAX_COMPARED_PX // area_px)
+        corners: dict[tuple[int, int], None] = {}
+        for row, column in self._compared_blocks(n_areas):
+            left, top, _, _ = self._box_in(level - 1, 0, row, column)
+            corner = (int(top) // fine.block_height_px, int(left) // fine.block_width_px)
+            corners[max(0, min(corner[0], fine.rows - down)),
+                    max(0, min(corner[1], fine.columns - across))] = None  # fmt: skip
+        areas = []
+        for row, column in corners:
+            left, top, _, _ = self._box_in(level, level - 1, row, column)
+            last = min(fine.rows, row + down) - 1, min(fine.columns, column + across) - 1
+            areas.append((left, top, *self._box_in(level, level - 1, *last)[2:]))
+        return shows_something_else(
+            areas, scale_xy=(scale_x, scale_y), coarse_cells=partial(self._mean_cells, level),
+            fine_cells=partial(self._mean_cells, level - 1),
+        )  # fmt: skip
 
     def _block(self, level: int, row: int, column: int) -> RgbArray:
         key = self._grids[level], row, column  # a level may be set aside, and numbers change

@@ -34,7 +34,9 @@ def open_with_openslide(path: Path, scene: int | None = None) -> Slide:
     whose pixels it would not show as they are meant.
     """
     if not is_dicom(path):
-        return OpenSlideSlide(path, scene)
+        slide = OpenSlideSlide(path, scene)
+        slide.set_levels_aside()
+        return slide
     try:
         instances = instances_of_series(path)
     except Exception:  # noqa: BLE001 - pydicom raises errors of many kinds; OpenSlide says it better
@@ -54,7 +56,10 @@ def open_with_openslide(path: Path, scene: int | None = None) -> Slide:
         slide.close()
         raise
     grids = frame_grids(levels, sizes)
-    return slide if grids is None else IncompleteDicomSlide(slide, grids)
+    if grids is not None:
+        return IncompleteDicomSlide(slide, grids)
+    slide.set_levels_aside()
+    return slide
 
 
 def _describe_spacings(spacings: Sequence[StatedMpp], used: StatedMpp | None) -> tuple[str, ...]:

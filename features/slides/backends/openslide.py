@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import numpy.typing as npt
 import openslide
 
 from features.errors import SlideError, TileError
-from features.slides.backends.base import MAX_SIDE_PX, RegionReader
+from features.slides.backends.base import GOLDEN_RATIO, MAX_SIDE_PX, RegionReader
+from features.slides.backends.level_content import AREA_PX, shows_something_else
 from features.slides.backends.openslide_properties import mpp_in_properties, read_properties
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_scenes import slide_size_px
 from features.slides.backends.tiff_tags import largest_byte_count
 from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
-from features.slides.resampling import overview_level, thumbnail_accumulator
+from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.slides.resolution import choose_mpp
 
 __all__ = ["OpenSlideSlide"]
@@ -25,6 +28,13 @@ __all__ = ["OpenSlideSlide"]
 _MAX_TILE_PX = 1 << 26
 _SQUARE_PX = 2048
 """Side of the squares in which a level is read: whole tiles, so that each is decoded once."""
+_N_COMPARED = 16
+"""Areas in which a level is compared with the next coarser one."""
+_COMPARED_PX = 256
+"""Their side, px of the finer level."""
+_GUIDE_CELLS = 32
+_MAX_GUIDE_PX = 1 << 21
+"""Largest coarsest level of which these cells, to a side, show where there is structure."""
 _LEAST_SQUARE_PX = 256
 """Side down to which what cannot be read is narrowed down."""
 
@@ -54,6 +64,7 @@ class OpenSlideSlide(RegionReader):
                 self._handle.level_dimensions, self._handle.level_downsamples, strict=True
             )
         )
+        self._numbers = tuple(range(len(self.levels)))
         self._check_sizes()
         self._check_byte_counts()
         self._check_picture()
@@ -115,6 +126,20 @@ class OpenSlideSlide(RegionReader):
                     else:
                         yield part, error
 
+    def set_levels_aside(self) -> None:
+        """Leave out coarser levels that show something else than the finer one, with a warning."""
+        whole, kept = self.levels, [0]
+        places = self._compared_places() if len(whole) > 1 else []
+        for number in range(1, len(whole)):
+            self.levels, self._numbers = (whole[kept[-1]], whole[number]), (kept[-1], number)
+            if self._last_shows_something_else(places):
+                size = f"{whole[number].width_px:,} × {whole[number].height_px:,} px"
+                text = f"level of {size} is set aside: it does not show what the finer level shows"
+                self.warnings += (text,)
+            else:
+                kept.append(number)
+        self.levels, self._numbers = tuple(whole[number] for number in kept), tuple(kept)
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
@@ -140,6 +165,61 @@ class OpenSlideSlide(RegionReader):
                     f"{tile_width} × {tile_height} px",
                     expected=f"at most {MAX_SIDE_PX:,} px per side",
                 )
+
+    def _compared_places(self) -> list[tuple[float, float]]:
+        """Places of a level that are compared, shares of its width and height.
+
+        Half of them are where the coarsest level has most structure, the others are spread evenly.
+        """
+        spread = [
+            (number * GOLDEN_RATIO % 1.0, (number + 0.5) / _N_COMPARED)
+            for number in range(_N_COMPARED)
+        ]
+        level, size = len(self.levels) - 1, self.levels[-1]
+        if size.width_px * size.height_px > _MAX_GUIDE_PX:
+            return spread
+        try:
+            pixels = self._read_region(level, 0, 0, size.width_px, size.height_px)
+        except TileError:  # it is reported where it is read
+            return spread
+        n_cells = min(_GUIDE_CELLS, size.width_px, size.height_px)
+        rows = [np.array_split(row, n_cells, axis=1) for row in np.array_split(pixels, n_cells)]
+        structure = np.array([[cell.std() for cell in row] for row in rows])
+        order = np.argsort(structure, axis=None)[::-1][: structure.size // 4 + 1]
+        chosen = order[:: -(-len(order) // (_N_COMPARED // 2))].tolist()
+        return [
+            *spread[::2],
+            *((index % n_cells / n_cells, index // n_cells / n_cells) for index in chosen),
+        ]
+
+    def _last_shows_something_else(self, places: Sequence[tuple[float, float]]) -> bool:
+        """Whether the second of two levels differs in its colours from the first."""
+        fine, coarse = self.levels
+        scale_x, scale_y = fine.width_px / coarse.width_px, fine.height_px / coarse.height_px
+        side_px = max(AREA_PX, int(_COMPARED_PX / max(scale_x, scale_y)))
+        if side_px * max(scale_x, scale_y) > _SQUARE_PX:
+            return False
+        areas = []
+        for across, down in places:
+            left, top = (
+                min(int(share * side), max(0, side - side_px))
+                for share, side in ((across, coarse.width_px), (down, coarse.height_px))
+            )
+            right, bottom = left + side_px, top + side_px
+            areas.append((left, top, min(right, coarse.width_px), min(bottom, coarse.height_px)))
+        return shows_something_else(
+            areas, scale_xy=(scale_x, scale_y), coarse_cells=partial(self._mean_cells, 1),
+            fine_cells=partial(self._mean_cells, 0),
+        )  # fmt: skip
+
+    def _mean_cells(
+        self, level: int, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]
+    ) -> RgbArray:
+        """Mean colours of cells of a level, shape (rows, columns, 3), uint8; edges in px."""
+        x0, y0, x1, y1 = (int(value) for value in (columns[0], rows[0], columns[-1], rows[-1]))
+        means = AreaAccumulator(rows=rows, columns=columns)
+        means.add(self._read_region(level, x0, y0, x1 - x0, y1 - y0), x_px=x0, y_px=y0)
+        return means.mean_image(fill_rgb=self.background_rgb)
 
     def _check_byte_counts(self) -> None:
         """Raise an error for TIFF tiles longer than the file, which OpenSlide would allocate."""
@@ -187,13 +267,13 @@ class OpenSlideSlide(RegionReader):
         corner = (round(x_px * downsample), round(y_px * downsample))
         handle = self._handle
         try:
-            image = handle.read_region(corner, level, (width, height))
+            image = handle.read_region(corner, self._numbers[level], (width, height))
         except openslide.OpenSlideError:
             with self._lock:
                 if self._handle is handle:  # another thread may have reopened it already
                     self._handle = self._open()
             try:
-                image = self._handle.read_region(corner, level, (width, height))
+                image = self._handle.read_region(corner, self._numbers[level], (width, height))
             except openslide.OpenSlideError as error:
                 raise TileError(
                     self.path,

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from features.errors import SlideError, TileError
 from features.series.images import read_image
+from features.slides.backends.dicom import open_with_openslide
 from features.slides.reader import open_slide
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
@@ -363,8 +364,14 @@ def test_a_level_that_was_cut_is_set_aside(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["tiff", "zarr"])
 @pytest.mark.parametrize(
     "other",
-    [np.full_like(QUARTER, GLASS), np.full_like(QUARTER, 2), np.roll(QUARTER, 60, axis=1)],
-    ids=["blank", "black", "elsewhere"],
+    [
+        np.full_like(QUARTER, GLASS),
+        np.full_like(QUARTER, 2),
+        np.roll(QUARTER, 60, axis=1),
+        QUARTER[..., ::-1],
+        QUARTER[..., [1, 2, 0]],
+    ],
+    ids=["blank", "black", "elsewhere", "blue first", "turned channels"],
 )
 def test_a_level_that_shows_something_else_is_set_aside(
     tmp_path: Path, kind: str, other: np.ndarray
@@ -378,6 +385,35 @@ def test_a_level_that_shows_something_else_is_set_aside(
     # The levels behind it keep their pixels.
     path = write(tmp_path / f"2-{name}", (PIXELS, other.repeat(2, 0).repeat(2, 1), QUARTER))
     np.testing.assert_array_equal(read(path, 1, (0, 0, 192, 192)), QUARTER)
+
+
+@pytest.mark.parametrize(
+    "other", [np.full_like(HALF, GLASS), np.roll(HALF, 120, axis=1), HALF[..., ::-1]],
+    ids=["blank", "elsewhere", "blue first"],
+)  # fmt: skip
+def test_openslide_reads_no_level_that_shows_something_else(
+    tmp_path: Path, other: np.ndarray
+) -> None:
+    sizes = {}
+    for name, half in {"same": HALF, "other": other}.items():
+        path = write_tiff(tmp_path / f"{name}.tif", (PIXELS, half, QUARTER))
+        with closing(open_with_openslide(path)) as slide:
+            sizes[name] = [level.width_px for level in slide.levels]
+            result = slide.read(
+                level=len(slide.levels) - 1, x_px=0, y_px=0, width_px=192, height_px=192
+            )
+            np.testing.assert_array_equal(result, QUARTER)
+            assert bool(slide.warnings) == (name == "other")
+    assert sizes == {"same": [768, 384, 192], "other": [768, 192]}
+
+
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+def test_a_level_that_is_much_coarser_is_compared_too(tmp_path: Path, kind: str) -> None:
+    write, name = (write_tiff, "s.tif") if kind == "tiff" else (write_zarr, "s.zarr")
+    small = PIXELS.reshape(48, 16, 48, 16, 3).mean((1, 3)).round().astype(np.uint8)
+    for number, level in enumerate((small, np.roll(small, 15, axis=1))):
+        with closing(open_slide(write(tmp_path / f"{number}{name}", (PIXELS, level)))) as slide:
+            assert len(slide.levels) == 2 - number
 
 
 @pytest.mark.parametrize("kind", ["tiff", "zarr"])
