@@ -14,7 +14,8 @@ from cli.doctor_checks.base import CheckResult, run_check
 from features.bags.h5 import read_bag
 from features.embedding.config import EmbedConfig
 from features.embedding.pipeline import embed_slides
-from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
+from features.encoders.base import Encoder
+from features.encoders.encoder import DEFAULT_BACKBONE, load_encoder
 from features.encoders.weights import packaged_weights
 from features.errors import MilError
 from features.parallel.devices import choose_device

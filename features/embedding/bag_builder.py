@@ -12,7 +12,7 @@ from features.bags.bag import UNKNOWN_RGB, UNKNOWN_SHARE, Bag, BagMeta, as_json
 from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.embedding.results import counts_text
-from features.encoders.encoder import Encoder
+from features.encoders.base import Encoder
 from features.errors import one_line
 from features.slides.file_info import content_hash
 from features.tiling.slide_tiles import SlideTiles

@@ -16,8 +16,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from features.encoders.encoder import Encoder
-from features.encoders.transfer import ConcatResult, PinnedBufferPool
+from features.encoders.base import ConcatResult, Encoder
+from features.encoders.buffers import PinnedBufferPool
 from features.errors import SlideError, TileError
 from features.filters.classifier import REASON, TileFilter
 from features.slides.base import RgbArray

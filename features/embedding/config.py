@@ -18,7 +18,7 @@ from features.tiling.tissue import MASK_VERSION, TissueSettings
 from features.utils.hardware import CPU_COUNT
 
 if TYPE_CHECKING:
-    from features.encoders.encoder import Encoder
+    from features.encoders.base import Encoder
     from features.encoders.runtime_cache import EncoderRecord
 
 __all__ = ["BaseEmbedConfig", "EmbedConfig", "config_from_fingerprint"]

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from features.embedding.config import BaseEmbedConfig
 from features.embedding.worker import EmbeddingWorker
 from features.encoders.config import recorded_runtime
@@ -34,8 +32,8 @@ class EmbeddingWorkerFactory:
     """Builds an embedding worker in the process where it will run; picklable.
 
     ``n_tiles_expected`` is the worker's own number of tiles, if known. Of several workers, each
-    limits the threads of torch to its share of cores. Other machines check by ``shared_file`` that
-    they share the folder, and by ``version`` that they run the program of the calling process.
+    limits the threads of its encoder to its share of cores. Other machines check by ``shared_file``
+    that they share the folder, and by ``version`` that they run the program of the calling process.
     """
 
     bags_dir: Path
@@ -56,9 +54,10 @@ class EmbeddingWorkerFactory:
             If the encoder cannot be loaded.
         """
         self._check_machine()
-        if self.n_workers > 1:
-            torch.set_num_threads(self.config.n_threads)
-        encoder = self.config.load_encoder(self.bags_dir, n_tiles_expected=self.n_tiles_expected)
+        encoder = self.config.load_encoder(
+            self.bags_dir, n_tiles_expected=self.n_tiles_expected,
+            n_threads=self.config.n_threads if self.n_workers > 1 else None,
+        )  # fmt: skip
         return EmbeddingWorker(self.bags_dir, encoder, self.config, n_workers=self.n_workers)
 
     def for_device(self, device: str, *, n_workers: int, n_threads: int) -> EmbeddingWorkerFactory:

@@ -14,14 +14,15 @@ import numpy as np
 from features.embedding.config import EmbedConfig
 from features.embedding.slide_sample import SlideSample, sample_slides
 from features.embedding.sources import SlideSource, tile_transform
-from features.encoders.exports import KnownExport
+from features.encoders.execution import parse_execution
+from features.encoders.exported import KnownExport
 from features.slides.base import RgbArray
 from features.tiling.slide_tiles import SlideTiles
 from features.utils.hardware import CPU_COUNT
 
 if TYPE_CHECKING:
-    from features.encoders.encoder import Encoder
-    from features.encoders.runtime_selection import RuntimeForecast
+    from features.encoders.base import Encoder
+    from features.encoders.stored_choice import RuntimeForecast
 
 __all__ = ["Estimate", "estimate_embedding"]
 
@@ -228,8 +229,9 @@ def _forecast(
     startup_s: float,
 ) -> RuntimeForecast:
     """Return the runtime that the run will use, from the throughput in a plain one."""
-    from features.encoders.runtime import parse_execution  # noqa: PLC0415 - torch is heavy
-    from features.encoders.runtime_selection import forecast_selection  # noqa: PLC0415
+    from features.encoders.runtime_selection import (  # noqa: PLC0415 - torch is heavy
+        forecast_selection,
+    )
 
     execution = recorded or config.runtime
     runtime = None if execution == "auto" else parse_execution(execution.split("+")[0])[0]

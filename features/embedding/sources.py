@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from features.bags.bag import Bag
+from features.embedding.bag_builder import build_bag
+from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
@@ -18,8 +20,8 @@ from features.tiling.transforms import TileTransform
 from features.visualization.preview import PreviewWriter
 
 if TYPE_CHECKING:
-    from features.embedding.batching import Instances, SlideBuffer
-    from features.encoders.encoder import Encoder
+    from features.embedding.batching import Instances
+    from features.encoders.base import Encoder
 
 __all__ = ["SlideSource", "Source", "slide_sources", "tile_transform"]
 
@@ -78,8 +80,6 @@ class SlideSource:
 
     def make_buffer(self, instances: SlideTiles, *, dim: int) -> SlideBuffer[SlideTiles]:
         """Return an empty buffer, shape (n_tiles, n_views, dim), with transform and filter."""
-        from features.embedding.batching import SlideBuffer  # noqa: PLC0415 - torch is heavy
-
         transform = tile_transform(instances, self.config)
         return SlideBuffer(
             instances, dim=dim, transform=transform, tile_filter=self.config.tile_filter
@@ -89,8 +89,6 @@ class SlideSource:
         """Draw the preview, and build the bag, with coordinates in level-0 px."""
         if self.preview is not None and buffer.error is None:
             self.preview.add(buffer.instances, rejected=buffer.rejected, failed=buffer.failures)
-        from features.embedding.bag_builder import build_bag  # noqa: PLC0415 - torch is heavy
-
         return build_bag(buffer, encoder, self.config)
 
     def record_failure(self, message: str) -> None:

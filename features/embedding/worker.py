@@ -21,7 +21,7 @@ from features.embedding.config import BaseEmbedConfig
 from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult
 from features.embedding.sources import Source
-from features.encoders.encoder import Encoder
+from features.encoders.base import Encoder
 from features.encoders.runtime_cache import take_write_error
 from features.errors import MilError, OutputError, one_line
 from features.parallel.base import Job, JobQueue

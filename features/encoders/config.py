@@ -6,15 +6,17 @@ import errno
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features.encoders.exported import KnownExport, open_export
 from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.errors import EncoderError
 from features.utils.files import make_folder, write_error
 
 if TYPE_CHECKING:
-    from features.encoders.encoder import Encoder
+    from features.encoders.base import Encoder
 
 __all__ = ["EncoderConfig", "record_runtime", "recorded_runtime"]
 
@@ -43,12 +45,16 @@ class EncoderConfig:
     runtime: str = "auto"
 
     def load_encoder(
-        self, bags_dir: Path | None = None, *, n_tiles_expected: int | None = None
+        self,
+        bags_dir: Path | None = None,
+        *,
+        n_tiles_expected: int | None = None,
+        n_threads: int | None = None,
     ) -> Encoder:
         """Load the encoder with the runtime recorded for a folder of bags, or record one now.
 
         Without a folder nothing is recorded. A runtime that is slow to start is not tried for few
-        tiles.
+        tiles. Of several workers on a machine, each computes on ``n_threads`` of its cores.
 
         Raises
         ------
@@ -66,21 +72,36 @@ class EncoderConfig:
                 hint="Leave --execution out, or name another folder with --bags.",
             )
 
-        from features.encoders.encoder import load_encoder  # noqa: PLC0415 - torch is heavy
-        from features.parallel.devices import choose_device  # noqa: PLC0415
-
-        def load(runtime: str) -> Encoder:
-            assert isinstance(self.encoder, str)  # noqa: S101 - checked above
-            return load_encoder(
-                self.encoder, weights_path=self.weights, device=choose_device(self.device),
-                batch_tiles=self.batch_tiles, execution=runtime, n_tiles_expected=n_tiles_expected,
-            )  # fmt: skip
-
+        load = partial(self._load, n_tiles_expected=n_tiles_expected, n_threads=n_threads)
         encoder = load(recorded or self.runtime)
         if bags_dir is None or recorded:
             return encoder
         recorded = record_runtime(make_folder(bags_dir), encoder.execution)
         return encoder if recorded == encoder.execution else load(recorded)
+
+    def _load(
+        self, execution: str, *, n_tiles_expected: int | None, n_threads: int | None
+    ) -> Encoder:
+        """Open the encoder's export where the cache has the one to begin with, else load it."""
+        assert isinstance(self.encoder, str)  # noqa: S101 - checked by the caller
+        export = KnownExport.find(
+            self.encoder, self.weights, device=self.device, execution=execution,
+            batch_tiles=self.batch_tiles, n_tiles=n_tiles_expected, n_threads=n_threads,
+        )  # fmt: skip
+        if export is not None and (encoder := open_export(export)) is not None:
+            return encoder
+
+        import torch  # noqa: PLC0415 - heavy, as is all that follows
+
+        from features.encoders.encoder import load_encoder  # noqa: PLC0415
+        from features.parallel.devices import choose_device  # noqa: PLC0415
+
+        if n_threads is not None:
+            torch.set_num_threads(n_threads)
+        return load_encoder(
+            self.encoder, weights_path=self.weights, device=choose_device(self.device),
+            batch_tiles=self.batch_tiles, execution=execution, n_tiles_expected=n_tiles_expected,
+        )  # fmt: skip
 
 
 _FILE_NAME = "execution.txt"

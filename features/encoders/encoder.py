@@ -4,43 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from features.encoders.base import AsyncResult, ConcatResult, Encoder
 from features.encoders.checkpoints import first_line, hash_weights
-from features.encoders.exports import are_too_few_to_time
+from features.encoders.execution import EAGER, Runtime, parse_execution
+from features.encoders.exports import random_tiles
 from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
 from features.encoders.preprocessing import ConcatPreprocessing, Preprocessing
 from features.encoders.runtime import (
-    EAGER,
-    ONNX,
     Network,
-    Runtime,
     compile_model,
     has_export,
     in_parts,
     in_precision,
-    parse_execution,
-    start_export,
     takes_any_number,
 )
-from features.encoders.runtime_cache import (
-    EncoderRecord,
-    read_encoder_record,
-    write_encoder_record,
-)
-from features.encoders.runtime_selection import (
-    RuntimeTrial,
-    StoredChoice,
-    measure_network,
-    select_runtime,
-)
-from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer
+from features.encoders.runtime_cache import EncoderRecord, write_encoder_record
+from features.encoders.runtime_selection import RuntimeTrial, measure_network, select_runtime
+from features.encoders.stored_choice import StoredChoice
+from features.encoders.transfer import DeviceTransfer
 from features.errors import EncoderError
 from features.slides.base import RgbArray
 
@@ -48,49 +35,10 @@ __all__ = [
     "BATCH_TILES",
     "DEFAULT_BACKBONE",
     "ConcatEncoder",
-    "Encoder",
     "TimmEncoder",
     "load_encoder",
     "measure_dim",
 ]
-
-
-class Encoder(Protocol):
-    """One frozen encoder, or several whose embeddings are concatenated.
-
-    ``name`` is that of timm, ``weights_sha256`` a hash over names, shapes and values of all
-    weights; of several encoders both are joined by ``+``. ``dim`` is the length of an embedding,
-    ``preprocessing_source`` says where mean and standard deviation of the channels come from.
-    """
-
-    name: str
-    weights_sha256: str
-    preprocessing: Preprocessing | ConcatPreprocessing
-    preprocessing_source: str
-    dim: int
-    device: torch.device
-
-    @property
-    def execution(self) -> str:
-        """Runtime and batch size, e.g. ``onnx float32 batch 64``; several are joined by ``+``."""
-        ...
-
-    def embed_async(self, tiles: RgbArray) -> ConcatResult:
-        """Start to embed tiles, shape (n, height, width, 3) in px, uint8.
-
-        The tiles must not change until the result, shape (n, dim), float32, is ready.
-        """
-        ...
-
-    def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
-        """Return the runtime that the cache knows for batches of this size, or None."""
-
-    def has_export(self, batch_tiles: int) -> bool:
-        """Return whether the cache has the export to ONNX for batches of this size."""
-
-    def embed(self, tiles: RgbArray) -> npt.NDArray[np.float32]:
-        """Embed tiles, shape (n, height, width, 3) in px, uint8, as float32 of shape (n, dim)."""
-        return self.embed_async(tiles).wait()
 
 
 class _BatchEncoder(Encoder):
@@ -101,6 +49,7 @@ class _BatchEncoder(Encoder):
     When the device runs out of memory, the batch size is halved for good; ``execution`` reports it.
     """
 
+    device: torch.device
     _network: Network
     _runtime: Runtime
 
@@ -123,9 +72,10 @@ class _BatchEncoder(Encoder):
         self._eager: Network | None = None
         self._input: Tensor | None = None
         self._transfer = DeviceTransfer(device)
-        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-        self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(device)
-        self._shift = (-mean / std).view(1, 3, 1, 1).to(device)
+        self._scale, self._shift = (
+            torch.from_numpy(values).view(1, 3, 1, 1).to(device)
+            for values in preprocessing.scale_and_shift
+        )
 
     @property
     def execution(self) -> str:
@@ -140,7 +90,7 @@ class _BatchEncoder(Encoder):
         EncoderError
             If the device runs out of memory with a single tile.
         """
-        nothing = AsyncResult(torch.empty((0, self.dim)), None)
+        nothing = AsyncResult(np.empty((0, self.dim), np.float32), None)
         parts, start = [nothing], 0
         while start < len(tiles):
             part = tiles[start : start + self.batch_tiles]
@@ -155,7 +105,10 @@ class _BatchEncoder(Encoder):
     def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
         """Return the runtime that the cache knows for batches of this size and the input's px."""
         side = self._preprocessing.input_px
-        return StoredChoice.read(self._cache_key, (batch_tiles, 3, side, side), self.device)
+        return StoredChoice.read(
+            self._cache_key, (batch_tiles, 3, side, side), device_type=self.device.type,
+            n_threads=torch.get_num_threads(),
+        )  # fmt: skip
 
     def has_export(self, batch_tiles: int) -> bool:
         """Return whether the cache has the export to ONNX for batches of this size."""
@@ -215,8 +168,7 @@ class _BatchEncoder(Encoder):
 
     def _random_pixels(self, n_tiles: int) -> Tensor:
         """Return preprocessed random tiles, float32 of shape (n_tiles, 3, side, side)."""
-        side = self._preprocessing.input_px
-        noise = np.random.default_rng(0).integers(0, 256, (n_tiles, side, side, 3), np.uint8)
+        noise = random_tiles(n_tiles, self._preprocessing.input_px)
         with torch.no_grad():
             return self._prepare(torch.from_numpy(noise).to(self.device))
 
@@ -279,26 +231,6 @@ class TimmEncoder(_BatchEncoder):
         )
         self.trials = choice.trials
         return choice.network, choice.runtime
-
-
-class _ExportedEncoder(_BatchEncoder):
-    """Encoder that runs by its ONNX export in the cache: neither timm nor weights are loaded."""
-
-    def __init__(self, record: EncoderRecord, *, batch_tiles: int) -> None:
-        super().__init__(
-            name=record.name, weights_sha256=record.weights_sha256, device=torch.device("cpu"),
-            preprocessing=Preprocessing.from_json(record.transform), batch_tiles=batch_tiles,
-            preprocessing_source=record.preprocessing_source,
-        )  # fmt: skip
-        self.dim, self._runtime = record.dim, ONNX
-
-    def start(self) -> bool:
-        """Start the export; return False if there is none that works."""
-        network = start_export(self._cache_key, self._random_pixels(self.batch_tiles))
-        if network is not None:
-            self._network = network
-            self._set_batch()
-        return network is not None
 
 
 class ConcatEncoder(Encoder):
@@ -378,11 +310,6 @@ def load_encoder(
         )
     recorded = execution.split("+")
     executions = recorded if len(recorded) == len(names) else [execution] * len(names)
-    if exported := _open_exported(
-        name, list(paths), device=device, batch_tiles=batch_tiles, execution=execution,
-        n_tiles_expected=n_tiles_expected,
-    ):  # fmt: skip
-        return exported
 
     from features.encoders.weights import load_model  # noqa: PLC0415 - timm is slow to load
 
@@ -409,37 +336,6 @@ def load_encoder(
         )  # fmt: skip
         write_encoder_record(name, list(paths), record, files)
     return whole
-
-
-def _open_exported(
-    name: str,
-    weights: Sequence[Path | None],
-    *,
-    device: torch.device,
-    batch_tiles: int,
-    execution: str,
-    n_tiles_expected: int | None,
-) -> Encoder | None:
-    """Open an encoder whose export the cache holds, in a tenth of the time of loading its network.
-
-    None unless ONNX Runtime is asked for, or was the fastest here, or nothing was measured here and
-    the tiles are too few for it.
-    """
-    record = read_encoder_record(name, weights)
-    if record is None or device.type != "cpu" or "+" in name:
-        return None
-    runtime, recorded_tiles = ONNX, None
-    if execution != "auto":
-        runtime, recorded_tiles = parse_execution(execution)
-    if runtime != ONNX:
-        return None
-    encoder = _ExportedEncoder(record, batch_tiles=recorded_tiles or batch_tiles)
-    if execution == "auto":
-        stored = encoder.stored_choice(batch_tiles)
-        few = n_tiles_expected is not None and are_too_few_to_time(n_tiles_expected, batch_tiles)
-        if (stored is None and not few) or (stored is not None and stored.runtime != str(ONNX)):
-            return None
-    return encoder if encoder.start() else None
 
 
 def _no_memory(name: str, device: torch.device) -> EncoderError:

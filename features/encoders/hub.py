@@ -21,10 +21,7 @@ from huggingface_hub.errors import (
 from features.encoders.checkpoints import first_line
 from features.errors import EncoderError
 
-__all__ = ["WEIGHT_FILES", "cached_file", "download_file", "require_hub_id"]
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of weights in a repository of the hub, in the order in which they are tried."""
+__all__ = ["cached_file", "download_file", "require_hub_id"]
 
 
 def require_hub_id(hub_id: str) -> None:

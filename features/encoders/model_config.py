@@ -12,8 +12,8 @@ from typing import Any
 import timm.layers
 from torch import nn
 
-from features.encoders.hub import WEIGHT_FILES, cached_file, download_file, require_hub_id
-from features.encoders.names import name_with_args, split_model_args
+from features.encoders.hub import cached_file, download_file, require_hub_id
+from features.encoders.names import WEIGHT_FILES, name_with_args, split_model_args
 from features.encoders.pathology import find_pathology_encoder, require_of_timm
 from features.encoders.preprocessing import require_colours
 from features.errors import CONTENT_ERRORS, EncoderError

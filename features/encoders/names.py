@@ -16,6 +16,7 @@ from features.errors import EncoderError
 __all__ = [
     "BATCH_TILES",
     "DEFAULT_BACKBONE",
+    "WEIGHT_FILES",
     "name_with_args",
     "parse_backbone",
     "split_model_args",
@@ -26,6 +27,9 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 BATCH_TILES = 64
 """Default batch size of a network, tiles."""
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights in a repository of the hub, in the order in which they are tried."""
 
 _FOLDER = "local-dir:"
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from features.encoders.hub import WEIGHT_FILES
+from features.encoders.names import WEIGHT_FILES
 from features.errors import EncoderError
 
 __all__ = [

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from features.bags.bag import as_json
 from features.errors import EncoderError
 
@@ -33,6 +36,20 @@ class Preprocessing:
     def as_json(self) -> str:
         """Return one line of JSON, equal for equal preprocessing."""
         return as_json(**self.__dict__)
+
+    @property
+    def scale_and_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Factor and summand, each of shape (3,), that normalise values of 0 to 255."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return np.reciprocal(255 * std, dtype=np.float32), np.divide(-mean, std, dtype=np.float32)
+
+    @property
+    def normalised_levels(self) -> npt.NDArray[np.float32]:
+        """Normalised value of each level of each channel, shape (3, 256)."""
+        scale, shift = self.scale_and_shift
+        # Rounded once, as by the fused multiplication and addition of torch.
+        products = scale[:, None].astype(np.float64) * np.arange(256)
+        return np.asarray(products + shift[:, None], np.float32)
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from features.encoders import runtime_cache
+from features.encoders.execution import EAGER, LARGEST_ERROR, Runtime, parse_execution
 from features.encoders.exports import (
-    MOST_PART_TILES,
+    EXPECTED_KEY,
     ONNX_PACKAGES,
+    TILES_COMPARED,
     export_name,
     export_part_tiles,
     start_session,
@@ -27,16 +27,11 @@ from features.encoders.exports import (
 from features.errors import EncoderError
 
 __all__ = [
-    "EAGER",
-    "ONNX",
     "Network",
-    "Runtime",
     "compile_model",
     "has_export",
     "in_parts",
     "in_precision",
-    "parse_execution",
-    "start_export",
     "start_runtime",
     "takes_any_number",
 ]
@@ -44,68 +39,16 @@ __all__ = [
 Network = Callable[[Tensor], Tensor]
 """Normalised pixels (batch, 3, side, side), float32, to embeddings (batch, dim), float32."""
 
-_ENGINES = ("eager", "onnx", "compile")
-_PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_LARGEST_ERROR = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}
-"""Largest relative distance of an embedding from eager float32. Half precision rounds every
-product to 3e-4 (float16) or 2e-3 (bfloat16), of which 1 % of an embedding's length may remain."""
 
+_MOST_PART_TILES = 16
+"""Tiles that go through a network together on a CPU: more are slower and take more memory."""
 
 _LARGEST_EXPORT_BYTES = 1_900_000_000
 """Bytes of weights that fit into one ONNX file, which protobuf limits to 2 GiB."""
 
-
-_TILES_COMPARED = 4
-_EXPECTED = "mil_expected"
-"""Key under which an export holds eager embeddings of the first tiles it was made with."""
-
-
 _ADVICE = "Use --execution eager, or auto, which takes the fastest that works."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """Engine and precision in which a network runs.
-
-    The engine is ``eager`` (torch as it is), ``compile`` (torch.compile) or ``onnx`` (ONNX Runtime,
-    on the CPU). ``float16`` and ``bfloat16`` are autocast.
-    """
-
-    engine: str
-    precision: str = "float32"
-
-    def __str__(self) -> str:
-        """Return the stored form, e.g. ``onnx float32``."""
-        return f"{self.engine} {self.precision}"
-
-
-EAGER = Runtime(engine="eager")
-"""The reference for all other runtimes."""
-ONNX = Runtime(engine="onnx")
-"""ONNX Runtime, whose exports the cache keeps."""
-
-
-def parse_execution(text: str) -> tuple[Runtime, int | None]:
-    """Parse a text such as ``onnx``, ``compile float16`` or ``eager float32 batch 64``.
-
-    The batch size, tiles, is None if the text states none.
-
-    Raises
-    ------
-    EncoderError
-        If there is no such runtime.
-    """
-    match = re.fullmatch(r"(\w+)(?: (\w+))?(?: batch (\d+))?", text)
-    if match is None or match[1] not in _ENGINES or (match[2] or "float32") not in _PRECISIONS:
-        raise EncoderError(
-            f"execution {text!r}",
-            actual="no such runtime",
-            expected=f"auto, {', '.join(_ENGINES)}, or one of these with a precision "
-            f"({', '.join(_PRECISIONS)})",
-        )
-    batch_tiles = int(match[3]) if match[3] else None
-    return Runtime(engine=match[1], precision=match[2] or "float32"), batch_tiles
 
 
 def in_precision(execution: str, precision: str, device: torch.device) -> str:
@@ -166,7 +109,7 @@ def in_parts(
     CPU, where they are slower. Smaller ``batch_tiles`` are one part. The threads of ``pool`` take
     a part each.
     """
-    part_tiles = min(MOST_PART_TILES, batch_tiles)
+    part_tiles = min(_MOST_PART_TILES, batch_tiles)
 
     def run(pixels: Tensor) -> Tensor:
         parts = list(torch.split(pixels, part_tiles))
@@ -189,7 +132,7 @@ def _onnx_part_tiles(batch_tiles: int) -> int:
 
 
 def _in_precision(network: Network, runtime: Runtime) -> Network:
-    dtype = _PRECISIONS[runtime.precision]
+    dtype = _DTYPES[runtime.precision]
     if dtype is None:
         return network
 
@@ -216,8 +159,8 @@ def start_runtime(
                 compiled = torch.compile(model, dynamic=False) if is_compiled else model
                 network = _in_precision(compiled, runtime)
             with torch.inference_mode():
-                expected = model(example[:_TILES_COMPARED]).float()
-                error = _relative_error(network(example)[:_TILES_COMPARED], expected)
+                expected = model(example[:TILES_COMPARED]).float()
+                error = _relative_error(network(example)[:TILES_COMPARED], expected)
     except Exception as failure:
         # Exporters and compilers raise errors of any type, depending on model and machine.
         reason = next(iter(str(failure).strip().splitlines()), "") or type(failure).__name__
@@ -226,7 +169,7 @@ def start_runtime(
             actual=f"it cannot run here ({reason[:160]})",
             hint=_ADVICE,
         ) from failure
-    limit = _LARGEST_ERROR[runtime.precision]
+    limit = LARGEST_ERROR[runtime.precision]
     if not error <= limit:  # True for NaN.
         raise EncoderError(
             f"execution '{runtime}'",
@@ -269,35 +212,16 @@ def _onnx_network(model: nn.Module, example: Tensor, cache_key: str) -> Network:
     exported = runtime_cache.load(name) if cache_key else None
     if exported is not None:
         with suppress(Exception):  # A damaged entry is made again.
-            return _run_export(exported, example)[0]
+            return _run_export(exported, example)
     exported = _export(model, part)
-    network, _ = _run_export(exported, example)
+    network = _run_export(exported, example)
     if cache_key:
         runtime_cache.store(name, exported)
     return network
 
 
-def start_export(cache_key: str, example: Tensor) -> Network | None:
-    """Start the ONNX export that the cache has for an encoder, without its network.
-
-    The embeddings of the example, shape (batch, 3, side, side), whose first tiles must be those it
-    was exported with, are compared with the eager ones, which the export holds. None if there is no
-    such export, or it cannot run or gives others here.
-    """
-    part = example[: _onnx_part_tiles(len(example))]
-    exported = runtime_cache.load(export_name(cache_key, tuple(part.shape)))
-    if exported is None:
-        return None
-    with suppress(Exception):  # What is damaged or missing is found when the network is loaded.
-        network, expected = _run_export(exported, example)
-        values = torch.tensor(json.loads(expected[_EXPECTED]))
-        if _relative_error(network(part)[: len(values)], values) <= _LARGEST_ERROR["float32"]:
-            return network
-    return None
-
-
-def _run_export(exported: bytes, example: Tensor) -> tuple[Network, Mapping[str, str]]:
-    """Return a network that runs an export, and the texts stored with it.
+def _run_export(exported: bytes, example: Tensor) -> Network:
+    """Return a network that runs an export.
 
     Each thread takes a part of the batch through all layers: threads that share a layer would wait
     for each other after it, and for the slowest wherever other processes use the cores.
@@ -310,24 +234,23 @@ def _run_export(exported: bytes, example: Tensor) -> tuple[Network, Mapping[str,
         return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
 
     pool = ThreadPoolExecutor(n_at_once, thread_name_prefix="backbone-part")
-    network = in_parts(run_part, batch_tiles=part_tiles, pool=pool)
-    return network, session.get_modelmeta().custom_metadata_map
+    return in_parts(run_part, batch_tiles=part_tiles, pool=pool)
 
 
 def _export(model: nn.Module, part: Tensor) -> bytes:
     """Export a model to ONNX for batches of the shape of ``part``, (batch, 3, side, side) in px.
 
-    Eager embeddings of its first tiles are stored with it, for :func:`start_export`.
+    Eager embeddings of its first tiles are stored with it, for :mod:`features.encoders.exported`.
     """
     with torch.no_grad():
         program = torch.onnx.export(
             model, (part.contiguous(),), dynamo=True, verbose=False, input_names=["pixels"]
         )
-        expected = model(part[:_TILES_COMPARED]).float()
+        expected = model(part[:TILES_COMPARED]).float()
     if program is None:
         raise RuntimeError("the exporter returned nothing")
     proto = program.model_proto
-    proto.metadata_props.add(key=_EXPECTED, value=json.dumps(expected.tolist()))
+    proto.metadata_props.add(key=EXPECTED_KEY, value=json.dumps(expected.tolist()))
     content: bytes = proto.SerializeToString()
     return content
 

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from features.encoders import runtime_cache
-from features.encoders.exports import ONNX_PACKAGES, are_few, choice_name
-from features.encoders.runtime import (
-    EAGER,
-    ONNX,
-    Network,
-    Runtime,
-    has_export,
-    parse_execution,
-    start_runtime,
+from features.encoders.base import Device
+from features.encoders.execution import EAGER, ONNX, Runtime, parse_execution
+from features.encoders.exports import ONNX_PACKAGES, are_few
+from features.encoders.runtime import Network, has_export, start_runtime
+from features.encoders.stored_choice import (
+    CACHED_START_S,
+    SLOW_START,
+    RuntimeForecast,
+    StoredChoice,
 )
-from features.errors import CONTENT_ERRORS, EncoderError
+from features.errors import EncoderError
 
 __all__ = [
     "RuntimeChoice",
-    "RuntimeForecast",
     "RuntimeTrial",
-    "StoredChoice",
     "candidate_runtimes",
     "forecast_selection",
     "measure_network",
@@ -41,17 +38,11 @@ __all__ = [
 _START_S = {"eager": 0.0, "onnx": 10.0, "compile": 60.0}
 """Assumed start-up time of each runtime, seconds, for the model of cost."""
 
-_CACHED_START_S = 2.0
-"""Assumed time to load an export from the cache and to compare its embeddings, seconds."""
-
 _QUICK_TILES = 2
 """Tiles of the first estimate of the eager speed, which decides whether to measure at all."""
 
 _MOST_SHARE = 0.05
 """Largest share of a run that measuring runtimes, or trying one of unknown gain, may take."""
-
-_SLOW_START = 1.5
-"""Times longer than assumed that a start may take on a busy machine, for the run to keep to it."""
 
 _LEAST_GAIN = 1.3
 """Gain of ONNX Runtime that is relied on unmeasured for networks with batch normalisation, which it
@@ -98,16 +89,7 @@ class RuntimeChoice:
     trials: tuple[RuntimeTrial, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RuntimeForecast:
-    """Runtime expected of a selection, its tiles per second, and the seconds to choose it."""
-
-    runtime: Runtime
-    tiles_per_s: float
-    start_s: float
-
-
-def candidate_runtimes(device: torch.device) -> list[Runtime]:
+def candidate_runtimes(device: Device) -> list[Runtime]:
     """List the runtimes worth trying on a device, eager float32 first, then by start-up time.
 
     bfloat16 on a CPU is left out: the default encoder's embeddings are 6 % off, and without units
@@ -148,8 +130,13 @@ def select_runtime(
     if n_tiles_expected is not None and are_few(n_tiles_expected, len(example)):
         return RuntimeChoice(runtime=EAGER, network=model, trials=())
     n_tiles = n_tiles_expected or math.inf
-    stored = StoredChoice.read(cache_key, tuple(example.shape), example.device)
-    if stored is not None and (choice := stored.start(model, example, n_tiles, cache_key)):
+    where: dict[str, Any] = {
+        "device_type": example.device.type, "n_threads": torch.get_num_threads()
+    }  # fmt: skip
+    stored = StoredChoice.read(cache_key, tuple(example.shape), **where)
+    if stored is not None and (
+        choice := _start_stored(stored, model, example, n_tiles, cache_key)
+    ):  # fmt: skip
         return choice
     candidates = candidate_runtimes(example.device) if runtimes is None else runtimes
     others = [runtime for runtime in candidates if runtime != EAGER]
@@ -157,7 +144,7 @@ def select_runtime(
 
     def start_s(runtime: Runtime) -> float:
         is_cached = runtime.engine == "onnx" and has_export(cache_key, example)
-        return _CACHED_START_S if is_cached else _START_S[runtime.engine]
+        return CACHED_START_S if is_cached else _START_S[runtime.engine]
 
     if n_tiles_expected is not None:
         rate = _quick_rate(model, example)
@@ -183,10 +170,25 @@ def select_runtime(
         trials.append(trial)
         if trial.tiles_per_s > best.tiles_per_s:  # False for NaN.
             best, network = trial, tried
-    StoredChoice.of(trials, best, batch_tiles=len(example)).write(
-        cache_key, tuple(example.shape), example.device
+    rates = {str(one.runtime): one.tiles_per_s for one in trials if one.tiles_per_s > 0}
+    StoredChoice(runtime=str(best.runtime), rates=rates, batch_tiles=len(example)).write(
+        cache_key, tuple(example.shape), **where
     )
     return RuntimeChoice(runtime=best.runtime, network=network, trials=tuple(trials))
+
+
+def _start_stored(
+    stored: StoredChoice, model: nn.Module, example: Tensor, n_tiles: float, cache_key: str
+) -> RuntimeChoice | None:
+    """Start the stored runtime, or eager where it does not pay off; None if it fails."""
+    runtime = parse_execution(stored.runtime)[0]
+    if runtime == EAGER or not stored.pays_off(n_tiles):
+        return RuntimeChoice(runtime=EAGER, network=model, trials=())
+    try:
+        network = start_runtime(model, runtime, example, cache_key)[0]
+    except EncoderError:
+        return None
+    return RuntimeChoice(runtime=runtime, network=network, trials=())
 
 
 def _start_unmeasured(
@@ -218,80 +220,10 @@ def _quick_rate(model: nn.Module, example: Tensor) -> float:
     return len(few) / max(time.perf_counter() - started, 1e-6)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredChoice:
-    """Choice of an earlier run on this machine, with the rates of all trials, tiles per second."""
-
-    runtime: str
-    rates: dict[str, float]
-    batch_tiles: int
-
-    @classmethod
-    def of(
-        cls, trials: Sequence[RuntimeTrial], best: RuntimeTrial, *, batch_tiles: int
-    ) -> StoredChoice:
-        """Return the choice of ``best`` among trials."""
-        rates = {str(one.runtime): one.tiles_per_s for one in trials if one.tiles_per_s > 0}
-        return cls(runtime=str(best.runtime), rates=rates, batch_tiles=batch_tiles)
-
-    @classmethod
-    def read(
-        cls, cache_key: str, shape: tuple[int, ...], device: torch.device
-    ) -> StoredChoice | None:
-        """Return what is stored for batches of a shape, (batch, 3, side, side) in px, or None."""
-        content = runtime_cache.load(_choice_name(cache_key, shape, device)) if cache_key else None
-        try:
-            stored = cls(**json.loads(content or b""), batch_tiles=shape[0])
-            parse_execution(stored.runtime)
-            rates = {name: float(rate) for name, rate in stored.rates.items()}
-        except (*CONTENT_ERRORS, EncoderError):
-            return None
-        return stored if {str(EAGER), stored.runtime} <= rates.keys() else None
-
-    def write(self, cache_key: str, shape: tuple[int, ...], device: torch.device) -> None:
-        """Store the choice; a runtime that was compared with nothing is none."""
-        if cache_key and len(self.rates) > 1:
-            content = json.dumps({"runtime": self.runtime, "rates": self.rates}).encode()
-            runtime_cache.store(_choice_name(cache_key, shape, device), content)
-
-    def pays_off(self, n_tiles: float) -> bool:
-        """Return whether so many tiles pay for the start of the runtime from the cache."""
-        saved_s = n_tiles * (1 / self.rates[str(EAGER)] - 1 / self.rates[self.runtime])
-        return saved_s > _SLOW_START * _CACHED_START_S
-
-    def forecast(self, eager_tiles_per_s: float, n_tiles: float) -> RuntimeForecast:
-        """Return what :func:`select_runtime` will begin with, and the seconds that takes."""
-        few = math.isnan(eager_tiles_per_s) or are_few(n_tiles, self.batch_tiles)
-        if few or self.runtime == str(EAGER) or not self.pays_off(n_tiles):
-            return RuntimeForecast(runtime=EAGER, tiles_per_s=eager_tiles_per_s, start_s=0.0)
-        gain = self.rates[self.runtime] / self.rates[str(EAGER)]
-        return RuntimeForecast(
-            runtime=parse_execution(self.runtime)[0], tiles_per_s=eager_tiles_per_s * gain,
-            start_s=_CACHED_START_S,
-        )  # fmt: skip
-
-    def start(
-        self, model: nn.Module, example: Tensor, n_tiles: float, cache_key: str
-    ) -> RuntimeChoice | None:
-        """Start the stored runtime, or eager where it does not pay off; None if it fails."""
-        runtime = parse_execution(self.runtime)[0]
-        if runtime == EAGER or not self.pays_off(n_tiles):
-            return RuntimeChoice(runtime=EAGER, network=model, trials=())
-        try:
-            network = start_runtime(model, runtime, example, cache_key)[0]
-        except EncoderError:
-            return None
-        return RuntimeChoice(runtime=runtime, network=network, trials=())
-
-
-def _choice_name(cache_key: str, shape: tuple[int, ...], device: torch.device) -> str:
-    return choice_name(cache_key, shape, device.type, torch.get_num_threads())
-
-
 def _starts(*, is_cached: bool) -> tuple[dict[str, float], dict[str, float]]:
     """Return the assumed starts of engines, seconds, and in units of the program's own start."""
     onnx = (
-        ({"onnx": _CACHED_START_S}, {"onnx": _CACHED_START_PER_STARTUP}) if is_cached else ({}, {})
+        ({"onnx": CACHED_START_S}, {"onnx": _CACHED_START_PER_STARTUP}) if is_cached else ({}, {})
     )
     return _START_S | onnx[0], _START_PER_STARTUP | onnx[1]
 
@@ -302,7 +234,7 @@ def forecast_selection(
     tiles_per_s: float,
     batch_tiles: int,
     n_tiles_expected: int,
-    device: torch.device,
+    device: Device,
     startup_s: float,
     is_cached: bool = False,
 ) -> RuntimeForecast:
@@ -372,7 +304,7 @@ def _may_pay_off(
     Even after a slow start, and with the least gain, it takes at most 5 % longer.
     """
     sure = gain if runtime.engine == "onnx" else 1.0
-    return _SLOW_START * start_s <= n_tiles / tiles_per_s * (1 + _MOST_SHARE - 1 / sure)
+    return SLOW_START * start_s <= n_tiles / tiles_per_s * (1 + _MOST_SHARE - 1 / sure)
 
 
 def _measuring_s(tiles_per_s: float, batch_tiles: int) -> float:

@@ -2,85 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from features.encoders.base import AsyncResult
 from features.slides.base import RgbArray
 
-__all__ = ["AsyncResult", "ConcatResult", "DeviceTransfer", "PinnedBufferPool"]
-
-
-class PinnedBufferPool:
-    """Reusable buffers of batches, shape (n, height, width, 3) in px, uint8.
-
-    The kernel would clear new pages for each new allocation. Pinned buffers are page-locked, so
-    that a GPU copies them while it computes.
-    """
-
-    def __init__(self, *, pinned: bool) -> None:
-        self._pinned = pinned
-        self._spare: list[RgbArray] = []
-
-    def stack(self, tiles: Sequence[RgbArray]) -> RgbArray:
-        """Stack tiles, each uint8 of shape (height, width, 3) in px, along a new first axis."""
-        shape = (len(tiles), *tiles[0].shape)
-        for index, batch in enumerate(self._spare):
-            if batch.shape == shape:
-                return np.stack(tiles, out=self._spare.pop(index))
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned).numpy()
-        return np.stack(tiles, out=batch)
-
-    def release(self, batch: RgbArray) -> None:
-        """Return a batch to the pool once it is not read any more."""
-        self._spare.append(batch)
-
-
-@dataclass(frozen=True, eq=False)
-class AsyncResult:
-    """Embeddings, shape (n, dim), float32, that the device may still be computing.
-
-    ``values`` are on the CPU and valid only after ``wait``; the CUDA event, None on the CPU, is
-    recorded behind their copy.
-    """
-
-    values: Tensor
-    event: torch.cuda.Event | None
-
-    @property
-    def is_ready(self) -> bool:
-        """True if ``wait`` returns at once."""
-        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
-
-    def wait(self) -> npt.NDArray[np.float32]:
-        """Wait for the embeddings, float32 of shape (n, dim)."""
-        if self.event is not None:
-            self.event.synchronize()
-        return np.asarray(self.values.numpy(), np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class ConcatResult:
-    """Concatenation of one or more asynchronous results, shape (n, dim), float32.
-
-    The axis is 0 if the parts hold different tiles, 1 if they hold different encoders' embeddings.
-    """
-
-    parts: Sequence[AsyncResult | ConcatResult]
-    axis: int
-
-    @property
-    def is_ready(self) -> bool:
-        """True if ``wait`` returns at once."""
-        return all(part.is_ready for part in self.parts)
-
-    def wait(self) -> npt.NDArray[np.float32]:
-        """Wait for all embeddings, float32 of shape (n, dim)."""
-        return np.concatenate([part.wait() for part in self.parts], axis=self.axis)
+__all__ = ["DeviceTransfer"]
 
 
 class DeviceTransfer:
@@ -113,8 +42,8 @@ class DeviceTransfer:
     def fetch(self, embeddings: Tensor) -> AsyncResult:
         """Start to copy embeddings, shape (n, dim), to the CPU as float32."""
         if self._copies is None:
-            return AsyncResult(embeddings.float().cpu(), None)
+            return AsyncResult(embeddings.float().cpu().numpy(), None)
         values = embeddings.float().to("cpu", non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
-        return AsyncResult(values, event)
+        return AsyncResult(values.numpy(), event)

@@ -18,9 +18,9 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from features.encoders.checkpoints import first_line, read_checkpoint, select_network
-from features.encoders.hub import WEIGHT_FILES, cached_file, download_file
+from features.encoders.hub import cached_file, download_file
 from features.encoders.model_config import ModelConfig, layer_args, resolve_model_config
-from features.encoders.names import DEFAULT_BACKBONE
+from features.encoders.names import DEFAULT_BACKBONE, WEIGHT_FILES
 from features.encoders.pathology import find_pathology_encoder, unknown_encoder
 from features.encoders.plugins import find_plugin
 from features.encoders.pooling import TokenPooling

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.h5 import to_storage_dtype
-from features.encoders.encoder import Encoder
+from features.encoders.base import Encoder
 from features.errors import TableError
 from features.filters.classifier import ExampleSlide, LabelledTiles
 from features.slides.base import RgbArray, Slide

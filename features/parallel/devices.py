@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from features.errors import MilError
+from features.utils.hardware import may_have_gpu
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["choose_device", "parse_devices"]
 
@@ -15,6 +19,8 @@ def choose_device(name: str) -> torch.device:
     Apple's MPS is used only if it is named: it has no float64, which whitening needs, and is not
     tested. Raises MilError if this machine has no such device.
     """
+    import torch  # noqa: PLC0415 - heavy
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -42,6 +48,11 @@ def parse_devices(text: str) -> tuple[str, ...]:
     >>> parse_devices("cpu,cpu")
     ('cpu', 'cpu')
     """
+    if text == "cpu" or (text == "auto" and not may_have_gpu()):
+        return (text,)
+
+    import torch  # noqa: PLC0415 - heavy
+
     n_gpus = torch.cuda.device_count()
     if text == "auto":
         return tuple(f"cuda:{index}" for index in range(n_gpus)) if n_gpus > 1 else (text,)

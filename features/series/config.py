@@ -12,7 +12,7 @@ from features.errors import CONTENT_ERRORS, BagError
 from features.series.windowing import DEFAULT_WINDOWS, Window, parse_windows
 
 if TYPE_CHECKING:
-    from features.encoders.encoder import Encoder
+    from features.encoders.base import Encoder
     from features.encoders.runtime_cache import EncoderRecord
 
 __all__ = ["SeriesConfig", "is_series_fingerprint", "series_config_from_fingerprint"]

@@ -15,7 +15,7 @@ from features.embedding.bag_builder import software_versions
 from features.embedding.batching import SlideBuffer
 from features.embedding.pipeline import EmbedProgress, embed_sources
 from features.embedding.results import SlideResult, counts_text
-from features.encoders.encoder import Encoder
+from features.encoders.base import Encoder
 from features.parallel.base import Executor
 from features.series.config import SeriesConfig
 from features.series.manifest import SeriesSpec

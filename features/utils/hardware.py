@@ -38,7 +38,9 @@ def available_memory() -> int:
 
 
 def may_have_gpu() -> bool:
-    """Return False if torch surely finds no CUDA device here, as one of its builds or on a Mac."""
+    """Return False if torch surely finds no CUDA device here: none, all hidden, or by its build."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
     with suppress(metadata.PackageNotFoundError):
         if metadata.version("torch").endswith("+cpu"):
             return False

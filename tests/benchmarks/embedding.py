@@ -37,8 +37,9 @@ import numpy as np
 
 from features.embedding.config import EmbedConfig
 from features.embedding.pipeline import embed_slides
-from features.encoders.encoder import DEFAULT_BACKBONE, Encoder, load_encoder
-from features.parallel.devices import choose_device
+from features.encoders.base import Encoder
+from features.encoders.config import EncoderConfig
+from features.encoders.names import DEFAULT_BACKBONE
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
@@ -158,10 +159,10 @@ def main() -> None:
         print(json.dumps(compare_stand_ins(settings, asked.stand_in, asked.rounds), indent=2))  # noqa: T201
         return
     started = time.perf_counter()
-    encoder = load_encoder(
-        asked.backbone, weights_path=asked.weights, device=choose_device(asked.device),
-        batch_tiles=asked.batch, execution=asked.execution,
-    )  # fmt: skip
+    encoder = EncoderConfig(
+        encoder=asked.backbone, weights=(asked.weights,) if asked.weights else (),
+        device=asked.device, batch_tiles=asked.batch, runtime=asked.execution,
+    ).load_encoder()  # fmt: skip
     cold_s = time.perf_counter() - started
     model_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     batch = np.random.default_rng(0).integers(0, 256, (asked.batch, 224, 224, 3), np.uint8)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_a_dry_run_counts_and_writes_nothing(slides: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.ci
-def test_a_dry_run_of_a_cached_export_loads_no_torch(
+def test_a_cached_export_runs_and_is_timed_without_torch(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -81,17 +82,28 @@ def test_a_dry_run_of_a_cached_export_loads_no_torch(
     embed = ["embed", str(slides), "--bags", str(tmp_path / "bags"), *options]
     done = mil(*embed, "--execution", "onnx")
     assert done.exit_code == 3, done.output  # of the broken slide
+    eager = mil(*embed, "--execution", "eager", "--bags", str(tmp_path / "eager"))
     code = (
-        "import atexit, sys; from cli.app import main; "
-        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); main()"
+        "import atexit, sys; from cli.app import main; heavy = {'torch', 'torchvision', 'timm'}; "
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr)); main()"
     )
-    dry = subprocess.run(
-        [sys.executable, "-c", code, *embed, "--dry-run", "--overwrite"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert dry.returncode == 3, dry.stderr  # of the broken slide
-    assert dry.stderr.split()[-1] == "False"
-    data = json.loads(dry.stdout)
+
+    def run(*more: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *embed, *more], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 3, done.stderr  # of the broken slide
+        assert done.stderr.split()[-1] == "[]"
+        return json.loads(done.stdout)
+
+    for folder in ("bags", "anew"):  # its runtime recorded, and chosen
+        again = run("--overwrite", "--bags", str(tmp_path / folder))
+        assert again["n_tiles"] == json.loads(eager.stdout)["n_tiles"] > 0
+        for path in (tmp_path / "eager").glob("*.h5"):
+            bag, plain = read_bag(tmp_path / folder / path.name), read_bag(path)
+            assert bag.meta.fingerprint == plain.meta.fingerprint
+            np.testing.assert_allclose(bag.features, plain.features, atol=1e-2, rtol=1e-3)
+    data = run("--dry-run", "--overwrite")
     assert data["n_tiles"] > 0
     assert data["runtime"] == "onnx float32"
     assert data["backbone_tiles_per_s"] > 0

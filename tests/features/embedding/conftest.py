@@ -9,7 +9,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from features.encoders.encoder import Encoder, load_encoder
+from features.encoders.base import Encoder
+from features.encoders.encoder import load_encoder
 from features.slides.synthetic import make_cohort, render_slide, write_slide
 
 

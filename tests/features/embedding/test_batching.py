@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from features.embedding.batching import SlideBuffer, decoding_pool, encode_slides
-from features.encoders.transfer import AsyncResult, ConcatResult
+from features.encoders.base import AsyncResult, ConcatResult
 from features.slides.base import RgbArray
 from features.slides.resolution import Resolution
 from features.tiling.augmentation import AugmentationConfig

@@ -13,8 +13,8 @@ from features.bags.convert import export_bags
 from features.bags.formats.registry import BAG_FORMATS
 from features.bags.h5 import bag_path, find_bags, read_bag, write_bag
 from features.embedding.results import SlideResult
+from features.encoders.base import Encoder
 from features.encoders.config import record_runtime
-from features.encoders.encoder import Encoder
 from features.errors import OutputError
 from features.parallel.locks import FolderLocks
 from tests.disks import few_handles, full_after, read_only, small_disk

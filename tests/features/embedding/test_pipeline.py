@@ -19,8 +19,8 @@ from features.embedding import finished, pipeline
 from features.embedding.config import EmbedConfig, config_from_fingerprint
 from features.embedding.pipeline import NoProgress, embed_slide, embed_slides
 from features.embedding.results import SlideResult
-from features.encoders.encoder import Encoder, TimmEncoder
-from features.encoders.transfer import AsyncResult
+from features.encoders.base import AsyncResult, Encoder
+from features.encoders.encoder import TimmEncoder
 from features.errors import BagError, SlideError, TableError
 from features.slides.file_info import content_hash
 from features.slides.manifest import read_mpp_table, read_slide_table

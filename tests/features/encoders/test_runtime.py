@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from features.encoders import runtime, runtime_selection
-from features.encoders.runtime import EAGER, Network, Runtime, compile_model, parse_execution
+from features.encoders.execution import EAGER, Runtime, parse_execution
+from features.encoders.runtime import Network, compile_model
 from features.encoders.runtime_selection import (
     candidate_runtimes,
     forecast_selection,

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,14 @@ import torch
 from safetensors.torch import save_file
 
 from features.encoders import runtime, runtime_cache, runtime_selection, weights
-from features.encoders.encoder import Encoder, load_encoder
-from features.encoders.exports import KnownExport
+from features.encoders.base import Encoder
+from features.encoders.config import EncoderConfig
+from features.encoders.encoder import load_encoder
+from features.encoders.exported import KnownExport
+from features.encoders.exports import choice_name
 from features.encoders.runtime_cache import EncoderRecord, read_encoder_record
-from features.encoders.runtime_selection import StoredChoice, select_runtime
+from features.encoders.runtime_selection import select_runtime
+from features.encoders.stored_choice import StoredChoice
 from tests.features.encoders.test_encoder import CPU, TINY, random_tiles, tiny_state
 from tests.features.encoders.test_runtime import EAGER, ONNX, pixels, tiny
 
@@ -29,6 +34,11 @@ from tests.features.encoders.test_runtime import EAGER, ONNX, pixels, tiny
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MIL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def here() -> dict[str, Any]:
+    """Return what a choice of runtime on the CPU of this machine depends on."""
+    return {"device_type": "cpu", "n_threads": torch.get_num_threads()}
 
 
 @pytest.mark.ci
@@ -72,7 +82,7 @@ def test_a_stored_choice_is_taken_without_trials(monkeypatch: pytest.MonkeyPatch
     assert (few.runtime, started) == (EAGER, ["onnx"])
     other = select_runtime(tiny(), example=pixels(), cache_key="other", n_tiles_expected=60)
     assert (other.runtime, started) == (EAGER, ["onnx"])
-    stored = StoredChoice.read("k", (4, 3, 160, 160), torch.device("cpu"))
+    stored = StoredChoice.read("k", (4, 3, 160, 160), **here())
     assert stored is not None
     forecast = stored.forecast(30.0, 5000)
     assert (forecast.runtime, forecast.tiles_per_s, forecast.start_s) == (ONNX, 90.0, 2.0)
@@ -85,9 +95,7 @@ def test_a_damaged_choice_is_made_again(
     monkeypatch.setattr(runtime_selection, "measure_network", lambda network, _: 10.0)
     select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k")
     cache.mkdir(exist_ok=True)
-    (
-        cache / runtime_selection._choice_name("k", (4, 3, 160, 160), torch.device("cpu"))
-    ).write_bytes(content)
+    (cache / choice_name("k", (4, 3, 160, 160), *here().values())).write_bytes(content)
     assert (
         select_runtime(tiny(), example=pixels(), runtimes=[EAGER], cache_key="k").runtime == EAGER
     )
@@ -179,10 +187,10 @@ def test_an_export_runs_without_its_network_until_something_changes(
     save_file(tiny_state(), path)
 
     def load(execution: str = "auto", n_tiles: int | None = 32, batch_tiles: int = 2) -> Encoder:
-        return load_encoder(
-            TINY, weights_path=path, device=CPU, batch_tiles=batch_tiles, execution=execution,
-            n_tiles_expected=n_tiles,
-        )  # fmt: skip
+        config = EncoderConfig(
+            encoder=TINY, weights=(path,), device="cpu", batch_tiles=batch_tiles, runtime=execution
+        )
+        return config.load_encoder(n_tiles_expected=n_tiles)
 
     def known(execution: str = "auto", n_tiles: int = 3, batch_tiles: int = 2) -> bool:
         found = KnownExport.find(
@@ -219,7 +227,7 @@ def test_an_export_runs_without_its_network_until_something_changes(
     choice = StoredChoice(
         runtime="eager float32", rates={"eager float32": 2.0, "o": 1.0}, batch_tiles=2
     )
-    choice.write(f"{TINY} {first.weights_sha256}", (2, 3, 160, 160), CPU)
+    choice.write(f"{TINY} {first.weights_sha256}", (2, 3, 160, 160), **here())
     assert load().execution == "eager float32 batch 2"  # eager was faster here
     assert not known()
     (export,) = cache.glob("*.onnx")

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from features.embedding.batching import decoding_pool, encode_slides
-from features.encoders.transfer import AsyncResult, ConcatResult, DeviceTransfer, PinnedBufferPool
+from features.encoders.base import AsyncResult, ConcatResult
+from features.encoders.buffers import PinnedBufferPool
+from features.encoders.transfer import DeviceTransfer
 from features.slides.base import RgbArray
 from tests.features.embedding.test_batching import MeanEncoder, embed, make_buffer
 

@@ -15,8 +15,8 @@ from features.bags.h5 import read_bag
 from features.embedding.config import EmbedConfig, config_from_fingerprint
 from features.embedding.pipeline import embed_slides
 from features.embedding.results import SlideResult
+from features.encoders.base import AsyncResult, ConcatResult
 from features.encoders.preprocessing import Preprocessing
-from features.encoders.transfer import AsyncResult, ConcatResult
 from features.errors import BagError, FilterError, SlideError, TableError
 from features.filters.classifier import (
     EmbeddingSpec,

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from features.errors import MilError
+from features.parallel import devices
 from features.parallel.devices import choose_device, parse_devices
+from features.utils import hardware
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -24,6 +26,7 @@ def test_auto_is_cuda_or_the_processor_and_nothing_that_was_never_tried(
 
 
 def test_lists_of_devices_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "may_have_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert parse_devices("auto") == ("cuda:0", "cuda:1", "cuda:2")
     assert parse_devices("cuda:0,2") == parse_devices("cuda:0,cuda:2") == ("cuda:0", "cuda:2")
@@ -33,4 +36,23 @@ def test_lists_of_devices_are_written_out(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(MilError, match="this machine has cpu, cuda:0, cuda:1, cuda:2"):
             parse_devices(wrong)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert parse_devices("auto") == ("auto",)
+
+
+def test_torch_is_not_asked_for_devices_that_cannot_be_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask() -> int:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(torch.cuda, "device_count", ask)
+    assert parse_devices("cpu") == ("cpu",)
+    monkeypatch.setattr(hardware.metadata, "version", lambda _: "2.14.1")
+    monkeypatch.setattr(hardware.Path, "exists", lambda path: path.name == "nvidiactl")
+    with pytest.raises(AssertionError, match="asked"):
+        parse_devices("auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # every GPU is hidden
+    assert parse_devices("auto") == ("auto",)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(hardware.metadata, "version", lambda _: "2.14.1+cpu")
     assert parse_devices("auto") == ("auto",)

@@ -22,7 +22,8 @@ from features.bags.verify import verify_bags
 from features.embedding.config import config_from_fingerprint
 from features.embedding.results import SlideResult
 from features.embedding.worker import WorkerInfo
-from features.encoders.encoder import Encoder, load_encoder
+from features.encoders.base import Encoder
+from features.encoders.encoder import load_encoder
 from features.errors import BagError
 from features.series.config import (
     SeriesConfig,
