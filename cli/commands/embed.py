@@ -342,14 +342,24 @@ def expected_tiles(
     given_mpp: Mapping[str, float],
     scene: int | None,
 ) -> int:
-    """Return the number of tiles on which the choice of a runtime depends, from a few slides."""
+    """Return the number of tiles on which the choice of a runtime depends, from a few slides.
+
+    They are not looked at where the choice is known, or follows from ``max_tiles``.
+    """
     from features.embedding.pipeline import TILES_PER_SLIDE
     from features.embedding.slide_sample import sample_slides
     from features.embedding.sources import slide_sources
     from features.encoders.config import recorded_runtime
+    from features.encoders.exported import KnownExport
 
     if config.runtime != "auto" or recorded_runtime(bags) is not None:  # nothing is chosen
         return len(slides) * TILES_PER_SLIDE
+    most = config.tiles.max_tiles and config.tiles.max_tiles * len(slides)
+    if isinstance(config.encoder, str) and KnownExport.find(
+        config.encoder, config.weights, device=config.device, execution="auto",
+        batch_tiles=config.batch_tiles, n_tiles=most,
+    ):  # fmt: skip
+        return most or len(slides) * TILES_PER_SLIDE
     with spinner("looking at a few slides"):
         sources = slide_sources(slides, config, given_mpp=given_mpp, scene=scene)
         return sample_slides(sources).n_tiles

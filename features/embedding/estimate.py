@@ -31,9 +31,9 @@ _CPU_BATCH_TILES = 16
 """Tiles that are timed on a CPU, which takes so many at a time: a whole batch would take as long as
 a small slide."""
 _DECODED_TILES = 32
-_TORCH_PER_STARTUP = 4.0
-"""Start and end of a run by a cached export, in units of the start of the estimate, which loads no
-torch: 2.6 s where that took 0.66 s."""
+_RUN_PER_STARTUP = 1.5
+"""Start and end of a run by a cached export, in units of the start of the estimate, which loads
+less: 1.2 to 1.5 times as long in four pairs."""
 
 _BAG_S = 0.03
 """Time to hash a slide and to write its bag, seconds."""
@@ -173,7 +173,7 @@ def _encode_by_export(
         return None
     start_s, inputs_per_s = times
     return _Encoding(
-        startup_s=loaded_s * _TORCH_PER_STARTUP, selection_s=start_s, inputs_per_s=inputs_per_s,
+        startup_s=loaded_s * _RUN_PER_STARTUP, selection_s=start_s, inputs_per_s=inputs_per_s,
         unit_tiles=export.part_shape[0], dim=export.encoder.dim, on_cpu=True,
         runtime="onnx float32",
     )  # fmt: skip

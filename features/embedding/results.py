@@ -12,7 +12,7 @@ from typing import Literal
 from features.bags.bag import BagMeta
 from features.errors import one_line
 from features.parallel.locks import FolderLocks
-from features.utils.tables import read_table, write_table
+from features.utils.tables import read_table, write_records
 
 __all__ = ["SlideResult", "Status", "counts_text", "write_results"]
 
@@ -135,11 +135,8 @@ def write_results(bags_dir: Path, results: Sequence[SlideResult], locks: FolderL
             if result.status != "skipped" or result.slide_id not in rows:
                 rows[result.slide_id] = {**asdict(result), "left_out": counts_text(result.left_out)}
         if rows:
-            import pandas as pd  # noqa: PLC0415 - it takes 0.3 s, while slides are read
-
             names = [part.name for part in fields(SlideResult)]
-            table = pd.DataFrame(list(rows.values()), columns=names)
-            write_table(path, table, float_format="%.6g")
+            write_records(path, rows.values(), columns=names, float_format="%.6g")
     finally:
         locks.release("embed.csv")
 

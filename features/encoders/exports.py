@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -61,10 +62,12 @@ def export_part_tiles(batch_tiles: int, n_threads: int) -> int:
     return min(_MOST_PART_TILES, -(-batch_tiles // n_threads))
 
 
-def export_versions() -> list[str]:
+@cache
+def export_versions() -> tuple[str, ...]:
     """Return the versions of the installed packages that an export depends on."""
     names = ("torch", "timm", *ONNX_PACKAGES)
-    return [metadata.version(name) for name in names if importlib.util.find_spec(name) is not None]
+    found = [name for name in names if importlib.util.find_spec(name) is not None]
+    return tuple(map(metadata.version, found))
 
 
 def export_name(key: str, shape: tuple[int, ...]) -> str:

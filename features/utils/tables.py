@@ -6,10 +6,11 @@ import codecs
 import csv
 import difflib
 import io
+import math
 import re
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,14 @@ from features.utils.text import is_missing_word, normalize_name, shown_form, str
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["column_key", "find_column", "read_table", "suggest_column", "write_table"]
+__all__ = [
+    "column_key",
+    "find_column",
+    "read_table",
+    "suggest_column",
+    "write_records",
+    "write_table",
+]
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """Start of a text that a spreadsheet would take for a formula, or that is escaped already."""
@@ -166,6 +174,33 @@ def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = N
             temporary, index=False, float_format=float_format, lineterminator="\n",
             quoting=csv.QUOTE_NONNUMERIC if marked else csv.QUOTE_MINIMAL,
         )  # fmt: skip
+
+
+def write_records(
+    path: Path,
+    records: Iterable[Mapping[str, object]],
+    *,
+    columns: Sequence[str],
+    float_format: str,
+) -> None:
+    """Write rows, by name of the column, as :func:`write_table` does, but without loading pandas.
+
+    Missing cells and NaN are empty; ``float_format``, e.g. ``%.6g``, shortens numbers.
+    """
+    rows = [[_cell_text(record.get(name), float_format) for name in columns] for record in records]
+    marked = any(row[0].startswith("#") for row in rows)
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(
+            file, lineterminator="\n", quoting=csv.QUOTE_ALL if marked else csv.QUOTE_MINIMAL
+        )
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _cell_text(value: object, float_format: str) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else float_format % value
+    return "" if value is None else str(_escape_formula(value))
 
 
 def _read_text(path: Path) -> str:

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from cli.commands.embed import expected_tiles
 from cli.shared.arguments import select_shard
 from features.bags.h5 import read_bag
+from features.embedding.config import EmbedConfig
+from features.encoders.exported import KnownExport
 from features.slides.synthetic import make_cohort, render_slide, write_slide
+from features.tiling.grid import TileSettings
 from features.utils.stage_times import STAGES
 from tests.cli.running import mil, mil_ok
 from tests.features.encoders.test_encoder import TINY, tiny_state
@@ -108,6 +112,23 @@ def test_a_cached_export_runs_and_is_timed_without_torch(
     assert data["runtime"] == "onnx float32"
     assert data["backbone_tiles_per_s"] > 0
     assert data["hours"] * 3600 > data["startup_s"] > data["selection_s"] > 0
+
+
+@pytest.mark.parametrize(("max_tiles", "n_tiles"), [(5, 10), (None, 400)])
+def test_slides_are_not_looked_at_where_their_tiles_decide_nothing(
+    max_tiles: int | None, n_tiles: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def find(*_: object, n_tiles: int | None, **options: object) -> bool:
+        asked.append(n_tiles)
+        return True
+
+    monkeypatch.setattr(KnownExport, "find", find)
+    slides = [tmp_path / "a.tif", tmp_path / "b.tif"]  # which are not there
+    config = EmbedConfig(tiles=TileSettings(max_tiles=max_tiles))
+    assert expected_tiles(slides, config, tmp_path, given_mpp={}, scene=None) == n_tiles
+    assert asked == [max_tiles and n_tiles]
 
 
 @pytest.mark.ci

@@ -9,7 +9,7 @@ import pytest
 
 from features.errors import TableError
 from features.slides.manifest import read_mpp_table
-from features.utils.tables import find_column, read_table, write_table
+from features.utils.tables import find_column, read_table, write_records, write_table
 
 ROWS = (("image_id", "patient_id"), ("049194_0", "Müller"), ("588e11_0", "切片"))
 
@@ -211,3 +211,22 @@ def test_errors_name_the_line_in_the_file_behind_empty_ones(tmp_path: Path) -> N
     path.write_text("slide_id,mpp\na,0.5\na.svs,0.50\na,0.25\n")
     with pytest.raises(TableError, match=r"row 4: mpp '0\.25' of slide 'a', which has another"):
         read_mpp_table(path)
+
+
+@pytest.mark.parametrize("first", ["a", "#1"])
+def test_records_are_written_as_a_table_is(first: str, tmp_path: Path) -> None:
+    records = [
+        {"id": first, "n": 3, "mpp": 0.12345678, "text": '=1+1, "é"'},
+        {"id": "b", "n": 0, "mpp": float("nan"), "text": "-0.5\nand more"},
+        {"id": "+c", "mpp": 2.0, "text": None},
+    ]
+    columns = ["id", "n", "mpp", "text"]
+    write_records(tmp_path / "records.csv", records, columns=columns, float_format="%.6g")
+    table = pd.DataFrame(records, columns=columns)
+    table["n"] = table["n"].astype("Int64")
+    write_table(tmp_path / "table.csv", table, float_format="%.6g")
+    written = read_table(tmp_path / "records.csv")
+    pd.testing.assert_frame_equal(written, read_table(tmp_path / "table.csv"))
+    assert written["id"].tolist() == [first, "b", "+c"]
+    if first == "a":
+        assert (tmp_path / "records.csv").read_bytes() == (tmp_path / "table.csv").read_bytes()
