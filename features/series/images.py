@@ -10,7 +10,7 @@ from PIL import Image
 
 from features.errors import TileError
 from features.slides.base import RgbArray
-from features.slides.pixels import is_cut_jpeg, to_rgb
+from features.slides.pixels import OTHER_COLOURS, hides_picture, is_cut_jpeg, to_rgb
 from features.slides.zeroed import ZEROED, is_zeroed_jpeg
 
 __all__ = ["IMAGE_SUFFIXES", "letterbox", "read_image"]
@@ -37,7 +37,7 @@ def read_image(path: Path) -> RgbArray:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(path, image)
-            pixels = _as_rgb(image)
+            pixels = _as_rgb(path, image)
             is_jpeg = image.format in {"JPEG", "MPO"}
         actual = "a JPEG whose data end early" if is_jpeg and is_cut_jpeg(pixels) else ""
         if is_jpeg and is_zeroed_jpeg(path.read_bytes()):
@@ -68,13 +68,21 @@ def _check_size(path: Path, image: Image.Image) -> None:
         raise TileError(path, actual="an image that extends beyond the end of the file")
 
 
-def _as_rgb(image: Image.Image) -> RgbArray:
+def _as_rgb(path: Path, image: Image.Image) -> RgbArray:
+    """Pixels of shape (height, width, 3), uint8; TileError for colours of printing."""
+    if image.mode in OTHER_COLOURS:
+        raise TileError(
+            path, actual=f"colours as {image.mode}", expected="grey or RGB",
+            hint="Convert its colours to sRGB first.",
+        )  # fmt: skip
     if image.mode.startswith(("I", "F")):
         deep: npt.NDArray[np.float64] = np.asarray(image, np.float64)
         grey = np.clip(deep / 256, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    if has_alpha and hides_picture(pixels):
+        pixels = pixels[..., :3]
     return to_rgb(pixels, background_rgb=(0, 0, 0))
 
 

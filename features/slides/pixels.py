@@ -9,8 +9,12 @@ import numpy.typing as npt
 
 from features.slides.base import RgbArray
 
-__all__ = ["filled_image", "is_cut_jpeg", "to_rgb"]
+__all__ = ["OTHER_COLOURS", "filled_image", "hides_picture", "is_cut_jpeg", "to_rgb"]
 
+OTHER_COLOURS = {"CMYK", "LAB", "HSV"}
+"""Modes of Pillow for colours of printing and others, which have no RGB without a profile."""
+_CLEAR = 1 / 16
+"""Share of opacity up to which pixels are as good as transparent."""
 _BAND_PX = 1 << 20
 _MID_GREY = 128
 """Value of a JPEG sample whose coefficients are all 0."""
@@ -24,6 +28,17 @@ def filled_image(height_px: int, width_px: int, rgb: tuple[int, int, int]) -> Rg
     else:
         image[:] = np.array(rgb, np.uint8)
     return image
+
+
+def hides_picture(pixels: npt.NDArray[Any]) -> bool:
+    """Return whether the last channel, taken for alpha, hides all that the others show.
+
+    ``pixels`` has shape (height, width, channels). A slide is not transparent throughout: its alpha
+    was not written, or is a mask of other values.
+    """
+    alpha, colours = pixels[..., -1], pixels[..., :-1]
+    is_clear = bool(alpha.max() <= np.iinfo(alpha.dtype).max * _CLEAR)
+    return is_clear and bool((colours != colours[0, 0]).any())
 
 
 def is_cut_jpeg(pixels: npt.NDArray[Any]) -> bool:

@@ -65,10 +65,12 @@ class RawPixels:
 
     A fill ends between pixels. A copy that stopped ends anywhere within them, or where a sector of
     the disk does. ``starts`` are the offsets of all TIFF tiles or strips, sorted, shape (n,);
-    ``pixel_bytes`` and ``row_bytes`` are those of a pixel and of a row of one of them.
+    ``sample_bytes``, ``pixel_bytes`` and ``row_bytes`` are those of a sample of a pixel, of a pixel
+    and of a row of one of them. Short runs must be cut at both ends: a stain may lack one colour.
     """
 
     starts: npt.NDArray[np.uint64]
+    sample_bytes: int
     pixel_bytes: int
     row_bytes: int
     _known: list[tuple[int, int]] = field(default_factory=list)
@@ -80,21 +82,28 @@ class RawPixels:
             start, end = offset + match.start(), offset + match.end()
             if start == offset or end == offset + len(stream):
                 start, end = self._whole_run(descriptor, start, end)
-            ends = ((start, start - 1), (end, end))
-            if any(self._is_cut(descriptor, *edge, n_bytes=end - start) for edge in ends):
+            is_long = end - start > 2 * self.row_bytes
+            is_cut = [
+                self._is_within_pixel(descriptor, edge, beside)
+                or (is_long and edge % _SECTOR_BYTES == 0 and self._place(edge) % self.row_bytes)
+                for edge, beside in ((start, start - 1), (end, end))
+            ]
+            if all(is_cut) or (is_long and any(is_cut)):
                 return True
         return False
 
-    def _is_cut(self, descriptor: int, edge: int, beside: int, *, n_bytes: int) -> bool:
-        """Whether zeros end in the middle of a pixel that is not dark, or with a sector."""
-        index = int(np.searchsorted(self.starts, np.uint64(edge), "right")) - 1
-        byte = os.pread(descriptor, 1, beside) if index >= 0 and beside >= 0 else b""
-        if not byte:
-            return False
-        place = edge - int(self.starts[index])
-        is_within_pixel = place % self.pixel_bytes != 0 and byte[0] > _DARK
-        is_at_sector = edge % _SECTOR_BYTES == 0 and place % self.row_bytes != 0
-        return is_within_pixel or (is_at_sector and n_bytes > 2 * self.row_bytes)
+    def _place(self, position: int) -> int:
+        """Bytes from the start of a TIFF tile to a position in the file; 0 before the first."""
+        index = int(np.searchsorted(self.starts, np.uint64(position), "right")) - 1
+        return position - int(self.starts[index]) if index >= 0 else 0
+
+    def _is_within_pixel(self, descriptor: int, edge: int, beside: int) -> bool:
+        """Whether zeros end in the middle of a pixel, one of whose other bytes is not dark."""
+        byte = os.pread(descriptor, 1, beside) if beside >= 0 else b""
+        # A sample of 16 bit may have a zero byte.
+        n_bytes = self._place(edge) % self.pixel_bytes
+        is_cut = self.sample_bytes <= n_bytes <= self.pixel_bytes - self.sample_bytes
+        return bool(byte) and byte[0] > _DARK and is_cut
 
     def _whole_run(self, descriptor: int, start: int, end: int) -> tuple[int, int]:
         """Start and end of the run of zeros in the file that contains these zeros."""

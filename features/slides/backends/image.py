@@ -16,7 +16,7 @@ from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_tags import orientation_warning
 from features.slides.base import Level, RgbArray, StatedMpp
-from features.slides.pixels import is_cut_jpeg, to_rgb
+from features.slides.pixels import OTHER_COLOURS, hides_picture, is_cut_jpeg, to_rgb
 from features.slides.resampling import thumbnail_accumulator
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, is_zeroed_jpeg
@@ -27,8 +27,6 @@ _FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "BMP")
 _MAX_PX = 1 << 28
 """Largest image: it is decoded whole, and 268 Mpx take 2 GB meanwhile."""
 _BAND_PX = 1 << 22
-_OTHER_COLOURS = {"CMYK", "LAB", "HSV"}
-"""Modes of Pillow for colours of printing and others, which have no RGB without a profile."""
 Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse images long before the limit above
 
 
@@ -95,7 +93,7 @@ class ImageSlide(RegionReader):
                 expected=f"at most {_MAX_PX:,} px",
                 hint="Convert it to a tiled TIFF.",
             )
-        if image.mode in _OTHER_COLOURS:
+        if image.mode in OTHER_COLOURS:
             raise UnsupportedFormatError(
                 self.path, actual=f"colours as {image.mode}", expected="grey or RGB",
                 hint="Convert its colours to sRGB first, for example with libvips: "
@@ -107,6 +105,9 @@ class ImageSlide(RegionReader):
         # In colours Pillow keeps the upper 8 of 16 bit, and says so in the raw mode alone.
         is_cut_to_eight = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
         image.load()
+        if "A" in image.getbands() and hides_picture(np.asarray(image)):
+            self.warnings += ("its alpha channel hides the whole picture: it is not used",)
+            mode = "RGB"
         largest = 0
         pixels = np.empty((height, width, 3), np.uint8)
         rows = max(1, _BAND_PX // width)

@@ -12,7 +12,7 @@ from features.slides.base import StatedMpp
 from features.slides.length_units import NUMBER, parse_number, um_per_unit
 from features.slides.resolution import mpp_of_magnification
 
-__all__ = ["mpp_in_ome", "mpp_in_text", "ome_pixels"]
+__all__ = ["mpp_in_ome", "mpp_in_text", "ome_channels", "ome_pixels"]
 
 _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
@@ -82,7 +82,7 @@ _ZEISS = re.compile(
 _METAXPRESS = re.compile(
     r"""\bid=["']spatial-calibration-(x|y|units)["'][^>]*\bvalue=["']([^"']*)["']"""
 )
-_OME_TAG = re.compile(r"<(?:\w+:)?(Image|Pixels|Objective|ObjectiveSettings)\b([^<]*?)/?>")
+_OME_TAG = re.compile(r"<(?:\w+:)?(Image|Pixels|Channel|Objective|ObjectiveSettings)\b([^<]*?)/?>")
 _ATTRIBUTE = re.compile(r"""([\w:]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 
 
@@ -120,8 +120,7 @@ def ome_pixels(
     fitting: list[tuple[dict[str, str], dict[str, str]]] = []
     objectives: dict[str, str] = {}
     settings: dict[str, str] = {}
-    for tag, inner in _OME_TAG.findall(ome):
-        attributes = {key: html.unescape(a or b) for key, a, b in _ATTRIBUTE.findall(inner)}
+    for tag, attributes in _ome_elements(ome):
         if tag == "Image":
             image = attributes
         elif tag == "Objective":
@@ -131,7 +130,7 @@ def ome_pixels(
             objectives[attributes.get("ID", "")] = power
         elif tag == "ObjectiveSettings":
             settings[image.get("ID", "")] = attributes.get("ID", "")
-        elif (attributes.get("SizeX"), attributes.get("SizeY")) == (str(width_px), str(height_px)):
+        elif tag == "Pixels" and _is_of_size(attributes, width_px, height_px):
             fitting.append((image, attributes))
     if not fitting:
         return None
@@ -140,6 +139,38 @@ def ome_pixels(
     if not power and len(objectives) == 1 and not settings:
         (power,) = objectives.values()
     return {**pixels, "Magnification": power} if power else pixels
+
+
+def ome_channels(
+    ome: str, *, width_px: int, height_px: int, name: str = ""
+) -> list[Mapping[str, str]]:
+    """Return the attributes of each ``Channel`` of the image that :func:`ome_pixels` takes, px."""
+    image_name = ""
+    fitting: list[tuple[str, list[Mapping[str, str]]]] = []
+    is_fitting = False
+    for tag, attributes in _ome_elements(ome):
+        if tag == "Image":
+            image_name, is_fitting = attributes.get("Name", ""), False
+        elif tag == "Pixels":
+            is_fitting = _is_of_size(attributes, width_px, height_px)
+            if is_fitting:
+                fitting.append((image_name, []))
+        elif tag == "Channel" and is_fitting:
+            fitting[-1][1].append(attributes)
+    found = [channels for own, channels in fitting if own == name] or [
+        channels for _, channels in fitting
+    ]
+    return found[0] if found else []
+
+
+def _ome_elements(ome: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name and attributes of the elements of an OME-XML that describe pictures."""
+    for tag, inner in _OME_TAG.findall(ome):
+        yield tag, {key: html.unescape(a or b) for key, a, b in _ATTRIBUTE.findall(inner)}
+
+
+def _is_of_size(pixels: Mapping[str, str], width_px: int, height_px: int) -> bool:
+    return (pixels.get("SizeX"), pixels.get("SizeY")) == (str(width_px), str(height_px))
 
 
 def mpp_in_ome(pixels: Mapping[str, str]) -> Iterator[StatedMpp]:

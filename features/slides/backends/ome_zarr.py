@@ -22,11 +22,12 @@ from features.errors import CONTENT_ERRORS, SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
 from features.slides.backends.sample_bits import bits_of_maximum, resolve_bits, to_eight_bits
+from features.slides.backends.samples import rgb_order
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
 from features.slides.backends.zarr_codecs import with_size_limits
 from features.slides.base import RgbArray, StatedMpp
 from features.slides.length_units import um_per_unit
-from features.slides.pixels import to_rgb
+from features.slides.pixels import hides_picture, to_rgb
 from features.slides.resolution import choose_mpp
 from features.utils.paths import parse_url
 
@@ -113,6 +114,7 @@ class OmeZarrSlide(BlockReader):
         self._where = parse_url(path) or str(path)
         self._store: Store | None = None
         self._bits = 16
+        self._order: tuple[int, ...] | None = None
         self._known_stored: dict[tuple[_ChunkGrid, int, int], bool] = {}
         try:
             self._store, folder = _open_store(path)
@@ -124,6 +126,7 @@ class OmeZarrSlide(BlockReader):
             self.warnings += notes
             self._check_order()
             self._check_alpha()
+            self._order = _rgb_order(_ome_of(group))
             self._bits, notes = self._read_bits(_ome_of(group), folder)
             self.warnings += notes
             self.levels = self._make_levels()
@@ -289,8 +292,7 @@ class OmeZarrSlide(BlockReader):
         if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
             return
         fourth, full = pixels[..., 3], np.iinfo(pixels.dtype).max
-        hides_all = not fourth.any() and bool((pixels[..., :3] != pixels[0, 0, :3]).any())
-        if hides_all or np.isin(fourth, (0, full)).mean() < _LEAST_CLEAR_OR_OPAQUE:
+        if hides_picture(pixels) or np.isin(fourth, (0, full)).mean() < _LEAST_CLEAR_OR_OPAQUE:
             raise self._unsupported("4 channels, of which the fourth is no transparency")
 
     def _unsupported(self, actual: str) -> SlideError:
@@ -335,6 +337,8 @@ class OmeZarrSlide(BlockReader):
             ) from error
         if pixels is None:
             return None
+        if self._order and pixels.ndim == 3 and pixels.shape[2] >= len(self._order):
+            pixels = pixels[..., [*self._order, *range(len(self._order), pixels.shape[2])]]
         if self._bits < 16 and pixels.dtype == np.uint16:
             pixels = to_eight_bits(pixels, self._bits)
         return to_rgb(pixels, background_rgb=self.background_rgb)
@@ -458,6 +462,17 @@ def _factor_of(
         return None
     # Writers that know no resolution state the same scale for every level.
     return factor if 1 < factor < math.inf else None
+
+
+def _rgb_order(ome: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Indices of red, green and blue by the labels and colours of 'omero'; None if not stated."""
+    try:
+        channels = ome["omero"]["channels"][:3]
+        names = [str(channel.get("label") or "") for channel in channels]
+        colours = [int(str(channel.get("color") or "-1").strip("#"), 16) for channel in channels]
+    except CONTENT_ERRORS:
+        return None
+    return rgb_order(names, colours)
 
 
 def _mean_mpp(image: Mapping[str, Any], axes: tuple[str, ...]) -> float | None:

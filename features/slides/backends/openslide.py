@@ -32,6 +32,8 @@ _N_COMPARED = 16
 """Areas in which a level is compared with the next coarser one."""
 _COMPARED_PX = 256
 """Their side, px of the finer level."""
+_N_TRIED = 3
+"""Places of a level that are tried when a slide is opened."""
 _GUIDE_CELLS = 32
 _MAX_GUIDE_PX = 1 << 21
 """Largest coarsest level of which these cells, to a side, show where there is structure."""
@@ -76,6 +78,7 @@ class OpenSlideSlide(RegionReader):
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)
+        self._check_pixels()
 
     def overview(self, *, downsample: int) -> RgbArray:
         """Read the whole slide downsampled, shape (height, width, 3) in px, uint8.
@@ -244,6 +247,26 @@ class OpenSlideSlide(RegionReader):
                 actual=f"OpenSlide reads the first picture only, {first[0]:,} × {first[1]:,} px",
                 expected=f"the largest, {expected[0]:,} × {expected[1]:,} px",
             )
+
+    def _check_pixels(self) -> None:
+        """Raise an error if no pixels can be read at any of some places of any level."""
+        errors = []
+        for level, size in reversed(list(enumerate(self.levels))):
+            for place in range(_N_TRIED):
+                x_px, y_px = (
+                    (place + 1) * side // (_N_TRIED + 1) for side in (size.width_px, size.height_px)
+                )
+                try:
+                    self._read_region(level, x_px, y_px, 1, 1)
+                except TileError as error:
+                    errors.append(error)
+                else:
+                    return
+        self._handle.close()
+        raise SlideError(
+            self.path, actual=f"none of {len(errors)} places can be read, first: "
+            f"{errors[0].actual}", expected="pixels", hint="Copy it again.",
+        ) from errors[0]  # fmt: skip
 
     def _associated_sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Name, and width and height in px, of each associated image, from its properties."""

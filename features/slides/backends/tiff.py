@@ -22,15 +22,17 @@ import tifffile
 
 from features.errors import MultiImageError, SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
-from features.slides.backends.mpp_text import ome_pixels
+from features.slides.backends.mpp_text import ome_channels, ome_pixels
 from features.slides.backends.openslide_properties import read_vendor_slide
 from features.slides.backends.sample_bits import resolve_bits
+from features.slides.backends.samples import misread_reason, rgb_order
 from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_scenes import choose_tiff_scene, is_reduced
 from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
 from features.slides.backends.tiff_tags import (
     ENTROPY_CODED,
     PLAIN_JPEGS,
+    alpha_index,
     channel_pages,
     check_declared_size,
     conversion_hint,
@@ -44,7 +46,7 @@ from features.slides.backends.tiff_tags import (
 )
 from features.slides.backends.unstored import PLAIN_RANGE, plain_colour
 from features.slides.base import RgbArray, StatedMpp
-from features.slides.pixels import is_cut_jpeg, to_rgb
+from features.slides.pixels import hides_picture, is_cut_jpeg, to_rgb
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, RawPixels, has_zeroed_data, is_zeroed_jpeg
 
@@ -54,6 +56,10 @@ _MAX_SEGMENT_PX = 1 << 28
 _MAX_OME_PLANES = 1_000_000
 _N_SAMPLED = 96
 _N_BIT_SAMPLES = 8
+_PADDING_BYTES = 512
+"""Most that follows uncompressed pixels."""
+_N_CHECKED, _N_TRIED = 4, 8
+"""Segments that are looked at when a slide is opened, and those that are tried for it."""
 _MAX_SAMPLED_PX = 1 << 24
 _MIN_SHARE_SKIPPED = 0.1
 
@@ -98,6 +104,7 @@ class TiffSlide(BlockReader):
 
     reader = "tiff"
     _block_noun = "TIFF tile"
+    _has_alpha = True
     _grids: list[_SegmentGrid]
 
     def __init__(self, path: Path, scene: int | None = None) -> None:
@@ -121,6 +128,7 @@ class TiffSlide(BlockReader):
             self._descriptor = os.open(path, os.O_RDONLY)
             self._bits, notes = self._read_bits(chosen.levels[0])
             self.warnings += notes + self._describe_gaps()
+            self._check_samples()
             self.warnings += orientation_warning(chosen.levels[0].keyframe.tags.valueof(274))
             self.levels = self._make_levels()
         except SlideError:
@@ -208,6 +216,61 @@ class TiffSlide(BlockReader):
             return 16, ()  # glass has small values there, whatever the bits
         return resolve_bits(stated, field=field, largest=largest)
 
+    def _check_samples(self) -> None:
+        """Decode some segments: an error if none can be, or if a tag denies what they hold."""
+        page: Any = self._grids[0].page
+        alpha = alpha_index(page)
+        is_coded = page.compression in PLAIN_JPEGS | ENTROPY_CODED
+        n_sampled = 1 if is_coded and alpha is None else _N_CHECKED
+        reason: Exception | None = None
+        for level in range(len(self._grids)):
+            samples, error = self._sample_segments(level, n_sampled)
+            if error is None:
+                break
+            reason = reason or error
+            self.warnings += (f"none of the sampled TIFF tiles of level {level} can be decoded",)
+        else:
+            # Of a lost tile, another reader would show whatever its decoder made of it.
+            kind = UnsupportedFormatError if isinstance(reason, EOFError) else SlideError
+            raise kind(
+                self.path, actual=f"none of the sampled TIFF tiles can be decoded, first: {reason}",
+                expected="pixels", hint="Copy it again.",
+            )  # fmt: skip
+        causes = [misread_reason(part) for part in samples]
+        cause = next(filter(None, causes), "")
+        if causes.count(cause) > len(causes) // 2 and cause:
+            raise UnsupportedFormatError(
+                self.path, actual=cause, expected="a picture", hint="Copy or export it again."
+            )
+        hidden = [] if alpha is None else [hides_picture(p[..., : alpha + 1]) for p in samples]
+        if hidden and all(hidden):
+            self._has_alpha = False
+            self.warnings += ("its alpha channel hides the whole picture: it is not used",)
+
+    def _sample_segments(
+        self, level: int, n_sampled: int
+    ) -> tuple[list[npt.NDArray[Any]], Exception | None]:
+        """Samples of some of the longer segments of a level; the error if none can be decoded.
+
+        There are none, and no error, if it stores none, or they are too large.
+        """
+        grid = self._grids[level]
+        if grid.block_width_px * grid.block_height_px > _MAX_SAMPLED_PX:
+            return [], None
+        order = np.argsort(grid.byte_counts, kind="stable")
+        order = order[np.searchsorted(grid.byte_counts[order], 1) :]
+        ranks = np.unique(np.linspace(len(order) // 2, len(order) - 1, _N_TRIED).astype(int))
+        samples: list[npt.NDArray[Any]] = []
+        first_error = None
+        for index in order[ranks[::-1]].tolist() if len(order) else ():
+            try:
+                samples.append(self._decode_samples(grid, index, self._descriptor))
+            except Exception as error:  # noqa: BLE001 - imagecodecs has an exception for each codec
+                first_error = first_error or error
+            if len(samples) == n_sampled:
+                break
+        return samples, None if samples else first_error
+
     def _describe_gaps(self) -> tuple[str, ...]:
         """Sentences on TIFF tiles that the file does not hold, by level."""
         n_bytes = os.fstat(self._descriptor).st_size
@@ -259,9 +322,11 @@ class TiffSlide(BlockReader):
         if reason := unsupported_samples(page):
             raise self._unsupported(reason)
         pages = channel_pages(level)
+        width, height = page.imagewidth, page.imagelength
         if len(pages) == 1:
             self._check_single(count_images(level))
-        width, height = page.imagewidth, page.imagelength
+        else:
+            pages = self._in_rgb_order(pages, level.name)
         if not 0 < width <= MAX_SIDE_PX or not 0 < height <= MAX_SIDE_PX:
             raise self._unsupported(f"{width} × {height} px")
         block_width = page.tilewidth if page.is_tiled else width
@@ -278,6 +343,24 @@ class TiffSlide(BlockReader):
             planes=tuple(self._read_planes(pages, n_strips or n_segments, part_rows)),
             is_divided=part_rows is not None,
         )  # fmt: skip
+
+    def _in_rgb_order(self, pages: Sequence[Any], name: str) -> Sequence[Any]:
+        """Pages of three channels in the order red, green, blue, if the OME-XML states another."""
+        first: Any = self._file.pages.first
+        channels = ome_channels(
+            self._file.ome_metadata or "", width_px=first.imagewidth, height_px=first.imagelength,
+            name=name,
+        )  # fmt: skip
+        # Color is RGBA in a signed number of 32 bit.
+        colours = [
+            int(channel["Color"]) >> 8 & 0xFFFFFF
+            if re.fullmatch(r"-?\d+", channel["Color"])
+            else None
+            for channel in channels
+            if "Color" in channel
+        ]
+        order = rgb_order([channel.get("Name", "") for channel in channels], colours)
+        return pages if order is None else [pages[index] for index in order]
 
     def _read_planes(
         self, pages: Sequence[Any], n_segments: int, part_rows: int | None
@@ -374,8 +457,8 @@ class TiffSlide(BlockReader):
         height = min(grid.block_height_px, grid.height_px - row * grid.block_height_px)
         width = min(grid.block_width_px, grid.width_px - column * grid.block_width_px)
         samples = self._decode_samples(grid, index, descriptor)
-        colours = to_colours(grid.page, samples, bits=self._bits)[:height, :width]
-        return to_rgb(colours, background_rgb=self.background_rgb)
+        colours = to_colours(grid.page, samples, bits=self._bits, has_alpha=self._has_alpha)
+        return to_rgb(colours[:height, :width], background_rgb=self.background_rgb)
 
     def _decode_samples(self, grid: _SegmentGrid, index: int, descriptor: int) -> npt.NDArray[Any]:
         """Samples of a segment, shape (height, width, samples), of all planes."""
@@ -386,20 +469,34 @@ class TiffSlide(BlockReader):
             raise EOFError(message)
         return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1)
 
+    def _read_stream(
+        self, grid: _SegmentGrid, plane: _SegmentTable, index: int, descriptor: int
+    ) -> bytes:
+        """Bytes of a segment; EOFError or ValueError if they cannot be its pixels."""
+        n_bytes, offset = int(plane.byte_counts[index]), plane.offsets[index]
+        n_missing = offset + n_bytes - os.fstat(descriptor).st_size
+        if n_missing > 0:
+            message = f"it ends {n_missing} bytes past the end of the file"
+            raise EOFError(message)
+        stream = os.pread(descriptor, n_bytes, offset)
+        if plane.raw is not None:
+            block_bytes = plane.raw.row_bytes * grid.block_height_px
+            if n_bytes > block_bytes + _PADDING_BYTES:
+                message = f"{n_bytes:,} bytes without compression, where {block_bytes:,} should be"
+                raise ValueError(message)
+            shown_rows = grid.height_px - index // grid.columns * grid.block_height_px
+            shown = stream[: shown_rows * plane.raw.row_bytes]
+            if plane.raw.are_zeroed(descriptor, offset, shown):
+                raise EOFError(ZEROED)
+        return stream
+
     def _decode_plane(
         self, grid: _SegmentGrid, plane: _SegmentTable, index: int, descriptor: int
     ) -> npt.NDArray[Any] | None:
         """Samples of a segment, shape (height, width, samples) in px; None if not stored."""
-        n_bytes = int(plane.byte_counts[index])
-        if not n_bytes:
+        if not plane.byte_counts[index]:
             return None
-        n_missing = plane.offsets[index] + n_bytes - os.fstat(descriptor).st_size
-        if n_missing > 0:
-            message = f"it ends {n_missing} bytes past the end of the file"
-            raise EOFError(message)
-        stream = os.pread(descriptor, n_bytes, plane.offsets[index])
-        if plane.raw is not None and plane.raw.are_zeroed(descriptor, plane.offsets[index], stream):
-            raise EOFError(ZEROED)
+        stream = self._read_stream(grid, plane, index, descriptor)
         if grid.is_divided:
             return decode_rows(grid.page, stream)
         max_px = 4 * grid.block_height_px * grid.block_width_px + (1 << 16)
@@ -468,12 +565,12 @@ class TiffSlide(BlockReader):
 
 def _raw_pixels(page: Any, offsets: Sequence[int]) -> RawPixels | None:
     """Places of the pixels of a plane that is not compressed, at these offsets; None for others."""
-    if page.compression != tifffile.COMPRESSION.NONE:
+    if page.compression != tifffile.COMPRESSION.NONE or page.bitspersample not in {8, 16}:
         return None
     is_contiguous = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-    pixel_bytes = max(1, page.bitspersample // 8) * (page.samplesperpixel if is_contiguous else 1)
+    pixel_bytes = page.bitspersample // 8 * (page.samplesperpixel if is_contiguous else 1)
     width_px = page.tilewidth if page.is_tiled else page.imagewidth
     return RawPixels(
-        starts=np.sort(np.array(offsets, np.uint64)), pixel_bytes=pixel_bytes,
-        row_bytes=width_px * pixel_bytes,
+        starts=np.sort(np.array(offsets, np.uint64)), sample_bytes=page.bitspersample // 8,
+        pixel_bytes=pixel_bytes, row_bytes=width_px * pixel_bytes,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from features.utils.image_headers import (
 __all__ = [
     "ENTROPY_CODED",
     "PLAIN_JPEGS",
+    "alpha_index",
     "channel_pages",
     "check_declared_size",
     "conversion_hint",
@@ -154,6 +155,12 @@ def _unknown_kind(page: Any) -> str:
     return "" if page.tags.get("PhotometricInterpretation") else "no PhotometricInterpretation"
 
 
+def alpha_index(page: Any) -> int | None:
+    """Return the channel of a page that its tags state to be alpha; None without one."""
+    is_alpha = page.extrasamples and page.extrasamples[0] in {_ASSOCIATED, _UNASSOCIATED}
+    return page.samplesperpixel - len(page.extrasamples) if is_alpha else None
+
+
 def unsupported_samples(page: Any) -> str:
     """Return why pixels of a page, shape (y, x, channels), cannot be RGB; empty if they can."""
     if reason := _unknown_kind(page):
@@ -239,11 +246,14 @@ def stated_bits(page: Any, ome: Mapping[str, str], first_stream: bytes) -> tuple
     return None, ""
 
 
-def to_colours(page: Any, pixels: npt.NDArray[Any], *, bits: int = 16) -> npt.NDArray[Any]:
+def to_colours(
+    page: Any, pixels: npt.NDArray[Any], *, bits: int = 16, has_alpha: bool = True
+) -> npt.NDArray[Any]:
     """Return grey or RGB, and alpha behind them if there is one, from the samples of a page.
 
     Samples of 16 bit that use only ``bits`` of them are scaled to 8 bit first. Palette and inverted
     grey are converted; both arrays have shape (height, width, channels) in px, uint8 or uint16.
+    Without ``has_alpha``, samples behind the colours are left out.
     """
     if page.photometric.name == "PALETTE":
         palette = np.asarray(page.colormap)  # (3, entries), uint16
@@ -256,6 +266,8 @@ def to_colours(page: Any, pixels: npt.NDArray[Any], *, bits: int = 16) -> npt.ND
     if page.photometric.name == "MINISWHITE":
         inverted = np.iinfo(pixels.dtype).max - pixels[..., :1]
         pixels = np.concatenate([inverted, pixels[..., 1:]], axis=-1)
+    if not has_alpha:
+        return pixels[..., : pixels.shape[-1] - len(page.extrasamples)]
     return _with_straight_alpha(pixels, page.extrasamples)
 
 
