@@ -38,7 +38,7 @@ from features.encoders.scaling import scale_antialiased
 from features.encoders.stored_choice import StoredChoice
 from features.errors import EncoderError
 from features.slides.base import RgbArray
-from features.utils.hardware import CPU_COUNT, may_have_gpu
+from features.utils.hardware import CPU_COUNT, may_have_gpu, physical_core_count
 
 __all__ = ["ExportedEncoder", "KnownExport", "open_export"]
 
@@ -236,4 +236,6 @@ def _possible_threads() -> list[int]:
     if torch := sys.modules.get("torch"):
         return [torch.get_num_threads()]
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return [int(asked)] if asked.isdecimal() and int(asked) else [*range(CPU_COUNT, 0, -1)]
+    if asked.isdecimal() and int(asked):
+        return [int(asked)]
+    return list(dict.fromkeys([physical_core_count(), *range(CPU_COUNT, 0, -1)]))

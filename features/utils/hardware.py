@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["CPU_COUNT", "available_memory", "may_have_gpu"]
+__all__ = ["CPU_COUNT", "available_memory", "may_have_gpu", "physical_core_count"]
 
 CPU_COUNT = (
     len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -16,6 +16,20 @@ CPU_COUNT = (
 """Cores that this process may use, perhaps fewer than the machine has."""
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+def physical_core_count() -> int:
+    """Return the cores that this process may use, those that share their units counted once.
+
+    Only Linux tells; elsewhere all that :data:`CPU_COUNT` counts.
+    """
+    cores = set()
+    with suppress(OSError, AttributeError):
+        for cpu in os.sched_getaffinity(0):
+            cores.add((_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text("ascii"))
+        return len(cores)
+    return CPU_COUNT
 
 
 def available_memory() -> int:

@@ -160,5 +160,6 @@ def test_threads_are_those_of_torch(
     assert exported._possible_threads() == [torch.get_num_threads()]
     monkeypatch.delitem(exported.sys.modules, "torch")
     monkeypatch.setenv("OMP_NUM_THREADS", stated)
-    monkeypatch.setattr(exported, "CPU_COUNT", 3)
-    assert exported._possible_threads() == (expected or [3, 2, 1])
+    monkeypatch.setattr(exported, "CPU_COUNT", 4)
+    monkeypatch.setattr(exported, "physical_core_count", lambda: 2)
+    assert exported._possible_threads() == (expected or [2, 4, 3, 1])
