@@ -141,7 +141,7 @@ def _check_readable(path: Path) -> None:
     """Raise an error for a file that is missing, empty, unreadable or an archive of others."""
     try:
         if not path.is_file():
-            raise SlideError(path, actual="there is no such file", expected="a slide")
+            raise SlideError(path, actual=_missing_file(path), expected="a slide")
         if path.stat().st_size == 0:
             raise SlideError(path, actual="an empty file", expected="a slide",
                              hint="Copy it again.")  # fmt: skip
@@ -157,6 +157,13 @@ def _check_readable(path: Path) -> None:
                          expected="a slide", hint="Copy it again.")  # fmt: skip
     if start.startswith(b"PK"):
         _check_zip(path)
+
+
+def _missing_file(path: Path) -> str:
+    """Why a path is no file that can be read."""
+    if path.exists() and not path.is_dir():
+        return "a pipe or a device, no file"
+    return "a link that leads to no file" if path.is_symlink() else "there is no such file"
 
 
 def _check_zip(path: Path) -> None:

@@ -230,11 +230,10 @@ class TiffSlide(BlockReader):
             reason = reason or error
             self.warnings += (f"none of the sampled TIFF tiles of level {level} can be decoded",)
         else:
-            # Of a lost tile, another reader would show whatever its decoder made of it.
-            kind = UnsupportedFormatError if isinstance(reason, EOFError) else SlideError
-            raise kind(
+            # OpenSlide would show whatever its decoder makes of them.
+            raise UnsupportedFormatError(
                 self.path, actual=f"none of the sampled TIFF tiles can be decoded, first: {reason}",
-                expected="pixels", hint="Copy it again.",
+                expected="pixels as its tags state them", hint="Copy or export the slide again.",
             )  # fmt: skip
         causes = [misread_reason(part) for part in samples]
         cause = next(filter(None, causes), "")
@@ -264,7 +263,9 @@ class TiffSlide(BlockReader):
         first_error = None
         for index in order[ranks[::-1]].tolist() if len(order) else ():
             try:
-                samples.append(self._decode_samples(grid, index, self._descriptor))
+                part = self._decode_samples(grid, index, self._descriptor)
+                to_colours(grid.page, part, bits=self._bits)
+                samples.append(part)
             except Exception as error:  # noqa: BLE001 - imagecodecs has an exception for each codec
                 first_error = first_error or error
             if len(samples) == n_sampled:
@@ -334,7 +335,9 @@ class TiffSlide(BlockReader):
         part_rows = rows_per_part(page)
         n_strips = -(-height // block_height) if part_rows else 0
         block_height = part_rows or block_height
-        if not 0 < block_width * block_height * page.samplesperpixel <= 4 * _MAX_SEGMENT_PX:
+        if not block_width * block_height:
+            raise self._unsupported(f"TIFF tiles of {block_width:,} × {block_height:,} px")
+        if block_width * block_height * page.samplesperpixel > 4 * _MAX_SEGMENT_PX:
             raise self._too_large(page, block_width, block_height)
         n_segments = -(-width // block_width) * -(-height // block_height)
         return _SegmentGrid(
@@ -379,13 +382,12 @@ class TiffSlide(BlockReader):
                 offsets = (*offsets[:n_listed], *[0] * n_missing)
                 counts = np.pad(counts[:n_listed], (0, n_missing))
             if len(offsets) != n_expected or len(counts) != n_expected:
-                # OpenSlide would show as glass the tiles that are not listed.
-                kind = UnsupportedFormatError if n_listed < n_expected else SlideError
+                # OpenSlide would show as glass the tiles that are not listed, and others elsewhere.
                 is_counted = {"TileByteCounts", "StripByteCounts"} & {
                     tag.name for tag in keyframe.tags
                 }
                 actual = f"{n_listed} TIFF tiles where {n_expected} should be"
-                raise kind(
+                raise UnsupportedFormatError(
                     self.path, actual=actual if is_counted else "no byte counts of its TIFF tiles",
                     expected="as many as its size needs", hint="Copy or export the slide again.",
                 )  # fmt: skip

@@ -146,13 +146,18 @@ def channel_pages(level: tifffile.TiffPageSeries) -> Sequence[Any]:
 
 
 def _unknown_kind(page: Any) -> str:
-    """Why colours or compression of a page have no name in tifffile; empty if they do."""
+    """Why colours or compression of a page are unknown or contradictory; empty if they are not."""
     kinds = {"PhotometricInterpretation": page.photometric, "Compression": page.compression}
     for name, kind in kinds.items():
         if page.tags.get(name) is not None and not isinstance(kind, Enum):
             return f"{name} {kind}, which is not known"
     # By the standard, a page without Compression has none, but one without colours is damaged.
-    return "" if page.tags.get("PhotometricInterpretation") else "no PhotometricInterpretation"
+    if not page.tags.get("PhotometricInterpretation"):
+        return "no PhotometricInterpretation"
+    n_colours = page.samplesperpixel - len(page.extrasamples)
+    if page.photometric.name in {"MINISWHITE", "PALETTE"} and n_colours != 1:
+        return f"{n_colours} colours per pixel as {page.photometric.name}"
+    return ""
 
 
 def alpha_index(page: Any) -> int | None:

@@ -317,3 +317,14 @@ def test_several_real_dicom_slides_in_one_folder_are_all_found(
         sizes.append((slide.levels[0].width_px, slide.levels[0].height_px))
         slide.close()
     assert sorted(sizes) == [(16, 16), (2220, 2967)]
+
+
+def test_what_is_no_file_is_called_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tif")
+    (tmp_path / "link.tif").symlink_to("nowhere.tif")
+    kinds = {
+        "pipe": "a pipe or a device", "link": "leads to no file", "other": "there is no such file"
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        with pytest.raises(SlideError, match=kind):
+            open_slide(tmp_path / f"{name}.tif")
