@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "column_key",
     "find_column",
+    "list_columns",
     "read_table",
     "suggest_column",
     "write_records",
@@ -62,6 +63,7 @@ _OPEN_QUOTE = re.compile(r"EOF inside string starting at row (\d+)")
 """Error of pandas, which counts rows from 0."""
 
 _MIN_SIMILARITY = 0.75
+_MOST_LISTED = 12
 _MOST_ABOVE = 20
 """Rows of titles and remarks above the header, among which it is looked for."""
 _WORDS = (
@@ -108,6 +110,8 @@ def read_table(path: Path) -> pd.DataFrame:
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands read no table
 
     text = _read_text(path)
+    if not text.strip("\ufeff\n "):
+        raise TableError(path, actual="an empty file", expected="a CSV table")
     text, n_lines_before, stated = _split_preamble(text)
     header = next(_ROW.finditer(text))[0]
     plain_header = _QUOTED.sub("", header)
@@ -221,6 +225,10 @@ def _read_text(path: Path) -> str:
             expected="a CSV table",
             hint="Save it as CSV (UTF-8), which Excel offers besides plain CSV.",
         ) from error
+    except IsADirectoryError as error:
+        raise TableError(
+            path, actual="a folder", expected="a CSV table", hint="Name the file in it."
+        ) from error
     except OSError as error:
         raise TableError(path, actual=f"cannot be read ({error.strerror or error})") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -330,7 +338,8 @@ def find_column(
                 where,
                 actual=f"columns {' and '.join(map(repr, same))}",
                 expected=f"one column of {what}",
-                hint="Rename or delete one in the table.",
+                hint="Rename or delete one in the table"
+                + (f", or name one with {option.format(shlex.quote(same[0]))}." if option else "."),
             )
         if same:
             return same[0]
@@ -339,14 +348,25 @@ def find_column(
         hint = f"Did you mean {near!r}? Rename it in the table{with_option}."
     elif row := _find_header(table, names):
         hint = f"Row {row} looks like the header: make it the first row."
+    elif any((table[name] == name).any() for name in columns):
+        hint = "The first row looks like values: write the names of the columns above it."
+    elif len(columns) == 1 and re.search(r"\s", columns[0]):
+        hint = "Put commas, semicolons or tabs between the cells."
     else:
         hint = otherwise
     raise TableError(
         where,
-        actual=f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}",
+        actual=f"no column {' or '.join(map(repr, names))} among {list_columns(table)}",
         expected=what,
         hint=hint,
     )
+
+
+def list_columns(table: pd.DataFrame) -> str:
+    """Return the names of the columns of a table, shape (rows, columns), the first of very many."""
+    names = [str(column) for column in table.columns]
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more
 
 
 def _find_header(table: pd.DataFrame, names: Sequence[str]) -> int:

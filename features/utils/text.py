@@ -15,6 +15,7 @@ __all__ = [
     "is_unclear_word",
     "lookalike_key",
     "lookalikes",
+    "misread_form",
     "natural_key",
     "nearest_names",
     "normalize_name",
@@ -46,6 +47,7 @@ _CONFUSABLES = str.maketrans(
     "abekmhopctyxijsabezhiknoptyx",
 )
 """Cyrillic and Greek letters that look like Latin ones, as capitals or as small letters."""
+_ABBREVIATION_DOT = re.compile(r"(?<=[^\W\d_])\.")
 _ZERO_WIDTH = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Characters without width, which no editor shows."""
 _INVISIBLE = re.compile(
@@ -182,23 +184,51 @@ def shown_form(text: str) -> str:
 def lookalike_key(text: str) -> str:
     r"""Return a key that is equal for names that a reader may take for one another.
 
-    Such names differ only in capitals, blanks, hyphens or underscores, zero-width characters,
-    accents written in two ways, forms of one character, Cyrillic or Greek letters among Latin ones,
-    leading zeros, or zeros behind a decimal point.
+    Such names differ only in capitals, blanks, hyphens or underscores, dots behind letters,
+    zero-width characters, accents written in two ways, letters read in another encoding, forms of
+    one character, Cyrillic or Greek letters among Latin ones, leading zeros, or zeros behind a
+    decimal point.
 
     Examples
     --------
     >>> lookalike_key("class\u00a0 A") == lookalike_key("Class_a")
     True
+    >>> lookalike_key("C.E.") == lookalike_key("ce"), lookalike_key("1.5") == lookalike_key("15")
+    (True, False)
     >>> lookalike_key("007") == lookalike_key("7.0"), lookalike_key("P1") == lookalike_key("P11")
     (True, False)
     """
-    shown = shown_form(text).casefold()
+    shown = shown_form(misread_form(text) or text).casefold()
     if not shown.isascii():
         shown = shown.translate(_CONFUSABLES)
+    shown = _ABBREVIATION_DOT.sub("", shown)
     words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()
     number = re.sub(r"^(\d+)\.0+$", r"\1", words)
     return number.lstrip("0") or number[:1]
+
+
+def misread_form(text: str) -> str:
+    r"""Return what a text was before its UTF-8 was read in Windows-1252 or Latin-1; empty if not.
+
+    Examples
+    --------
+    >>> misread_form("M\u00c3\u00bcller") == "M\u00fcller", misread_form("M\u00fcller")
+    (True, '')
+    """
+    if text.isascii():
+        return ""
+    try:
+        content = b"".join(map(_western_byte, text))
+        return normalize_name(content.decode("utf-8"))
+    except UnicodeError:
+        return ""
+
+
+def _western_byte(character: str) -> bytes:
+    try:
+        return character.encode("cp1252")
+    except UnicodeEncodeError:
+        return character.encode("latin-1")  # what Windows-1252 leaves undefined
 
 
 def lookalikes(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.errors import BagError
-from features.utils.text import is_unclear_word, lookalikes, pluralize
+from features.utils.text import is_unclear_word, lookalikes, misread_form, pluralize
 from mil.audit.findings import Finding, Severity, abbreviate
 from mil.calibration import MIN_PATIENTS_PER_CLASS
 from mil.data.cohort import Cohort, Columns, read_slide_rows
@@ -163,9 +163,16 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
         if similar := tuple(" = ".join(group) for group in lookalikes(names)):
             yield Finding(
                 Severity.warning, f"lookalike_{column}s",
-                f"{what} that differ only in capitals, blanks, hyphens or leading zeros: "
+                f"{what} that look alike, as in capitals, blanks, hyphens or leading zeros: "
                 f"{abbreviate(similar)}",
                 f"If they are one {column}, write it the same way everywhere.", similar,
+            )  # fmt: skip
+        if misread := tuple(sorted(filter(misread_form, names))):
+            yield Finding(
+                Severity.warning, f"misread_{column}s",
+                f"{what} that look like names read in another encoding, the first like "
+                f"{misread_form(misread[0])}: {abbreviate(misread)}",
+                "Export the table again as UTF-8.", misread,
             )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ classes that look alike are refused, patients and centres that do are named, see
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,17 +20,19 @@ import pandas as pd
 
 from features.errors import TableError
 from features.utils.paths import strip_slide_suffix
-from features.utils.spreadsheet_dates import MONTH, mixed_date_note
+from features.utils.spreadsheet_dates import mixed_date_note
 from features.utils.tables import column_key, find_column, read_table
 from features.utils.text import (
     is_missing_word,
     is_unclear_word,
     lookalikes,
+    misread_form,
     natural_key,
     normalize_name,
     pluralize,
     strip_blanks,
 )
+from mil.data.cohort_checks import check_cells, check_one_value, check_unique_slides
 from mil.errors import CohortError
 
 __all__ = [
@@ -39,9 +41,9 @@ __all__ = [
     "Columns",
     "Covariate",
     "Patient",
-    "check_one_value",
     "cohort_notes",
     "find_role",
+    "find_roles",
     "id_order",
     "match_ids",
     "read_cohort",
@@ -66,13 +68,6 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _RESERVED_CLASSES = frozenset({"bag_id", "center_id", "image_id", "patient_id", "slide_id"})
 """Columns of ids in tables of predictions, in which each class is a column as well."""
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
-_JOINED_ROWS = r"(?s)[\r\n].*[,;\t]|[,;\t].*[\r\n]"
-_MANGLED_ID = re.compile(
-    rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({MONTH})|({MONTH})[- ]\d\d"
-    r"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?(\.0+)?",
-    re.IGNORECASE,
-)
-"""Id that a spreadsheet or another program turned into a number or, such as 3-1, into a date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +165,7 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
     named = _name_rows(path, table, labelled=labelled, columns=columns)
     if _BAG in table:
         named = named.drop_duplicates()  # one row per image
-    _check_unique_slides(path, named)
+    check_unique_slides(path, named)
     for column in ("label", "centre"):
         if column in named:
             check_one_value(path, named, column, per="patient")
@@ -178,7 +173,8 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
     if len(classes) == 1:
         raise CohortError(
             path,
-            actual=f"one class only, {classes[0]!r}, for all {named['patient'].nunique()} patients",
+            actual=f"one class only, {classes[0]!r}, for all "
+            f"{pluralize(named['patient'].nunique(), 'patients')}",
             expected="two or more",
             hint="Add patients of another class, or name another column: --column label=NAME.",
         )
@@ -207,10 +203,18 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
         if is_unclear_word(name)
     ]
     notes = [*unclear]
-    for what, ids in (("patients", cohort.patient_ids), ("slides", slides), ("centres", centres)):
+    for what, ids in (
+        ("classes", cohort.classes), ("patients", cohort.patient_ids), ("slides", slides),
+        ("centres", centres),
+    ):  # fmt: skip
         names = sorted(ids)
         if note := mixed_date_note(names):
             notes.append(f"ids of {what}: {note}")
+        if wrong := next(filter(misread_form, names), ""):
+            notes.append(
+                f"{what} such as {wrong!r} look like {misread_form(wrong)!r} read in another "
+                "encoding; export the table again as UTF-8"
+            )
         if groups := lookalikes(names):
             alike = ", ".join(" = ".join(map(repr, group)) for group in groups[:3])
             more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
@@ -232,15 +236,68 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     what = {"slide": "slide ids", "patient": "patient ids", "label": "one class per slide",
             "center": "centres"}[role]  # fmt: skip
     if given := (columns or {}).get(role):
+        if given in table:  # beside another spelling of it
+            return given
         return find_column(table, [given], where=where, what=f"{what}, as --column states")
     # In a table with a row per image of a series, image_id is the id of the image.
     names = ROLES[role]
     if role == "slide":
         names = (_BAG,) if _BAG in table else names[1:]
+    otherwise = f"Name it with --column {role}=NAME."
+    if role == "slide" and (own := _find_patients(table, columns)):
+        otherwise += (
+            " Where only patients matter, or slides have their names, it is "
+            f"--column slide={shlex.quote(own)}."
+        )
     return find_column(
-        table, names, where=where, what=what, option=f"--column {role}={{}}",
-        otherwise=f"Name it with --column {role}=NAME.",
-    )  # fmt: skip
+        table, names, where=where, what=what, option=f"--column {role}={{}}", otherwise=otherwise
+    )
+
+
+def _find_patients(table: pd.DataFrame, columns: Columns | None) -> str:
+    """Return the column of patients, stated or of a usual name; empty if there is none."""
+    names = [(columns or {}).get("patient", ROLES["patient"][0])]
+    wanted = set(map(column_key, names))
+    return next((str(name) for name in table.columns if column_key(str(name)) in wanted), "")
+
+
+def find_roles(
+    table: pd.DataFrame,
+    roles: Sequence[str],
+    *,
+    where: object,
+    columns: Columns | None,
+    optional: Collection[str],
+) -> dict[str, str]:
+    """Return the columns of a table of shape (rows, columns) by role, see :data:`ROLES`.
+
+    A role that is ``optional`` and not named by ``columns`` is left out where the table has no
+    column of a usual name, or ``columns`` give this column to another role.
+
+    Raises
+    ------
+    TableError
+        If a column is missing, or has two roles; only slide and patient may be the same.
+    """
+    stated = columns or {}
+    found: dict[str, str] = {}
+    for role in sorted(roles, key=lambda role: role in optional and role not in stated):
+        if role in optional and role not in stated:
+            usual = set(map(column_key, ROLES[role]))
+            if usual.isdisjoint(map(column_key, table.columns)):
+                continue
+        column = find_role(table, role, where=where, columns=columns)
+        other = next((name for name, own in found.items() if own == column), "")
+        if not other or {role, other} == {"slide", "patient"}:
+            found[role] = column
+        elif role not in optional or role in stated:
+            raise TableError(
+                where,
+                actual=f"column {column!r} both as {other} and as {role}",
+                expected="a column for each",
+                hint="Name the right ones with --column ROLE=NAME.",
+            )
+    return found
 
 
 def read_slide_rows(path: Path, *, labelled: bool, columns: Columns | None = None) -> pd.DataFrame:
@@ -265,21 +322,15 @@ def _name_rows(
     path: Path, table: pd.DataFrame, *, labelled: bool, columns: Columns | None
 ) -> pd.DataFrame:
     """Return the columns of a table that have a role, as :func:`read_slide_rows` does."""
-    roles = ["slide", "patient", *(["label"] if labelled else [])]
-    if (columns and "center" in columns) or _has_center(table):
-        roles.append("center")
-    column_of = {role: find_role(table, role, where=path, columns=columns) for role in roles}
-    _check_own_columns(path, column_of)
+    roles = ["slide", "patient", *(["label"] if labelled else []), "center"]
+    column_of = find_roles(table, roles, where=path, columns=columns, optional=["center"])
     named = pd.DataFrame({
         role: table[column].map(_one_form) for role, column in column_of.items() if role != "center"
     })  # fmt: skip
     if "center" in column_of:
         centres = table[column_of["center"]]
         named["centre"] = centres.map(lambda c: "" if is_missing_word(c) else _one_form(c))
-    _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
-    _check_joined_rows(path, named)
-    for column in ("slide", "patient"):
-        _check_mangled_ids(path, named[column])
+    check_cells(path, named)
     named["slide"] = named["slide"].map(without_suffix)
     return named
 
@@ -307,14 +358,6 @@ def without_suffix(slide: str) -> str:
 
 def _one_form(text: str) -> str:
     return normalize_name(strip_blanks(text))
-
-
-def _has_center(table: pd.DataFrame) -> bool:
-    try:
-        find_role(table, "center", where="", columns=None)
-    except TableError:
-        return False
-    return True
 
 
 def _check_classes(path: Path, classes: Sequence[str]) -> None:
@@ -348,99 +391,3 @@ def _group(named: pd.DataFrame) -> tuple[Patient, ...]:
         )
         for patient_id, own in rows.items()
     )
-
-
-def _check_own_columns(path: Path, column_of: Mapping[str, str]) -> None:
-    """Raise for one column in two roles; only slide and patient may be the same."""
-    for (role, column), (other, other_column) in combinations(column_of.items(), 2):
-        if column == other_column and {role, other} != {"slide", "patient"}:
-            raise TableError(
-                path,
-                actual=f"column {column!r} both as {role} and as {other}",
-                expected="a column for each",
-                hint="Name the right ones with --column ROLE=NAME.",
-            )
-
-
-def _check_nonempty(path: Path, named: pd.DataFrame) -> None:
-    for column in named:
-        empty = named[column][named[column].map(is_missing_word)]
-        # NA may be the initials of one patient; of several rows, or as a class, it is no value.
-        is_initials = column != "label" and len(empty) == 1 and empty.iloc[0].isalpha()
-        if len(empty) and not is_initials:
-            word = empty.iloc[0]
-            lacking = f"{len(empty)} rows lack one. " if len(empty) > 1 else ""
-            raise CohortError(
-                f"{path}, row {empty.index[0] + 2}",
-                actual=f"{column} {word!r}, a word for a missing value" if word else f"no {column}",
-                expected="a value in every row",
-                hint=f"{lacking}Fill it in or delete the row; if {word!r} is meant, spell it out."
-                if word
-                else lacking.strip(),
-            )
-
-
-def _check_joined_rows(path: Path, named: pd.DataFrame) -> None:
-    """Raise for an id, label or centre that holds whole rows of the table."""
-    for column in named:
-        joined = named[column][named[column].str.contains(_JOINED_ROWS)]
-        if len(joined):
-            raise CohortError(
-                f"{path}, row {joined.index[0] + 2}",
-                actual=f"{column} {joined.iloc[0][:40]!r}..., which holds several rows",
-                expected="one name in a cell",
-                hint="Close the quotation mark that opens in this row or before it.",
-            )
-
-
-def _check_mangled_ids(path: Path, ids: pd.Series[str]) -> None:
-    """Raise for ids turned into numbers or dates, such as 5.88e+13 for 588e11, 03-Jan for 3-1."""
-    mangled = ids[ids.str.fullmatch(_MANGLED_ID)]
-    if len(mangled):
-        raise CohortError(
-            f"{path}, row {mangled.index[0] + 2}",
-            actual=f"id {mangled.iloc[0]!r}, which looks like an id turned into a number or date",
-            expected="ids as text, such as 049194, 588e11 or 3-1",
-            hint="Save the table again with ids as text (in pandas: read_csv(..., dtype=str)).",
-        )
-
-
-def _check_unique_slides(path: Path, named: pd.DataFrame) -> None:
-    check_one_value(path, named, "patient", per="slide")
-    repeated = named["slide"][named["slide"].duplicated()]
-    if len(repeated):
-        rows = named[named["slide"] == repeated.iloc[0]]
-        raise CohortError(
-            f"{path}, rows {_rows(rows)}",
-            actual=f"slide {repeated.iloc[0]!r} {len(rows)} times",
-            expected="once",
-        )
-
-
-def check_one_value(path: Path, rows: pd.DataFrame, column: str, *, per: str) -> None:
-    """Raise unless a column, such as ``label``, has one value per ``patient`` or ``slide``.
-
-    ``rows`` has shape (rows, columns) as returned by :func:`read_slide_rows`.
-
-    Raises
-    ------
-    CohortError
-        If one has several values; the message names the rows in the file.
-    """
-    n_values = rows.groupby(per, sort=False)[column].nunique()
-    several = n_values[n_values > 1]
-    if len(several):
-        own = rows[rows[per] == several.index[0]]
-        values = ", ".join(sorted(set(own[column])))
-        raise CohortError(
-            f"{path}, rows {_rows(own)}",
-            actual=f"{per} {several.index[0]!r} has {column}s {values}",
-            expected=f"one {column} per {per}",
-            hint=f"This concerns {len(several)} {per}s." if len(several) > 1 else "",
-        )
-
-
-def _rows(rows: pd.DataFrame) -> str:
-    """Return line numbers in the file; the header is line 1."""
-    numbers: Sequence[int] = rows.index.tolist()
-    return ", ".join(str(number + 2) for number in numbers[:5])

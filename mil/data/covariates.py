@@ -19,9 +19,9 @@ from mil.data.cohort import (
     Cohort,
     Columns,
     Covariate,
-    check_one_value,
     find_role,
 )
+from mil.data.cohort_checks import check_one_value
 from mil.errors import CohortError
 
 __all__ = [

@@ -12,7 +12,8 @@ import pandas as pd
 from features.errors import MilError
 from features.utils.tables import find_column, read_table
 from mil.arrays import Floats, Ints
-from mil.data.cohort import Cohort, Columns, Patient, check_one_value, id_order, read_slide_rows
+from mil.data.cohort import Cohort, Columns, Patient, id_order, read_slide_rows
+from mil.data.cohort_checks import check_one_value
 from mil.errors import CohortError
 
 __all__ = [

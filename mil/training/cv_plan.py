@@ -190,6 +190,11 @@ def _class_too_small(
         p.patient_id for p in everyone.patients if p.label == name and p.patient_id not in used
     ]
     hint = "Add patients of that class, or take the class out of the table."
+    if 2 * len(cohort.classes) > len(cohort.patients):
+        hint = (
+            f"These are {len(cohort.classes)} classes of {len(cohort.patients)} patients: name "
+            "the column of classes with --column label=NAME; of numbers, write ranges into it."
+        )
     if without:
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
         once += f", beside {', '.join(without[:3])}{more} without any"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from PIL import Image
 
-from features.errors import TableError
 from features.utils.tables import find_column, read_table
 from features.utils.text import natural_key, normalize_name, strip_blanks
-from mil.data.cohort import Columns, find_role, without_suffix
+from mil.data.cohort import Columns, find_roles, without_suffix
 
 __all__ = [
     "ALL",
@@ -168,14 +166,10 @@ def read_cohort_table(
         column that ``label`` names.
     """
     table = read_table(path)
-    names = {
-        role: find_role(table, role, where=path, columns=columns) for role in ("slide", "patient")
-    }
-    for name, role in (("label", "label"), ("centre", "center")):
-        with suppress(TableError):
-            names[name] = find_role(table, role, where=path, columns=columns)
-        if columns and role in columns:
-            names[name] = find_role(table, role, where=path, columns=columns)
+    optional = ["label", "center"]
+    roles = ["slide", "patient", *optional]
+    found = find_roles(table, roles, where=path, columns=columns, optional=optional)
+    names = {"centre" if role == "center" else role: column for role, column in found.items()}
     if "image_num" in table:
         names["image"] = "image_num"
     if label is not None:

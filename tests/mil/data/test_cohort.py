@@ -83,7 +83,8 @@ def test_each_contradiction_has_its_own_line(tmp_path: Path, rows: list[str], me
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a table"),
+        (b"", "an empty file"),
+        (b"\xef\xbb\xbf\n\n", "an empty file"),
         (b"image_id,patient_id,label\n", "no rows under the header"),
         (b"image_id,image_id\na,b\n", "column 'image_id' occurs twice"),
         (b"\xfd\x00bad", "not UTF-8"),

@@ -1,0 +1,111 @@
+"""Cells and rows of cohort tables that are no slides, and tables that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features.errors import TableError
+from mil.audit.tables import audit_similar_ids, read_split
+from mil.data.cohort import cohort_notes, read_cohort
+from mil.errors import CohortError
+from mil.reporting.cohort_report.table import read_cohort_table
+
+HEADER = "image_id,patient_id,label,center_id"
+ROWS = ("a,p1,A,Bern", "b,p2,B,Bern", "c,p3,A,Ulm", "d,p4,B,Ulm")
+
+
+def write(folder: Path, *rows: str, header: str = HEADER) -> Path:
+    path = folder / "train.csv"
+    path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "row", ["Total,4,,", "Total,Total,4,", ",TOTAL,4,", "Summe:,,2,", "Mean,,,", "Gesamt,x,A,Ulm"]
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_row_of_totals_is_no_slide(tmp_path: Path, row: str, labelled: bool) -> None:
+    with pytest.raises(CohortError, match=r"row 6: '.*' in the last row.*Delete the row"):
+        read_cohort(write(tmp_path, *ROWS, row), labelled=labelled)
+    assert read_cohort(write(tmp_path, "total,p9,A,Ulm", *ROWS), labelled=labelled).n_slides == 5
+
+
+@pytest.mark.parametrize("character", ["\x07", "\x1b", "\x9f", "\ufffd", "\n"])
+@pytest.mark.parametrize("column", range(4))
+def test_a_character_that_is_no_letter_is_told_with_its_row(
+    tmp_path: Path, character: str, column: int
+) -> None:
+    cells = ["d", "p4", "B", "Ulm"]
+    cells[column] = f'"x{character}y"'
+    with pytest.raises(CohortError, match=r"row 5: (slide|patient|label|centre) 'x.*y', with a ch"):
+        read_cohort(write(tmp_path, *ROWS[:3], ",".join(cells)), labelled=True)
+
+
+def test_names_read_in_another_encoding_are_named(tmp_path: Path) -> None:
+    wrong = "M\u00fcller".encode().decode("cp1252")
+    path = write(tmp_path, *ROWS, f"e,{wrong},A,Ulm", "f,M\u00fcller,A,Ulm")
+    assert [note.partition(";")[0] for note in cohort_notes(read_cohort(path, labelled=True))] == [
+        f"patients such as '{wrong}' look like 'M\u00fcller' read in another encoding",
+        f"patients whose ids look alike count as different ones: '{wrong}' = 'M\u00fcller'",
+    ]
+    findings = audit_similar_ids([read_split(path, name="train")])
+    assert {finding.kind for finding in findings} == {"misread_patients", "lookalike_patients"}
+
+
+def test_an_empty_cell_is_told_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"row 6: no label.*row. Fill it in or delete the row"):
+        read_cohort(write(tmp_path, *ROWS, "e,p5,,Ulm"), labelled=True)
+
+
+@pytest.mark.parametrize("role", ["label", "patient", "slide"])
+def test_a_column_that_is_given_to_another_role_is_no_centre(tmp_path: Path, role: str) -> None:
+    path = write(tmp_path, "a,p1,A,Bern", "b,p2,B,Ulm")
+    columns = {role: "center_id"}
+    assert {p.center_id for p in read_cohort(path, labelled=True, columns=columns).patients} == {
+        None
+    }
+    assert not read_cohort_table(path, columns=columns).has_centres
+    columns["center"] = "center_id"
+    for read in (lambda: read_cohort(path, labelled=True, columns=columns),
+                 lambda: read_cohort_table(path, columns=columns)):  # fmt: skip
+        with pytest.raises(TableError, match=r"'center_id' both as .* expected a column for each"):
+            read()
+
+
+def test_two_columns_of_centres_are_not_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path, "a,p1,A,Bern,Ulm", "b,p2,B,Ulm,Ulm", header=f"{HEADER},centre_id")
+    with pytest.raises(
+        TableError, match=r"columns 'center_id' and 'centre_id'.*--column center=center_id"
+    ):
+        read_cohort(path, labelled=True)
+    assert read_cohort(path, labelled=True, columns={"center": "centre_id"}).patients[0].center_id
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "advice"),
+    [
+        ("a,p1,A", ["b,p2,B", "c,p3,A"], "The first row looks like values: write the names"),
+        ("image_id patient_id", ["a p1", "b p2"], "Put commas, semicolons or tabs"),
+        ("patient_id,label", ["p1,A", "p2,B"], "--column slide=patient_id"),
+        (",".join(f"n{i}" for i in range(40)), [",".join("x" * 40)], "n11 and 28 more; expected"),
+    ],
+)
+def test_what_is_amiss_with_the_header_is_said(
+    tmp_path: Path, header: str, rows: list[str], advice: str
+) -> None:
+    path = write(tmp_path, *rows, header=header)
+    with pytest.raises(TableError, match=advice):
+        read_cohort(path, labelled=True)
+
+
+def test_labels_of_patients_without_slides_are_read_as_advised(tmp_path: Path) -> None:
+    path = write(tmp_path, "p1,A", "p2,B", header="patient_id,label")
+    cohort = read_cohort(path, labelled=True, columns={"slide": "patient_id"})
+    assert cohort.class_counts() == {"A": 1, "B": 1}
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="a folder; expected a CSV table"):
+        read_cohort(tmp_path, labelled=True)
