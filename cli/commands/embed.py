@@ -300,9 +300,8 @@ def embed(
         if search.unread:
             raise typer.Exit(EXIT_PARTLY_FAILED)
         return
-    with spinner("loading torch"):
-        from features.embedding.pipeline import embed_slides
-        from features.visualization.preview import PreviewWriter
+    from features.embedding.pipeline import embed_slides
+    from features.visualization.preview import PreviewWriter
 
     n_tiles_expected = expected_tiles(slides, config, bags, given_mpp=given_mpp, scene=scene)
     times = StageTimes() if profile else None

@@ -17,6 +17,9 @@ def embed_series_command(
     table: Path, bags_dir: Path, *, windows: str, shard: str | None, as_json: bool, **options: Any
 ) -> None:
     """Embed the series of a table or folder; ``options`` are fields of ``SeriesConfig``."""
+    from features.series.config import SeriesConfig
+    from features.series.pipeline import embed_series, expected_images
+
     with spinner("reading the table"):
         from features.series.manifest import read_series
         from features.series.series import files_passed_over
@@ -25,10 +28,6 @@ def embed_series_command(
         specs = select_shard(list(read_series(table)), shard)
         channels = parse_windows(windows)
         passed_over = files_passed_over(table, specs)
-    with spinner("loading torch"):
-        from features.series.config import SeriesConfig
-        from features.series.pipeline import embed_series, expected_images
-
     units = ("series", "images")
     results, stopped = embed_with_progress(
         embed_series, specs, bags_dir, SeriesConfig(windows=channels, **options),

@@ -32,9 +32,6 @@ from statistics import median
 import numpy as np
 import openslide
 import tifffile
-import timm
-import torch
-from safetensors.torch import save_file
 
 from features.utils.hardware import CPU_COUNT
 from tests.benchmarks._peer_run import BACKBONE, MPP, PEERS, TILE_PX
@@ -132,6 +129,10 @@ def prepare(folder: Path, real: Path) -> None:
     In a process of its own: what a process held is the least that Linux reports as the peak of
     those it starts.
     """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
     torch.manual_seed(0)
     save_file(timm.create_model(BACKBONE, pretrained=False).state_dict(), folder / "w.safetensors")
     write_pyramid(folder / "s.tif", real)
