@@ -19,8 +19,13 @@ _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 _NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
 _OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb", re.IGNORECASE)
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
-_IN_UM = r"mpp|ScanRes|(?:micro(?:meter|metre|n)s?|um)(?:[-_ ]?per[-_ ]?|/)(?:pixel|px)"
-_SIZE = r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|resolution|spacing"
+_LONG_UM = r"mi[ck]ro(?:met(?:er|re)|mètre|n)s?"
+_IN_UM = rf"mpp|ScanRes|(?:{_LONG_UM}|um)(?:[-_ ]?(?:per|pro|par)[-_ ]?|/)(?:pixel|px)"
+_NAMED_PX = (
+    r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|pixel(?:abstand|größe|grösse|groesse)"
+    r"|taille (?:du |de |des )?pixels?"
+)
+_SIZE = rf"{_NAMED_PX}|r[eé]solution|aufl(?:ö|oe)sung|spacing"
 _PAIR = rf"[\[(]?\s*({NUMBER})(?:\s*[x×]\s*(?:{NUMBER})|,\s*(?:{NUMBER})(?=\s*[\])]))?[\])]?"
 """A number, or the first of two: 0.5 x 0.5, (0.5, 0.5)."""
 _MPP = re.compile(
@@ -34,13 +39,13 @@ _PIXEL_SIZE = re.compile(
     re.IGNORECASE,
 )
 _OBJECTIVE = (
-    r"AppMag|SourceLens|NominalLensMagnification"
-    r"|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
+    r"AppMag|SourceLens|NominalLensMagnification|vergr(?:ö|oe)(?:ß|ss)erung|grossissement"
+    r"|objektiv|objectif|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
     r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
 )
 _PX = r"(?:px|pix(?:els?)?|voxels?)"
-_PER = rf"(?:[ \t]*(?:/|\bper\b)[ \t]*{_PX}\b|[ \t·⋅*]*{_PX}[ \t]*(?:\^?[-−]1\b|⁻¹))"
-_METRIC = r"(?:micro(?:meter|metre|n)s?|millimet(?:er|re)s?|[uµμ]m|[mc]m|inch)"
+_PER = rf"(?:[ \t]*(?:/|\b(?:per|pro|par)\b)[ \t]*{_PX}\b|[ \t·⋅*]*{_PX}[ \t]*(?:\^?[-−]1\b|⁻¹))"
+_METRIC = rf"(?:{_LONG_UM}|millimet(?:er|re)s?|[uµμ]m|[mc]m|inch)"
 _PER_PX = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -54,7 +59,7 @@ _PER_PX = tuple(
         ),
         rf"\b1[ \t]*{_PX}[ \t]*(?:=|:|\bis\b)[ \t]*(?P<x>{NUMBER})[ \t]*(?P<unit>{_UNIT})",
         (
-            rf"(?:pixel|voxel)[-_ ]?(?:size|spacing)[ \t]+(?:(?:is|of)[ \t]+)?(?P<x>{NUMBER})[ \t]*"
+            rf"(?:{_NAMED_PX})[ \t]+(?:(?:is|of)[ \t]+)?(?P<x>{NUMBER})[ \t]*"
             rf"(?P<unit>{_UNIT})"
         ),
     )
@@ -68,6 +73,10 @@ _PX_PER = tuple(
     )
 )
 """Pixels per length in words: ``2 px/µm``, ``PixelsPerMicron=2``."""
+_DOTS_PER_INCH = re.compile(
+    rf"(?<!\w)(?P<before>{NUMBER})[ \t]*[dp]pi\b|(?<!\w)[dp]pi{_IS}(?P<behind>{NUMBER})",
+    re.IGNORECASE,
+)
 _NAMES_PX = re.compile(r"px|pix|voxel", re.IGNORECASE)
 _AROUND = 100
 """Characters before and behind a name of pixels in which the length is."""
@@ -100,6 +109,9 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     yield from _zeiss(text)
     yield from _metaxpress(text)
     yield from _per_px(text)
+    for dots in _DOTS_PER_INCH.finditer(text):
+        um = 25_400 / (parse_number(dots["before"] or dots["behind"]) or math.inf)
+        yield StatedMpp(x=um, y=um, field="dpi", kind="tags")  # mostly a default of printing
     match = _MAGNIFICATION.search(text)
     if match is not None:
         times = _TIMES.search(match[2])

@@ -42,6 +42,8 @@ _LEAST_CLEAR_OR_OPAQUE = 0.9
 _SLACK = 0.01
 """Difference of a level's size from its scale that rounding can bring."""
 _N_BIT_SAMPLES = 8
+_N_TRIED = 3
+"""Chunks of a level that are tried when a slide is opened."""
 _OME_XML = "OME/METADATA.ome.xml"
 _MAX_SERIES = 1000
 _NO_IMAGES = {"OME", "labels"}
@@ -66,19 +68,22 @@ class _ChunkGrid(BlockGrid):
     def read(self, row: int, column: int) -> npt.NDArray[Any] | None:
         """Read a chunk, cut at the border, shape (height, width[, channels]) in px.
 
-        None if it is not stored; EOFError if only some of its channels are.
+        None if it is not stored, or holds the fill value alone; EOFError if only some of its
+        channels are stored.
         """
         pixels = self._read(self.array, row, column)
         channels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
-        suspects = np.flatnonzero(channels[0] == self.fill_value)
-        if not any((channels[:, c] == self.fill_value).all() for c in suspects):
+        is_filled = (channels == self.fill_value).all(axis=0)
+        if is_filled.all():  # writers leave such chunks out, and mean the same
+            return None
+        if not is_filled.any():
             return pixels
         others = self._read(self.other_fill, row, column).reshape(channels.shape)
         n_missing = int((others != channels).all(axis=0).sum())
-        if 0 < n_missing < channels.shape[1]:
+        if n_missing:
             message = f"{n_missing} of {channels.shape[1]} channels are not stored"
             raise EOFError(message)
-        return None if n_missing else pixels
+        return pixels
 
     def _read(self, array: zarr.Array[Any], row: int, column: int) -> npt.NDArray[Any]:
         top, left = row * self.block_height_px, column * self.block_width_px
@@ -129,6 +134,7 @@ class OmeZarrSlide(BlockReader):
             self._order = _rgb_order(_ome_of(group))
             self._bits, notes = self._read_bits(_ome_of(group), folder)
             self.warnings += notes
+            self._check_chunks()
             self.levels = self._make_levels()
         except SlideError:
             self.close()
@@ -294,6 +300,23 @@ class OmeZarrSlide(BlockReader):
         fourth, full = pixels[..., 3], np.iinfo(pixels.dtype).max
         if hides_picture(pixels) or np.isin(fourth, (0, full)).mean() < _LEAST_CLEAR_OR_OPAQUE:
             raise self._unsupported("4 channels, of which the fourth is no transparency")
+
+    def _check_chunks(self) -> None:
+        """Raise an error if none of some chunks of any level can be decoded."""
+        first_error = None
+        for level, grid in reversed(list(enumerate(self._grids))):
+            for index in np.linspace(0, grid.rows * grid.columns - 1, _N_TRIED, dtype=int).tolist():
+                try:
+                    self._decode(level, *divmod(index, grid.columns))
+                except TileError as error:
+                    first_error = first_error or error
+                else:
+                    return
+        if first_error is not None:
+            raise SlideError(
+                self._where, actual=f"none of the sampled chunks can be decoded, first: "
+                f"{first_error.actual}", expected="pixels", hint="Copy it again.",
+            )  # fmt: skip
 
     def _unsupported(self, actual: str) -> SlideError:
         return SlideError(

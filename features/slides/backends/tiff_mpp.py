@@ -19,6 +19,9 @@ __all__ = ["mpp_in_tiff"]
 
 _UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}
 """µm by ResolutionUnit: inch and cm by the standard, mm and µm as some writers extend it."""
+_EXTENDED = {4, 5}
+_DEFAULTS = {1.0, 72.0, 96.0}
+"""Values that writers state for want of a resolution; in mm and µm they would be plausible."""
 _INCH = 2
 """Value of ResolutionUnit where the tag is absent, by the standard (TIFF 6.0, 1992)."""
 _XMP_TAG = 700
@@ -68,9 +71,11 @@ def _olympus(page: Any) -> Iterator[StatedMpp]:
 
 
 def _resolution_tags(page: Any) -> Iterator[StatedMpp]:
-    um = _UM_PER_RESOLUTION_UNIT.get(_value(page, "ResolutionUnit", _INCH))
+    unit = _value(page, "ResolutionUnit", _INCH)
+    um = _UM_PER_RESOLUTION_UNIT.get(unit)
     x, y = _pixels_per_unit(page)
-    if um is not None and x and y:
+    is_default = unit in _EXTENDED and {x, y} <= _DEFAULTS
+    if um is not None and x and y and not is_default:
         yield StatedMpp(x=um / x, y=um / y, field="the resolution tags", kind="tags")
 
 

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from features.slides.backends import mpp_text
 from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, ome_pixels
 from features.slides.backends.openslide_properties import mpp_in_properties
+from features.slides.base import StatedMpp
 from features.slides.length_units import um_per_unit
 from features.slides.reader import open_slide
 from features.slides.resolution import choose_mpp, resolve_mpp
@@ -476,3 +477,40 @@ def test_the_example_of_each_documented_field_is_understood(row: list[str]) -> N
     found = [stated for stated in mpp_in_text(example) if (stated.x, stated.y) == (0.5, 0.5)]
     letters = re.sub("[^a-z]", "", name.lower())
     assert any(letters in re.sub("[^a-z]", "", stated.field.lower()) for stated in found), found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0,5 µm pro Pixel", "0,5 micromètres par pixel", "Mikrometer pro Pixel = 0,5",
+     "Pixelgroesse = 0.5 µm", "Taille de pixel: 0,5 µm", "dpi: 50800", "Resolution = 50800 ppi"],
+)  # fmt: skip
+def test_notes_in_german_french_and_px_per_inch_are_understood(text: str) -> None:
+    assert next((stated.x, stated.y) for stated in mpp_in_text(text)) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("text", ["Resolution: 96 dpi", "dpi = 72", "300 ppi"])
+def test_defaults_of_printing_are_neither_used_nor_warned_of(text: str) -> None:
+    stated, warnings = choose_mpp(mpp_in_text(text))
+    assert stated is not None
+    assert resolve_mpp(stated, given_mpp=None, where="s.tif").source == "assumed"
+    assert warnings == ()
+
+
+@pytest.mark.parametrize(("unit", "value"), [(4, 96), (4, 72), (5, 1)])
+def test_defaults_in_other_units_are_no_resolution(tmp_path: Path, unit: int, value: int) -> None:
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(
+        path, np.zeros((64, 64, 3), np.uint8), photometric="rgb", metadata=None,
+        resolution=(value, value), resolutionunit=2,
+    )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ResolutionUnit"].overwrite(unit)
+    with closing(open_slide(path)) as slide:
+        assert slide.stated_mpp is None
+
+
+def test_px_that_are_no_squares_are_warned_of() -> None:
+    def warned(x: float) -> bool:
+        return bool(choose_mpp([StatedMpp(x=x, y=0.5, field="f")])[1])
+
+    assert [warned(x) for x in (0.25, 0.49, 0.5, 0.51, 1.0)] == [True, False, False, False, True]

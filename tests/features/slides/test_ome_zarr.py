@@ -343,15 +343,13 @@ def test_a_broken_chunk_is_an_error_and_its_neighbours_are_not(
     slide.close()
 
 
-def test_a_slide_without_a_whole_chunk_has_no_overview(tmp_path: Path) -> None:
+def test_a_slide_without_a_whole_chunk_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "s.zarr")
     for chunk in (path / "0").rglob("[0-9]"):
         if chunk.is_file():
             chunk.write_bytes(b"damage")
-    slide = OmeZarrSlide(path)
-    with pytest.raises(SlideError, match="none of 12 chunks of level 0 can be decoded"):
-        slide.overview(downsample=4)
-    slide.close()
+    with pytest.raises(SlideError, match="none of the sampled chunks can be decoded"):
+        OmeZarrSlide(path)
 
 
 @pytest.mark.parametrize(
@@ -504,12 +502,11 @@ def test_every_codec_reads_what_it_wrote_and_a_bomb_is_refused_before_it_is_unpa
     path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=BOMBS[name])
     np.testing.assert_array_equal(whole(OmeZarrSlide(path))[..., 0], PIXELS[..., 0])
     (path / "0" / "0" / "0").write_bytes(BOMBS[name].encode(np.zeros(50 << 20, np.uint8)))
-    with closing(OmeZarrSlide(path)) as slide:
-        tracemalloc.start()
-        with pytest.raises(TileError, match=f"{name} that unpacks to more than the 262,144 bytes"):
-            slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-        tracemalloc.stop()
+    tracemalloc.start()
+    with pytest.raises(SlideError, match=f"{name} that unpacks to more than the 262,144 bytes"):
+        OmeZarrSlide(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 CUT = {**BOMBS, "blosc without compression": numcodecs.Blosc(clevel=0), "none": None}
@@ -524,8 +521,8 @@ def test_a_chunk_that_was_cut_off_is_an_error_and_no_other_pixels(
     path = write(tmp_path / "s.zarr", [noise], axes="yxc", chunk_px=512, compressors=CUT[name])
     file = max((path / "0").rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    with closing(OmeZarrSlide(path)) as slide, pytest.raises(TileError, match="cannot be read"):
-        slide.read(level=0, x_px=0, y_px=0, width_px=512, height_px=512)
+    with pytest.raises(SlideError, match="cannot be read"):
+        whole(OmeZarrSlide(path))
 
 
 def test_a_level_whose_scale_denies_its_size_is_set_aside(tmp_path: Path) -> None:
@@ -581,12 +578,11 @@ def test_zstd_without_a_size_in_its_header_is_read_and_measured(tmp_path: Path) 
             for left in range(n_bytes, 0, -(1 << 17))
         )
         (path / "0" / "0" / "0").write_bytes(frame[:4] + b"\x00\x58" + blocks)
-        slide = OmeZarrSlide(path)
         if is_read:
-            assert (slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9) == 0).all()
+            assert (whole(OmeZarrSlide(path)) == 0).all()
         else:
-            with pytest.raises(TileError, match="unpacks to more than"):
-                slide.read(level=0, x_px=0, y_px=0, width_px=9, height_px=9)
+            with pytest.raises(SlideError, match="unpacks to more than"):
+                OmeZarrSlide(path)
 
 
 def test_a_file_in_a_zip_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:

@@ -135,3 +135,21 @@ def test_a_zarr_chunk_in_which_zeros_lie_is_lost(
     chunk.write_bytes(data[:middle] + bytes(512) + data[middle + 512 :])
     with closing(open_slide(path)) as slide, pytest.raises(TileError, match="overwritten by zeros"):
         slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
+
+
+def test_an_uncompressed_zarr_chunk_of_zeros_in_tissue_is_lost_and_not_black(
+    tmp_path: Path,
+) -> None:
+    path = write_zarr(tmp_path / "s.zarr", (PIXELS,), compressors=None)
+    chunk = path / "0" / "5.5.0"
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    with closing(open_slide(path)) as slide, pytest.raises(TileError, match="row 5, column 5"):
+        slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
+
+
+def test_a_zarr_of_empty_chunks_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", (PIXELS,))
+    for chunk in (path / "0").glob("*.*.0"):
+        chunk.write_bytes(b"")
+    with pytest.raises(SlideError, match="none of the sampled chunks can be decoded"):
+        open_slide(path)
