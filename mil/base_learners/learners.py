@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.arrays import Floats, Ints
+from mil.arrays import Float32s, Floats, Ints
 from mil.base_learners import BASE_LEARNERS
 from mil.base_learners.kernel import PatientKernel
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes, spaced
 from mil.base_learners.second_order import (
-    covariance,
     covariance_contributions,
+    covariances,
     fit_covariance_model,
     tail_statistics,
 )
@@ -85,23 +85,20 @@ class BaseLearners:
         sample = torch.cat([c[spaced(len(c), _SAMPLE_TILES).to(c.device)] for c in components])
         codebook = Codebook.fit(sample, seed=seed)
         means = pooled[:, 0]
-        occupancy = np.stack([codebook.mean_occupancy(c) for c in components])
+        occupancy = codebook.mean_occupancies(components)
 
         def fit(features: Floats, *, standardise: bool) -> LinearModel:
             return LinearModel.fit(
                 features, labels, n_classes=n_classes, balanced=balanced, standardise=standardise
             )
 
-        size = components[0].shape[1]
-        covariances = np.empty((len(components), size, size))
-        for index, of_patient in enumerate(components):
-            covariances[index] = covariance(of_patient)
-        spread = log_spread(covariances)
+        within = covariances(components)
+        spread = log_spread(within)
         of_covariance, directions = fit_covariance_model(
-            covariances, labels, n_classes=n_classes, balanced=balanced
+            within, labels, n_classes=n_classes, balanced=balanced
         )
-        del covariances  # 32 kB per patient
-        tails = np.stack([tail_statistics(c, directions) for c in components])
+        del within  # 32 kB per patient
+        tails = tail_statistics(components, directions)
         flat = pooled.reshape(len(pooled), -1)
         kernel, similarities = PatientKernel.fit(flat)
         models = {
@@ -133,37 +130,33 @@ class BaseLearners:
 
         ``whitening`` is that of the ensemble's heads, on the CPU; there is at least one tile.
         """
-        pooled = self.pool(*whiten_tiles(tiles, whitening))
-        return np.asarray(self.logits_of([pooled])[0], np.float64)
+        raw, components = whiten_tiles(tiles, whitening)
+        return np.asarray(self.logits_of([mean_and_extremes(raw)], [components])[0], np.float64)
 
-    def pool(self, raw: Tensor, components: Tensor) -> dict[str, Floats]:
-        """Return what the learners need to know of a patient's tiles, shape (features,) each.
+    def logits_of(
+        self, pooled: Sequence[Floats | Float32s], components: Sequence[Tensor]
+    ) -> Floats:
+        """Return logits, shape (patients, learners, classes), of many patients.
 
-        Arguments are the results of :func:`mil.heads.ensemble.whiten_tiles`.
+        Many at once take less time than one after the other. ``pooled`` are results of
+        :func:`mil.base_learners.pooling.mean_and_extremes`, shape (3, dim) each, and ``components``
+        whitened tiles, shape (tiles, n_components) each, at least one.
         """
-        pooled = mean_and_extremes(raw).astype(np.float64)
+        flat = np.stack(pooled).reshape(len(pooled), -1).astype(np.float64)
+        dim = flat.shape[1] // 3
+        within = covariances(components)
         features = {
-            "pooled": pooled.ravel(),
-            "histogram": self.codebook.mean_occupancy(components),
-            "spread": log_spread(covariances := covariance(components)),
+            "mean": flat[:, :dim],
+            "mean + logistic": flat[:, :dim],
+            "histogram": self.codebook.mean_occupancies(components),
+            "extremes": flat[:, dim:],
+            "spread": log_spread(within),
+            "covariance": within.reshape(len(within), -1),
         }
         if self.directions is not None:
-            features["covariance"] = covariances.ravel()
             features["projections"] = tail_statistics(components, self.directions)
-        return features
-
-    def logits_of(self, patients: Sequence[Mapping[str, Floats]]) -> Floats:
-        """Return logits, shape (patients, learners, classes), of the results of :meth:`pool`.
-
-        Many patients at once take less time than one after the other.
-        """
-        features = {name: np.stack([own[name] for own in patients]) for name in patients[0]}
-        pooled = features.pop("pooled")
-        dim = pooled.shape[1] // 3
-        features["mean"] = features["mean + logistic"] = pooled[:, :dim]
-        features["extremes"] = pooled[:, dim:]
         if self.kernel is not None:
-            features["kernel"] = self.kernel.features(pooled)
+            features["kernel"] = self.kernel.features(flat)
         logits = [model.logits(features[name]) for name, model in self.models.items()]
         return np.asarray(np.stack(logits, axis=1), np.float64)
 
