@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["BASE_LEARNERS", "STACK", "head_kind", "learner_key", "learner_names"]
+__all__ = [
+    "BASE_LEARNERS", "EARLIER_LEARNERS", "STACK", "head_kind", "learner_key", "learner_names",
+]  # fmt: skip
 
 STACK = "stack"
 """Name of the stack: an attention ensemble and the base learners, combined by the calibrator."""
 
-BASE_LEARNERS = (
+BASE_LEARNERS = ("mean", "projections", "value kernel", "rank kernel")
+"""Names of the base learners of a new stack, in the order of their logits after the attention's."""
+
+EARLIER_LEARNERS = (
     "mean", "mean + logistic", "histogram", "extremes", "spread", "covariance", "projections",
     "kernel",
 )  # fmt: skip
-"""Names of the base learners, in the order of their logits after those of the attention.
-
-Stacks of earlier versions have the first five or seven of them.
-"""
+"""Those of stacks before version 6; the first five, seven or all."""
 
 _ATTENTION = "gated"
 

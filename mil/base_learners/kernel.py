@@ -1,29 +1,41 @@
-"""Similarity of a patient's pooled embeddings to training patients, as a kernel."""
+"""Similarity of a patient's pooled embeddings to training patients, as kernels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
-from mil.arrays import Float32s, Floats
+from mil.arrays import Float32s, Floats, Ints
+from mil.base_learners.logistic import LinearModel
 
-__all__ = ["PatientKernel"]
+__all__ = ["LAPLACIAN", "RANKS", "VALUES", "PatientKernels"]
+
+VALUES, RANKS = "value kernel", "rank kernel"
+"""Gaussian kernels of values and of ranks; the names of their learners."""
+LAPLACIAN = "kernel"
+"""Laplacian kernel of values, of stacks of version 5."""
 
 _MOST_ANCHORS = 256
-_FEATURES_PER_BLOCK = 640
+_PATIENTS_PER_BLOCK = 512  # ranks of a patient take 0.1 MB with 1,280 numbers
 _MAX_DEVIATION = 8.0  # standard deviations
 _LEAST_DEVIATION = 1e-6  # of the largest: smaller ones are rounding errors
+_WIDTH_SHARES = {VALUES: 0.25, RANKS: 0.5}  # of the median squared distance; decision 0043
+_LEAST_EIGENVALUE = 1e-6  # of the largest, of the kernel matrix of the anchors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PatientKernel:
-    """Laplacian kernel of mean, maximum and minimum against training patients.
+class PatientKernels:
+    """Kernels of mean, maximum and minimum against training patients.
 
-    The kernel is exp(-d / width), d the sum of absolute differences of standardised values. A
-    kernel on statistics of a bag: Gärtner, Flach, Kowalczyk and Smola (2002); of the absolute
-    differences, one odd dimension weighs less than in squared ones.
+    A Gaussian kernel is exp(-d / width), d the sum of squared differences: of standardised values,
+    or of the ranks of the values among the anchors, for which nothing counts but the order. Kernels
+    on statistics of a bag: Gärtner, Flach, Kowalczyk and Smola (2002). In the Laplacian kernel of
+    earlier stacks, d is the sum of absolute differences.
 
     Attributes
     ----------
@@ -33,21 +45,31 @@ class PatientKernel:
     anchors
         Standardised values of the patients that others are compared with, shape
         (anchors, features), float16 numbers as float32, at most 256 patients.
-    width
-        Median distance of two anchors, above 0.
+    widths
+        Width of each kernel by name, above 0.
     """
 
     centre: Floats
     scale: Floats
     anchors: Float32s
-    width: float
+    widths: Mapping[str, float]
 
     @classmethod
-    def fit(cls, pooled: Floats) -> tuple[Self, Floats]:
-        """Return the kernel of training patients and their :meth:`features`, without labels.
+    def fit(
+        cls, pooled: Floats, labels: Ints, *, n_classes: int, balanced: bool
+    ) -> tuple[Self, dict[str, LinearModel]]:
+        """Return the Gaussian kernels, and a kernel logistic regression on each of them by name.
 
-        ``pooled`` has shape (patients, features). Of more than 256 patients, those that are
-        compared with are evenly spaced.
+        Of more than 256 patients, those that are compared with are evenly spaced. Widths are a
+        share of the median of two anchors, and need no labels. What is penalised is the norm of the
+        function in the space of the kernel, which the anchors span (Williams and Seeger, 2001).
+
+        Parameters
+        ----------
+        pooled
+            Mean, maximum and minimum of training patients, shape (patients, features).
+        labels, n_classes, balanced
+            As for :meth:`mil.base_learners.logistic.LinearModel.fit`.
         """
         centre, deviation = (
             pooled.mean(axis=0, dtype=np.float64),
@@ -55,29 +77,103 @@ class PatientKernel:
         )
         varies = deviation > max(_LEAST_DEVIATION * deviation.max(), 1e-12)
         scale = np.where(varies, deviation, 0.0)
-        rows = np.linspace(0, len(pooled) - 1, min(len(pooled), _MOST_ANCHORS)).astype(np.int64)
-        standard = _standardise(pooled, centre, scale)
-        # Rounded as they are stored, so that a run read again computes the same.
-        anchors = standard[rows].astype(np.float16).astype(np.float32)
-        distances = _city_block(standard, anchors)
-        pairs = distances[rows][np.triu_indices(len(rows), 1)]
-        kernel = cls(
-            centre=centre, scale=scale, anchors=anchors,
-            width=float(np.median(pairs) if len(pairs) else 0.0) or 1.0,
+        of_anchor = np.linspace(0, len(pooled) - 1, min(len(pooled), _MOST_ANCHORS)).astype(
+            np.int64
+        )
+        rows = _standardise(pooled, centre, scale)
+        kernels = cls(
+            centre=centre, scale=scale, anchors=_round(rows[of_anchor]),
+            widths=dict.fromkeys(_WIDTH_SHARES, 1.0),
         )  # fmt: skip
-        return kernel, kernel._similarity(distances)
+        widths, models = {}, {}
+        pairs = np.triu_indices(len(of_anchor), 1)
+        for name, distances in kernels._distances(rows).items():
+            of_pairs = distances[of_anchor][pairs]
+            median = float(np.median(of_pairs)) if len(of_pairs) else 0.0
+            widths[name] = _WIDTH_SHARES[name] * median or 1.0
+            similar = np.exp(distances / -widths[name])
+            models[name] = _fit_logistic(
+                similar, similar[of_anchor], labels, n_classes=n_classes, balanced=balanced
+            )
+        return replace(kernels, widths=widths), models
 
-    def features(self, pooled: Floats) -> Floats:
-        """Return the similarity to each anchor, 0 to 1, shape (..., anchors).
+    def features(self, pooled: Floats) -> dict[str, Floats]:
+        """Return the similarity to each anchor by each kernel, 0 to 1, shape (..., anchors).
 
         ``pooled`` has shape (..., features).
         """
         rows = _standardise(pooled.reshape(-1, pooled.shape[-1]), self.centre, self.scale)
-        similar = self._similarity(_city_block(rows, self.anchors))
-        return similar.reshape(*pooled.shape[:-1], len(self.anchors))
+        shape = (*pooled.shape[:-1], len(self.anchors))
+        return {
+            name: np.exp(distances / -self.widths[name]).reshape(shape)
+            for name, distances in self._distances(rows).items()
+        }
 
-    def _similarity(self, distances: Floats) -> Floats:
-        return np.asarray(np.exp(distances / -self.width), np.float64)
+    def _distances(self, rows: Float32s) -> dict[str, Floats]:
+        """Return distances of standardised rows to the anchors, shape (rows, anchors)."""
+        starts = range(0, len(rows), _PATIENTS_PER_BLOCK)
+        blocks = [self._distances_of(rows[at : at + _PATIENTS_PER_BLOCK]) for at in starts]
+        return {name: np.concatenate([of[name] for of in blocks]) for name in self.widths}
+
+    def _distances_of(self, rows: Float32s) -> dict[str, Floats]:
+        if LAPLACIAN in self.widths:
+            return {LAPLACIAN: np.asarray(cdist(rows, self.anchors, "cityblock"), np.float64)}
+        rounded = _round(rows)
+        return {
+            VALUES: _squared(rounded, self.anchors),
+            RANKS: _squared(self._ranks(rounded), self._anchor_ranks),
+        }
+
+    @cached_property
+    def _anchor_ranks(self) -> Float32s:
+        return self._ranks(self.anchors)
+
+    @cached_property
+    def _ascending(self) -> Floats:
+        """Values of the anchors in one ascending row, feature after feature, for one search of all.
+
+        Each feature is moved beyond the one before, which is exact for float16 numbers.
+        """
+        return np.asarray((np.sort(self.anchors.T, axis=1) + self._moved_by).ravel(), np.float64)
+
+    @property
+    def _moved_by(self) -> Floats:
+        return np.arange(self.anchors.shape[1], dtype=np.float64)[:, None] * (4 * _MAX_DEVIATION)
+
+    def _ranks(self, rows: Float32s) -> Float32s:
+        """Return mid-ranks of rounded values among the anchors, 0 to 1, shape (rows, features)."""
+        n_anchors, n_features = self.anchors.shape
+        values = rows.T + self._moved_by
+        order = values.argsort(axis=1)  # ascending values are found several times as fast
+        ascending = np.take_along_axis(values, order, axis=1)
+        below = np.searchsorted(self._ascending, ascending, "left")
+        below += np.searchsorted(self._ascending, ascending, "right")
+        below -= 2 * n_anchors * np.arange(n_features)[:, None]
+        ranks = np.empty(below.shape, np.float32)
+        np.put_along_axis(ranks, order, (below / (2 * n_anchors)).astype(np.float32), axis=1)
+        return np.ascontiguousarray(ranks.T)
+
+
+def _fit_logistic(
+    similar: Floats, of_anchors: Floats, labels: Ints, *, n_classes: int, balanced: bool
+) -> LinearModel:
+    """Fit a kernel logistic regression, as a model of similarities to the anchors.
+
+    ``similar`` are those of training patients, shape (patients, anchors), and ``of_anchors`` those
+    of the anchors to each other, shape (anchors, anchors).
+    """
+    eigenvalues, vectors = np.linalg.eigh(of_anchors)
+    kept = eigenvalues > _LEAST_EIGENVALUE * eigenvalues[-1]
+    to_space = vectors[:, kept] / np.sqrt(eigenvalues[kept])  # an orthonormal basis
+    model = LinearModel.fit(
+        similar @ to_space, labels, n_classes=n_classes, balanced=balanced, standardise=False
+    )
+    return replace(
+        model,
+        centre=similar.mean(axis=0),
+        scale=np.ones(similar.shape[1]),
+        weights=to_space @ model.weights,
+    )
 
 
 def _standardise(pooled: Floats, centre: Floats, scale: Floats) -> Float32s:
@@ -87,17 +183,13 @@ def _standardise(pooled: Floats, centre: Floats, scale: Floats) -> Float32s:
     return np.clip(standard, -_MAX_DEVIATION, _MAX_DEVIATION, out=standard)
 
 
-def _city_block(rows: Float32s, anchors: Float32s) -> Floats:
-    """Return sums of absolute differences, shape (rows, anchors).
+def _round(rows: Float32s) -> Float32s:
+    """Return values rounded as anchors are stored, so that a training patient equals its anchor."""
+    return rows.astype(np.float16).astype(np.float32)
 
-    ``|a - b| = 2 max(a, b) - a - b``, of which only the maximum is of every pair; in blocks that
-    stay in the cache of a processor it takes less time than ``scipy.spatial.distance.cdist``.
-    """
-    sums = np.zeros((len(rows), len(anchors)))
-    for start in range(0, anchors.shape[1], _FEATURES_PER_BLOCK):
-        block = np.ascontiguousarray(anchors[:, start : start + _FEATURES_PER_BLOCK])
-        larger, ones = np.empty_like(block), np.ones(block.shape[1], np.float32)
-        for index, row in enumerate(rows[:, start : start + _FEATURES_PER_BLOCK]):
-            sums[index] += np.maximum(block, row, out=larger) @ ones
-    own, others = (each.sum(axis=1, dtype=np.float64) for each in (rows, anchors))
-    return np.asarray(np.maximum(2 * sums - own[:, None] - others, 0.0), np.float64)
+
+def _squared(rows: Float32s, anchors: Float32s) -> Floats:
+    """Return sums of squared differences, shape (rows, anchors), by one matrix product."""
+    x, y = rows.astype(np.float64), anchors.astype(np.float64)
+    sums = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+    return np.asarray(np.maximum(sums, 0.0), np.float64)

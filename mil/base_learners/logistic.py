@@ -9,10 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import expit
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from mil.arrays import Float32s, Floats, Ints
 
@@ -28,9 +25,6 @@ _JITTER = 1e-10  # of the mean squared norm: centred patients have a singular Gr
 _MOST_NEWTON_STEPS = 50
 _LEAST_STEP = 1e-4
 _LEAST_GAIN = 1e-12  # of the value; a Newton step with this gain has squared the error
-
-_LOGISTIC_COMPONENTS = 32
-_LOGISTIC_C = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,37 +102,6 @@ class LinearModel:
         limit = _MAX_DEVIATION if standardise else np.inf
         return cls(centre=centre, scale=scale, limit=limit, weights=weights, bias=bias)
 
-    @classmethod
-    def fit_principal_components(
-        cls, pooled: Floats, labels: Ints, *, n_classes: int, balanced: bool, seed: int
-    ) -> Self:
-        """Fit a logistic regression on at most 32 whitened principal components.
-
-        It is the baseline ``mean + logistic`` of the report; arguments are those of :meth:`fit`.
-        """
-        x = pooled.astype(np.float64)
-        centre, zeros = x.mean(axis=0), np.zeros((x.shape[1], n_classes))
-        if not np.ptp(x, axis=0).any():
-            ones, bias = np.ones(x.shape[1]), np.zeros(n_classes)
-            return cls(centre=centre, scale=ones, limit=np.inf, weights=zeros, bias=bias)
-        n_components = max(1, min(_LOGISTIC_COMPONENTS, x.shape[1], len(x) // 2))
-        standard, principal = StandardScaler(), PCA(n_components, whiten=True, random_state=seed)
-        components = make_pipeline(standard, principal).fit_transform(x)
-        deviations = np.sqrt(principal.explained_variance_)
-        is_signal = deviations > _LEAST_DEVIATION * deviations.max()
-        components = components * is_signal  # a component of rounding errors has no weight
-        own, bias = _fit_logistic(
-            components, labels, n_classes=n_classes, balanced=balanced, penalty_c=_LOGISTIC_C
-        )
-        to_components = principal.components_.T[:, is_signal] / deviations[is_signal]
-        return cls(
-            centre=centre,
-            scale=np.asarray(standard.scale_, np.float64),
-            limit=np.inf,
-            weights=to_components @ own[is_signal],
-            bias=bias,
-        )
-
     def logits(self, pooled: Floats) -> Floats:
         """Return logits, shape (..., classes), of pooled features, shape (..., features)."""
         standard = np.clip((pooled - self.centre) / self.scale, -self.limit, self.limit)
@@ -163,7 +126,7 @@ class LinearModel:
 
 
 def _fit_logistic(
-    x: Floats, labels: Ints, *, n_classes: int, balanced: bool, penalty_c: float = _C
+    x: Floats, labels: Ints, *, n_classes: int, balanced: bool
 ) -> tuple[Floats, Floats]:
     """Return weights (features, classes) and biases (classes,), which sum to 0 over classes.
 
@@ -171,7 +134,7 @@ def _fit_logistic(
     """
     n_coefficients = x.shape[1] * (1 if n_classes == 2 else n_classes)
     model = LogisticRegression(
-        C=penalty_c if n_classes == 2 else penalty_c / 2,
+        C=_C if n_classes == 2 else _C / 2,
         class_weight="balanced" if balanced else None,
         solver="newton-cholesky" if n_coefficients <= _MOST_NEWTON_COEFFICIENTS else "lbfgs",
         tol=1e-6,

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mil.arrays import Floats
-from mil.base_learners.joined_bags import TILES_PER_BLOCK, joined_bags, segment_sums
 
-__all__ = ["Codebook", "log_spread", "mean_and_extremes", "spaced"]
+__all__ = ["Codebook", "log_spread", "mean_and_extremes"]
 
-_MOST_CENTRES = 150
 _SPREAD_FLOOR = 0.3  # of whitened components, whose own standard deviation is at most 1
-_LEAST_SQUARED_WIDTH = 1e-9
+_TILES_PER_BLOCK = 8192
 
 
 def mean_and_extremes(tiles: Tensor) -> Floats:
@@ -37,14 +32,9 @@ def log_spread(covariances: Floats) -> Floats:
     return np.asarray(np.log(np.sqrt(variances) + _SPREAD_FLOOR), np.float64)
 
 
-def spaced(n_tiles: int, most: int) -> Tensor:
-    """Return at most ``most`` evenly spaced indices of tiles, shape (indices,)."""
-    return torch.from_numpy(np.linspace(0, n_tiles - 1, min(n_tiles, most)).astype(np.int64))
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Codebook:
-    """Cluster centres of whitened tiles: a tile occupies those that it is near to.
+    """Cluster centres of whitened tiles, of earlier stacks: a tile occupies those it is near to.
 
     Attributes
     ----------
@@ -58,24 +48,6 @@ class Codebook:
     centres: Tensor
     squared_width: float
 
-    @classmethod
-    def fit(cls, sample: Tensor, *, n_centres: int = _MOST_CENTRES, seed: int) -> Self:
-        """Fit k-means (Sculley, 2010) to tiles of training patients, without labels.
-
-        ``sample`` has shape (tiles, n_components), at least one tile. There are at most half as
-        many centres as tiles in it.
-        """
-        rows = sample.float().cpu().numpy()
-        n_kept = max(1, min(n_centres, len(rows) // 2, len(np.unique(rows, axis=0))))
-        # One thread: the order of sums, and with it their last bits, must not depend on a machine.
-        with threadpool_limits(limits=1):
-            fitted = MiniBatchKMeans(n_kept, random_state=seed, n_init=1, batch_size=1024).fit(rows)
-        centres = torch.from_numpy(np.asarray(fitted.cluster_centers_, np.float32))
-        nearest = torch.cat([
-            _squared_distances(block, centres).amin(dim=1) for block in _blocks(sample.cpu())
-        ])  # fmt: skip
-        return cls(centres=centres, squared_width=float(nearest.median()) + _LEAST_SQUARED_WIDTH)
-
     def occupancy(self, components: Tensor) -> Tensor:
         """Return the occupancy of each centre by each tile, 0 to 1, shape (tiles, centres).
 
@@ -84,25 +56,18 @@ class Codebook:
         distances = _squared_distances(components, self.centres.to(components.device))
         return (distances / (-2 * self.squared_width)).exp_()
 
-    def mean_occupancies(self, bags: Sequence[Tensor]) -> Floats:
-        """Return the mean of :meth:`occupancy` over the tiles of each bag, float64.
-
-        ``bags`` have shape (tiles, n_components), at least one tile each; the result has shape
-        (bags, centres).
-        """
-        means = np.empty((len(bags), len(self.centres)))
-        for own, tiles, starts in joined_bags(bags):
-            blocks = _blocks(tiles)  # several of a large bag, which is by itself
-            sums = [segment_sums(self.occupancy(b).double().cpu().numpy(), starts) for b in blocks]
-            means[own] = np.sum(sums, axis=0)
-        means /= np.array([len(bag) for bag in bags])[:, None]
-        return means
+    def mean_occupancy(self, components: Tensor) -> Floats:
+        """Return the mean of :meth:`occupancy` over the tiles, shape (centres,), float64."""
+        total = torch.zeros(len(self.centres), dtype=torch.float64, device=components.device)
+        for block in _blocks(components):
+            total += self.occupancy(block).double().sum(dim=0)
+        return np.asarray((total / len(components)).cpu().numpy(), np.float64)
 
 
 def _blocks(components: Tensor) -> Iterator[Tensor]:
     """Yield blocks of tiles, so that a large bag needs little memory."""
-    for start in range(0, len(components), TILES_PER_BLOCK):
-        yield components[start : start + TILES_PER_BLOCK]
+    for start in range(0, len(components), _TILES_PER_BLOCK):
+        yield components[start : start + _TILES_PER_BLOCK]
 
 
 def _squared_distances(components: Tensor, centres: Tensor) -> Tensor:

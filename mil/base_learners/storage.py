@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mil.arrays import Floats
-from mil.base_learners import BASE_LEARNERS
-from mil.base_learners.kernel import PatientKernel
+from mil.base_learners import BASE_LEARNERS, EARLIER_LEARNERS
+from mil.base_learners.kernel import LAPLACIAN, RANKS, VALUES, PatientKernels
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook
@@ -18,14 +18,16 @@ from mil.base_learners.pooling import Codebook
 __all__ = ["base_learners_from_tensors", "base_learners_to_tensors"]
 
 _PARTS = ("centre", "scale", "weights", "bias")
-_SIMILARITY = tuple(f"similarity.{part}" for part in ("centre", "scale", "anchors", "width"))
+_ANCHORS = tuple(f"similarity.{part}" for part in ("centre", "scale", "anchors"))
+_WIDTHS = {LAPLACIAN: "similarity.width", VALUES: "value kernel.width", RANKS: "rank kernel.width"}
+_CODEBOOK = ("codebook.centres", "codebook.squared_width")
 _STATISTICS = 6
 
 
 def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
     """Return all numbers of base learners by stored name.
 
-    They are float64, but the cluster centres float32 and the anchors of the kernel float16.
+    They are float64, but the anchors of the kernels float16, and cluster centres float32.
     """
     # Copies: arrays that come from another process are read-only, which torch does not know.
     tensors = {
@@ -37,17 +39,19 @@ def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
         tensors[f"{name}.limit"] = torch.tensor(
             model.limit if np.isfinite(model.limit) else 0.0, dtype=torch.float64
         )
-    tensors["codebook.centres"] = learners.codebook.centres.contiguous()
-    width = torch.tensor(learners.codebook.squared_width, dtype=torch.float64)
+    if learners.codebook is not None:
+        width = torch.tensor(learners.codebook.squared_width, dtype=torch.float64)
+        parts = (learners.codebook.centres.contiguous(), width)
+        tensors |= dict(zip(_CODEBOOK, parts, strict=True))
     if learners.directions is not None:
         tensors["directions"] = torch.from_numpy(np.array(learners.directions, order="C"))
-    if learners.kernel is not None:
-        kernel = learners.kernel
-        parts = (kernel.centre, kernel.scale, kernel.anchors.astype(np.float16), kernel.width)
-        tensors |= {
-            n: torch.from_numpy(np.array(p)) for n, p in zip(_SIMILARITY, parts, strict=True)
-        }
-    return {**tensors, "codebook.squared_width": width}
+    if learners.kernels is not None:
+        kernels = learners.kernels
+        arrays = (kernels.centre, kernels.scale, kernels.anchors.astype(np.float16))
+        tensors |= {n: torch.from_numpy(np.array(a)) for n, a in zip(_ANCHORS, arrays, strict=True)}
+        for name, of_kernel in kernels.widths.items():
+            tensors[_WIDTHS[name]] = torch.tensor(of_kernel, dtype=torch.float64)
+    return tensors
 
 
 def base_learners_from_tensors(
@@ -62,25 +66,21 @@ def base_learners_from_tensors(
     ValueError
         If a tensor is missing, unknown, of another shape or not finite, or a scale is not above 0.
     """
-    has_directions, has_kernel = "directions" in tensors, "similarity.anchors" in tensors
-    names = BASE_LEARNERS[: 8 if has_kernel else 7 if has_directions else 5]
+    names = _names(tensors)
+    widths_of_kernels = {name: _WIDTHS[name] for name in names if name in _WIDTHS}
+    has_codebook = "histogram" in names
     known = {f"{name}.{part}" for name in names for part in (*_PARTS, "limit")}
-    known |= {"codebook.centres", "codebook.squared_width"}
-    known |= {"directions"} if has_directions or has_kernel else set()
-    known |= set(_SIMILARITY) if has_kernel else set()
+    known |= set(_CODEBOOK) if has_codebook else set()
+    known |= {"directions"} if "projections" in names else set()
+    known |= {*_ANCHORS, *widths_of_kernels.values()} if widths_of_kernels else set()
     if set(tensors) != known:
         different = ", ".join(sorted(set(tensors) ^ known)[:3])
         raise ValueError(f"base learners: missing or unknown {different}")
-    centres = tensors["codebook.centres"]
-    if centres.ndim != 2 or centres.shape[1] != n_components or not len(centres):
-        raise ValueError(f"base learners: centres of shape {tuple(centres.shape)}")
-    if centres.dtype != torch.float32 or not torch.isfinite(centres).all():
-        raise ValueError("base learners: centres that are not finite float32 numbers")
-    n_anchors = len(tensors["similarity.anchors"]) if has_kernel else 0
+    n_anchors, n_centres = (_n_rows(tensors, name) for name in (_ANCHORS[-1], _CODEBOOK[0]))
     widths = {
-        "mean": dim, "mean + logistic": dim, "histogram": len(centres), "extremes": 2 * dim,
+        "mean": dim, "mean + logistic": dim, "histogram": n_centres, "extremes": 2 * dim,
         "spread": n_components, "covariance": n_components**2,
-        "projections": _STATISTICS * n_classes, "kernel": n_anchors,
+        "projections": _STATISTICS * n_classes, **dict.fromkeys(_WIDTHS, n_anchors),
     }  # fmt: skip
 
     def read(
@@ -108,20 +108,44 @@ def base_learners_from_tensors(
             weights=read(f"{name}.weights", width, n_classes),
             bias=read(f"{name}.bias", n_classes),
         )
-    kernel = None
-    if has_kernel:
-        kernel = PatientKernel(
-            centre=read("similarity.centre", 3 * dim),
-            scale=read("similarity.scale", 3 * dim),
-            anchors=read("similarity.anchors", n_anchors, 3 * dim, dtype=torch.float16).astype(
-                np.float32
-            ),
-            width=float(read("similarity.width", positive=True)),
+    kernels = codebook = None
+    if widths_of_kernels:
+        centre, scale = (read(name, 3 * dim) for name in _ANCHORS[:2])
+        anchors = read(_ANCHORS[2], n_anchors, 3 * dim, dtype=torch.float16)
+        kernels = PatientKernels(
+            centre=centre,
+            scale=scale,
+            anchors=anchors.astype(np.float32),
+            widths={
+                name: float(read(stored, positive=True))
+                for name, stored in widths_of_kernels.items()
+            },
         )
-    squared_width = float(read("codebook.squared_width", positive=True))
+    if has_codebook:
+        centres = read(_CODEBOOK[0], n_centres, n_components, dtype=torch.float32)
+        codebook = Codebook(
+            centres=torch.from_numpy(centres.astype(np.float32)),
+            squared_width=float(read(_CODEBOOK[1], positive=True)),
+        )
+    has_directions = "projections" in names
     return BaseLearners(
         models=models,
-        codebook=Codebook(centres=centres, squared_width=squared_width),
-        directions=read("directions", n_components, n_classes) if len(names) > 5 else None,
-        kernel=kernel,
+        directions=read("directions", n_components, n_classes) if has_directions else None,
+        kernels=kernels,
+        codebook=codebook,
     )
+
+
+def _names(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the learners that tensors are of, by what no other version has."""
+    if _CODEBOOK[0] not in tensors:
+        return BASE_LEARNERS
+    if _ANCHORS[-1] in tensors:
+        return EARLIER_LEARNERS
+    return EARLIER_LEARNERS[: 7 if "directions" in tensors else 5]
+
+
+def _n_rows(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Return the length of the first axis of a tensor, at least 1."""
+    shape = tensors[name].shape if name in tensors else ()
+    return int(max([1, *shape[:1]]))

@@ -21,9 +21,10 @@ _WORDS = {
     "covariance": "covariance within the patient",
     "projections": "tails along its directions",
     "kernel": "similarity to training patients",
+    "value kernel": "similarity of values to training patients",
+    "rank kernel": "similarity of ranks to training patients",
     "covariates": "clinical covariates",
 }
-_FEW_CLUSTERS = 20
 _LEAST = 0.005  # a weight that reads as 1 %
 
 
@@ -69,13 +70,6 @@ def learner_caveats(run: ModelBundle) -> tuple[str, ...]:
             f"the stack is smaller: {names} learned nothing, because what it looks at is the same "
             "for all training patients (as with one tile per patient, or equal embeddings)"
         )
-    if run.base_learners is not None and "histogram" not in constant:
-        n_clusters = len(run.base_learners.codebook.centres)
-        if n_clusters < _FEW_CLUSTERS:
-            notes.append(
-                f"the learner 'histogram' stands on a mixture of {n_clusters} clusters only, as "
-                "there are so few tiles"
-            )
     weights = learner_weights(run)
     if weights and not any(weights.values()):
         notes.append(

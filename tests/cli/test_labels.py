@@ -265,7 +265,7 @@ def test_each_label_explains_itself(world: Path, tmp_path: Path) -> None:
     with (tmp_path / "s1" / "s1.csv").open() as file:
         rows = list(csv.DictReader(file))
     by_name = {one["learner"]: one for one in told["learners"]}
-    for name in ("gated", "mean", "histogram"):
+    for name in ("gated", "mean"):
         for label, logit in by_name[name]["logits"].items():
             assert sum(float(row[f"{name}_{label}"]) for row in rows) == pytest.approx(
                 logit, abs=1e-5

@@ -1,19 +1,31 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.optimize import minimize
 
 from mil.arrays import Floats
-from mil.base_learners import BASE_LEARNERS, head_kind, learner_names, logistic
-from mil.base_learners.joined_bags import joined_bags
-from mil.base_learners.learners import TILE_WISE, BaseLearners
+from mil.base_learners import (
+    BASE_LEARNERS,
+    EARLIER_LEARNERS,
+    head_kind,
+    learner_names,
+    logistic,
+)
+from mil.base_learners.learners import BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
-from mil.base_learners.second_order import covariances, fit_covariance_model, tail_statistics
+from mil.base_learners.second_order import covariance, fit_directions, tail_statistics
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.heads.whitening import Whitening, fit_pca_whitening
+
+EARLIER = Path(__file__).parents[2] / "data" / "base-learners-v5.safetensors"
+"""Base learners of version 5 as they were stored, and what they said of some tiles."""
 
 
 def drawn(
@@ -37,9 +49,7 @@ def fit(
     with torch.inference_mode():
         components = [whitening(bag) for bag in tiles]
     pooled = np.stack([mean_and_extremes(bag) for bag in tiles])
-    learners = BaseLearners.fit(
-        pooled, components, labels, n_classes=n_classes, balanced=True, seed=0
-    )
+    learners = BaseLearners.fit(pooled, components, labels, n_classes=n_classes, balanced=True)
     return learners, whitening
 
 
@@ -112,7 +122,7 @@ def test_contributions_of_tiles_sum_to_the_logits(n_classes: int) -> None:
     for bag in (*list(bags.values())[:3], far):
         logits = dict(zip(BASE_LEARNERS, learners.logits(bag, whitening), strict=True))
         parts = learners.contributions(bag, whitening)
-        assert tuple(parts) == TILE_WISE
+        assert tuple(parts) == ("mean",)
         for name, part in parts.items():
             assert part.shape == (len(bag), n_classes)
             np.testing.assert_allclose(part.sum(axis=0), logits[name], rtol=1e-4, atol=1e-4)
@@ -124,7 +134,7 @@ def test_new_patients_far_off_stay_finite_and_limited() -> None:
     near, far = (
         learners.logits(scale * np.ones((4, 12), np.float32), whitening) for scale in (50, 5000)
     )
-    for name in ("histogram", "extremes", "spread", "projections"):
+    for name in ("projections", "value kernel", "rank kernel"):
         row = BASE_LEARNERS.index(name)
         np.testing.assert_allclose(near[row], far[row], atol=1e-6)
     assert np.isfinite(far).all()
@@ -134,10 +144,10 @@ def test_new_patients_far_off_stay_finite_and_limited() -> None:
     ("change", "constant"),
     [
         ({}, ()),
-        ({"n_tiles": 1}, ("spread", "covariance", "projections")),
+        ({"n_tiles": 1}, ("projections",)),
         ({"dim": 4}, ()),
         ({"dim": 4096, "n": 8}, ()),
-        ({"n": 4, "n_tiles": 1}, ("spread",)),
+        ({"n": 4, "n_tiles": 1}, ("projections",)),
     ],
 )
 def test_unusual_sizes_make_a_smaller_stack(
@@ -161,68 +171,79 @@ def test_equal_embeddings_teach_nothing() -> None:
 def test_a_large_bag_is_pooled_as_a_small_one() -> None:
     rng = np.random.default_rng(0)
     tiles = torch.from_numpy(rng.normal(size=(20_000, 3)).astype(np.float32))
-    codebook = Codebook.fit(tiles[:400], seed=0)
-    assert codebook.centres.shape == (150, 3)
+    codebook = Codebook(centres=tiles[:150], squared_width=0.1)
     whole = codebook.occupancy(tiles).double().mean(dim=0).numpy()
-    np.testing.assert_allclose(codebook.mean_occupancies([tiles])[0], whole, rtol=1e-6)
+    np.testing.assert_allclose(codebook.mean_occupancy(tiles), whole, rtol=1e-6)
     np.testing.assert_allclose(
-        log_spread(covariances([tiles]))[0], np.log(tiles.numpy().std(axis=0) + 0.3), rtol=1e-5
+        log_spread(covariance(tiles)), np.log(tiles.numpy().std(axis=0) + 0.3), rtol=1e-5
     )
 
 
-def test_many_bags_are_pooled_as_each_by_itself() -> None:
-    rng = np.random.default_rng(0)
-    bags = [
-        torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32))
-        for n in (1, 5, 9000, 8000, 150, 60, 1, 300)
-    ]
-    blocks = [own for own, _, _ in joined_bags(bags)]
-    assert blocks == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 8)]
-    codebook = Codebook.fit(bags[2][:400], seed=0)
-    directions = rng.normal(size=(3, 2))
-    occupancy, within = codebook.mean_occupancies(bags), covariances(bags)
-    tails = tail_statistics(bags, directions).reshape(len(bags), 6, 2)
-    for index, bag in enumerate(bags):
-        tiles = bag.double().numpy()
-        centred = tiles - tiles.mean(axis=0)
-        along = np.sort(centred @ directions, axis=0)
-        n_tail = max(1, round(0.1 * len(along)))
-        np.testing.assert_allclose(
-            occupancy[index], codebook.occupancy(bag).double().mean(dim=0), atol=1e-6
-        )
-        np.testing.assert_allclose(within[index], centred.T @ centred / len(tiles), atol=1e-12)
-        expected = [
-            along[-n_tail:].mean(axis=0), along[:n_tail].mean(axis=0), along[-1], along[0],
-            (along**3).mean(axis=0), np.sqrt((along**4).mean(axis=0)),
-        ]  # fmt: skip
-        np.testing.assert_allclose(tails[index], expected, atol=1e-10)
+def earlier() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Whitening]:
+    """Tensors of version 5, what is expected of them, and the whitening of their heads."""
+    tensors = load_file(EARLIER)
+    stored, expected = (
+        {name.removeprefix(of): own for name, own in tensors.items() if name.startswith(of)}
+        for of in ("stored.", "expected.")
+    )
+    whitening = Whitening(4, 3)
+    whitening.load_state_dict({
+        name: expected[f"whitening.{name}"] for name in ("mean", "matrix")
+    })  # fmt: skip
+    return stored, expected, whitening
 
 
 @pytest.mark.parametrize(
     ("n_learners", "later"),
     [
+        (8, ()),
         (7, ("kernel.", "similarity.")),
         (5, ("kernel.", "similarity.", "covariance.", "projections.", "directions")),
     ],
 )
-def test_stacks_of_earlier_versions_are_read_as_they_were(
+def test_stacks_of_earlier_versions_say_what_they_said(
     n_learners: int, later: tuple[str, ...]
 ) -> None:
-    bags, labels = drawn()
-    learners, whitening = fit(bags, labels)
-    older = {
-        name: value
-        for name, value in base_learners_to_tensors(learners).items()
-        if not name.startswith(later)
-    }
-    back = base_learners_from_tensors(older, dim=12, n_components=6, n_classes=2)
-    assert tuple(back.models) == BASE_LEARNERS[:n_learners]
-    np.testing.assert_array_equal(
-        back.logits(bags["p1"], whitening), learners.logits(bags["p1"], whitening)[:n_learners]
+    stored, expected, whitening = earlier()
+    own = {name: value for name, value in stored.items() if not name.startswith(later)}
+    learners = base_learners_from_tensors(own, dim=4, n_components=3, n_classes=3)
+    assert tuple(learners.models) == EARLIER_LEARNERS[:n_learners]
+    tiles = expected["tiles"].numpy()
+    np.testing.assert_allclose(
+        learners.logits(tiles, whitening), expected["logits"][:n_learners], atol=1e-5
     )
-    assert set(back.contributions(bags["p1"], whitening)) == {
-        name for name in TILE_WISE if name in back.models
-    }
+    parts = learners.contributions(tiles, whitening)
+    assert list(parts) == [
+        name
+        for name in ("mean", "mean + logistic", "histogram", "covariance")
+        if name in learners.models
+    ]
+    for name, part in parts.items():
+        np.testing.assert_allclose(part, expected[f"contributions.{name}"], atol=1e-5)
+    again = base_learners_to_tensors(learners)
+    assert set(again) == set(own)
+    assert all(torch.equal(again[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.pop("histogram.bias"),
+        lambda t: t.pop("codebook.squared_width"),
+        lambda t: t.update({"codebook.centres": t["codebook.centres"][:, :2]}),
+        lambda t: t.update({"codebook.centres": t["codebook.centres"][0, 0]}),
+        lambda t: t.update({"codebook.squared_width": torch.tensor(0.0, dtype=torch.float64)}),
+        lambda t: t.update({"extremes.scale": torch.zeros_like(t["extremes.scale"])}),
+        lambda t: t.update({"similarity.width": torch.tensor(0.0, dtype=torch.float64)}),
+    ],
+)
+def test_a_damaged_stack_of_an_earlier_version_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], object],
+) -> None:
+    stored, *_ = earlier()
+    change(stored)
+    with pytest.raises(ValueError, match="base learners: "):
+        base_learners_from_tensors(stored, dim=4, n_components=3, n_classes=3)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -239,10 +260,10 @@ def test_a_stored_stack_gives_the_same_logits(n_classes: int) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("similarity.width", torch.tensor(0.0, dtype=torch.float64), "out of range"),
+        ("rank kernel.width", torch.tensor(0.0, dtype=torch.float64), "out of range"),
         ("similarity.anchors", torch.zeros(24, 36), "not torch.float16"),
         ("similarity.anchors", torch.full((24, 36), torch.inf).half(), "out of range"),
-        ("similarity.anchors", torch.zeros(23, 36).half(), "kernel.centre"),
+        ("similarity.anchors", torch.zeros(23, 36).half(), "value kernel.centre"),
         ("similarity.scale", torch.ones(35).double(), "similarity.scale"),
     ],
 )
@@ -262,14 +283,12 @@ def test_a_few_unlike_tiles_are_found_along_a_direction_of_their_class(n_classes
         tiles = rng.normal(size=(40, 8))
         tiles[:4] += 4 * unlike[:, label] if label else 0
         bags.append(torch.from_numpy(tiles))
-    within = covariances(bags)
-    model, directions = fit_covariance_model(within, labels, n_classes=n_classes, balanced=True)
+    covariances = np.stack([covariance(bag) for bag in bags])
+    directions = fit_directions(covariances, labels, n_classes=n_classes, balanced=True)
     for label in range(1, n_classes):
         along = directions[:, label] / np.linalg.norm(directions[:, label])
         assert abs(along @ unlike[:, label]) > 0.9
-    truth = model.logits(within.reshape(48, -1)).argmax(axis=1)
-    assert (truth == labels).mean() > 0.95
-    tails = tail_statistics(bags, directions)
+    tails = np.stack([tail_statistics(bag, directions) for bag in bags])
     assert tails.shape == (48, 6 * n_classes)
     largest = tails[:, 2 * n_classes + 1]  # the maximum along the direction of class 1
     smallest = -tails[:, 3 * n_classes + 1]
@@ -288,17 +307,17 @@ def test_what_is_stored_is_read_back_and_damage_is_refused() -> None:
     )
     nan = torch.full_like(tensors["mean.bias"], float("nan"))
     damaged = [
-        {name: value for name, value in tensors.items() if name != "spread.bias"},
+        {name: value for name, value in tensors.items() if name != "projections.bias"},
         {name: value for name, value in tensors.items() if name != "directions"},
         tensors | {"directions": tensors["directions"][:, :1]},
         tensors | {"other": nan},
         tensors | {"mean.bias": nan},
         tensors | {"mean.bias": torch.zeros(3, dtype=torch.float64)},
         tensors | {"mean.weights": tensors["mean.weights"].float()},
-        tensors | {"extremes.scale": torch.zeros_like(tensors["extremes.scale"])},
+        tensors | {"projections.scale": torch.zeros_like(tensors["projections.scale"])},
         tensors | {"mean.limit": torch.tensor(-1.0, dtype=torch.float64)},
-        tensors | {"codebook.centres": tensors["codebook.centres"][:, :5]},
-        tensors | {"codebook.squared_width": torch.tensor(0.0, dtype=torch.float64)},
+        {name: value for name, value in tensors.items() if name != "rank kernel.width"},
+        tensors | {"similarity.anchors": tensors["similarity.anchors"][0, 0]},
     ]
     for broken in damaged:
         with pytest.raises(ValueError, match="base learners: "):
