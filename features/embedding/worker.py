@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,17 +180,18 @@ class _WorkerRun:
     def buffers(self, pool: ThreadPoolExecutor) -> Iterator[SlideBuffer[Any]]:
         """Open sources, the next ones while this one is read; runs in the reading thread.
 
-        The tissue of a large slide must not be awaited when several small ones come before it.
+        The tissue of a large slide must not be awaited when several small ones come before it, and
+        it must not keep small ones waiting that are open: the first that is ready comes next.
         The threads that read tiles also open: more threads than cores wait for the interpreter.
         """
         n_ahead = self._worker.config.n_opened_ahead
-        ahead: deque[Future[_OpenSource | None]] = deque()
+        ahead: list[Future[_OpenSource | None]] = []
         for job in self._queue.jobs():
             ahead.append(pool.submit(self._open, job))
             if len(ahead) > n_ahead:
-                yield from self._start(ahead.popleft().result())
+                yield from self._start(_pop_ready(ahead))
         while ahead:
-            yield from self._start(ahead.popleft().result())
+            yield from self._start(_pop_ready(ahead))
 
     def count_tiles(self, n_tiles: int) -> None:
         """Count finished tiles, and report them at intervals."""
@@ -279,3 +280,9 @@ class _WorkerRun:
     def _finish(self, job: Job, result: SlideResult) -> None:
         self._worker.locks.release(job.payload.bag_id)
         self._queue.finish(job, result)
+
+
+def _pop_ready(opening: list[Future[_OpenSource | None]]) -> _OpenSource | None:
+    """Wait for a source that is open, the earliest if there are several, and take it."""
+    wait(opening, return_when=FIRST_COMPLETED)
+    return opening.pop(next(i for i, future in enumerate(opening) if future.done())).result()

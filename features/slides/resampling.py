@@ -20,6 +20,7 @@ from features.slides.base import Level, RgbArray
 __all__ = [
     "AreaAccumulator",
     "cell_edges",
+    "mean_cells",
     "nearest_level",
     "overview_level",
     "resize_area",
@@ -105,6 +106,21 @@ def _halve(pixels: RgbArray) -> RgbArray:
         four += 1 + ((four >> 2) & 1)
         means[..., channel] = four >> 2
     return means
+
+
+def mean_cells(pixels: RgbArray, cell_px: int) -> RgbArray:
+    """Return the means of square cells of ``cell_px`` px, shape (rows, columns, 3), uint8.
+
+    ``pixels`` has shape (height, width, 3), uint8; the last row and column of cells may be cut.
+    """
+    height, width = pixels.shape[:2]
+    if height % cell_px == 0 == width % cell_px:  # four times as fast, with the same result
+        sums = _sum_cells(pixels, cell_px, cell_px).astype(np.float32)
+        sums /= np.float32(cell_px * cell_px)
+        return np.rint(sums, out=sums).astype(np.uint8)
+    means = AreaAccumulator(rows=cell_edges(height, cell_px), columns=cell_edges(width, cell_px))
+    means.add(pixels, x_px=0, y_px=0)
+    return means.mean_image(fill_rgb=(0, 0, 0))
 
 
 class AreaAccumulator:

@@ -53,21 +53,21 @@ class _Transmission:
 
     ``red``, ``green`` and ``blue`` are the shares of the glass's light, ``highest`` and ``lowest``
     the largest and smallest of the three, each of shape (rows, columns), float32; ``foreground``,
-    bool, is where the tile is darker than glass. ``image`` is the tile as Pillow's.
+    bool, is where the tile is darker than glass, in ``n_foreground`` pixels. ``image`` is the tile
+    as Pillow's.
     """
 
     def __init__(self, tile: RgbArray, glass_rgb: tuple[int, int, int]) -> None:
         self.glass_rgb = glass_rgb
         self.image = Image.fromarray(tile)
         # Channel by channel: numpy is several times slower along an axis of three.
-        some = (np.ascontiguousarray(tile[::_STRIDE, ::_STRIDE, i]) for i in range(3))
-        self.red, self.green, self.blue = (
-            levels.astype(np.float32) / max(glass, 1)
-            for levels, glass in zip(some, glass_rgb, strict=True)
-        )
-        self.highest = np.maximum(np.maximum(self.red, self.green), self.blue)
-        self.lowest = np.minimum(np.minimum(self.red, self.green), self.blue)
+        some = np.ascontiguousarray(tile[::_STRIDE, ::_STRIDE].transpose(2, 0, 1))
+        shares = some.astype(np.float32)
+        shares /= np.maximum(np.array(glass_rgb, np.float32), 1)[:, None, None]
+        self.red, self.green, self.blue = shares
+        self.highest, self.lowest = shares.max(axis=0), shares.min(axis=0)
         self.foreground = self.lowest < 1 - _MIN_ABSORPTION
+        self.n_foreground = int(np.count_nonzero(self.foreground))
 
 
 def _share(mask: npt.NDArray[np.bool_]) -> float:
@@ -76,7 +76,9 @@ def _share(mask: npt.NDArray[np.bool_]) -> float:
 
 
 def _is_inked(light: _Transmission) -> bool:
-    inked = (light.green - light.red > 0.12) & (light.lowest < 0.75)
+    inked = light.green - light.red > 0.12
+    if np.count_nonzero(inked):
+        inked &= light.lowest < 0.75
     # Ink over tissue, and dense blue ink, let hardly any red and green light through.
     side_px = min(_BLOCK_PX, *light.image.size)
     blocks = np.asarray(light.image.reduce(side_px), np.float32)
@@ -90,14 +92,17 @@ def _is_inked(light: _Transmission) -> bool:
 
 
 def _is_grey(light: _Transmission) -> bool:
-    colourless = light.foreground & (light.highest - light.lowest < 0.06)
-    n_foreground = int(np.count_nonzero(light.foreground))
-    is_enough = n_foreground > 0.02 * light.foreground.size
-    return is_enough and int(np.count_nonzero(colourless)) > 0.8 * n_foreground
+    if light.n_foreground <= 0.02 * light.foreground.size:
+        return False
+    colourless = light.highest - light.lowest < 0.06
+    if np.count_nonzero(colourless) <= 0.8 * light.n_foreground:
+        return False  # even if all of it is foreground
+    colourless &= light.foreground
+    return int(np.count_nonzero(colourless)) > 0.8 * light.n_foreground
 
 
 def _is_blurred(light: _Transmission) -> bool:
-    if _share(light.foreground) < 0.1:
+    if light.n_foreground / light.foreground.size < 0.1:
         return False
     grey = np.asarray(light.image.convert("L"), np.int16)
     height, width = grey.shape

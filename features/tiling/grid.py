@@ -15,9 +15,18 @@ from features.slides.resampling import nearest_level, resize_area
 from features.slides.resolution import Resolution
 from features.tiling.artifacts import RULES, require_rules
 from features.tiling.tissue import TissueMask
+from features.utils.array_lock import ARRAY_LOCK
 from features.utils.stage_times import STAGE_TIMES
 
-__all__ = ["TileGrid", "TileSettings", "make_tile_grid", "read_tile", "subsample_tiles"]
+__all__ = [
+    "TileGrid",
+    "TileSettings",
+    "TileWindow",
+    "make_tile_grid",
+    "read_tile",
+    "read_window",
+    "subsample_tiles",
+]
 
 _MIN_FRACTION = 1e-6
 
@@ -150,13 +159,39 @@ def _morton_codes(cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return codes
 
 
-def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
-    """Read the pixels of one tile, shape (tile_px, tile_px, 3), uint8.
+@dataclass(frozen=True, eq=False)
+class TileWindow:
+    """Pixels of a level around a tile, shape (height, width, 3), uint8, and its place in them.
 
-    They come from the coarsest level that is fine enough, are cut at the exact, often fractional
-    window and scaled to ``tile_px``: by area averaging where they shrink, bicubic where the slide
-    is coarser than the target. A tile covers the same µm whatever the scanner. Raises TileError if
-    the tile cannot be decoded.
+    ``rows`` and ``columns`` are where the tile starts and ends, in px of the level.
+    """
+
+    pixels: RgbArray
+    rows: tuple[float, float]
+    columns: tuple[float, float]
+    tile_px: int
+
+    def scale(self) -> RgbArray:
+        """Return the tile, shape (tile_px, tile_px, 3), uint8."""
+        height, width = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+        if min(width, height) >= self.tile_px * (1 - 1e-6):
+            return resize_area(
+                self.pixels, rows=self.rows, columns=self.columns, height_px=self.tile_px,
+                width_px=self.tile_px,
+            )  # fmt: skip
+        box = (max(0.0, self.columns[0]), max(0.0, self.rows[0]),
+               min(self.columns[1], self.pixels.shape[1]),
+               min(self.rows[1], self.pixels.shape[0]))  # fmt: skip
+        size = (self.tile_px, self.tile_px)
+        image = Image.fromarray(self.pixels)
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def read_window(slide: Slide, grid: TileGrid, index: int) -> TileWindow:
+    """Read the pixels around one tile, shape (height, width, 3), uint8, not scaled yet.
+
+    They come from the coarsest level that is fine enough. Raises TileError if they cannot be
+    decoded.
     """
     level = nearest_level(
         slide.levels, min(grid.tile_width_px0, grid.tile_height_px0) / grid.tile_px
@@ -173,17 +208,23 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
             width_px=math.ceil(right - 1e-6) - x_px,
             height_px=math.ceil(bottom - 1e-6) - y_px,
         )
-    columns = (left - x_px, right - x_px)
-    rows = (top - y_px, bottom - y_px)
-    with STAGE_TIMES.timed("resample"):
-        if min(right - left, bottom - top) >= grid.tile_px * (1 - 1e-6):
-            return resize_area(
-                pixels, rows=rows, columns=columns, height_px=grid.tile_px, width_px=grid.tile_px
-            )
-        box = (max(0.0, columns[0]), max(0.0, rows[0]),
-               min(columns[1], pixels.shape[1]), min(rows[1], pixels.shape[0]))  # fmt: skip
-        size = (grid.tile_px, grid.tile_px)
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
+    return TileWindow(
+        pixels, rows=(top - y_px, bottom - y_px), columns=(left - x_px, right - x_px),
+        tile_px=grid.tile_px,
+    )  # fmt: skip
+
+
+def read_tile(slide: Slide, grid: TileGrid, index: int) -> RgbArray:
+    """Read the pixels of one tile, shape (tile_px, tile_px, 3), uint8.
+
+    They come from the coarsest level that is fine enough, are cut at the exact, often fractional
+    window and scaled to ``tile_px``: by area averaging where they shrink, bicubic where the slide
+    is coarser than the target. A tile covers the same µm whatever the scanner. Raises TileError if
+    the tile cannot be decoded.
+    """
+    window = read_window(slide, grid, index)
+    with ARRAY_LOCK, STAGE_TIMES.timed("resample"):
+        return window.scale()
 
 
 def _starts(length_px0: int, *, tile_px0: float, pitch_px0: float) -> npt.NDArray[np.int64]:

@@ -15,9 +15,16 @@ from features.slides.base import RgbArray, Slide
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import Resolution, resolve_mpp
 from features.tiling.artifacts import ArtifactDetector, artifact_detector
-from features.tiling.grid import TileGrid, TileSettings, make_tile_grid, read_tile, subsample_tiles
+from features.tiling.grid import (
+    TileGrid,
+    TileSettings,
+    make_tile_grid,
+    read_window,
+    subsample_tiles,
+)
 from features.tiling.lost_areas import fill_lost_areas
 from features.tiling.tissue import TissueMask, TissueSettings, mask_downsample, segment_tissue
+from features.utils.array_lock import ARRAY_LOCK
 from features.utils.stage_times import STAGE_TIMES
 
 __all__ = ["SlideTiles", "open_slide_tiles"]
@@ -57,10 +64,11 @@ class SlideTiles:
         why its pixels cannot be decoded.
         """
         try:
-            tile = read_tile(self.slide, self.grid, index)
+            window = read_window(self.slide, self.grid, index)
         except TileError as error:
             return error
-        with STAGE_TIMES.timed("resample"):
+        with ARRAY_LOCK, STAGE_TIMES.timed("resample"):
+            tile = window.scale()
             return self.detect_artifact(tile) or tile
 
     def read_all(

@@ -126,6 +126,7 @@ class TiffSlide(BlockReader):
             self.stated_mpp, notes = choose_mpp(self._read_mpp(chosen.levels[0]))
             self.warnings += notes
             self._descriptor = os.open(path, os.O_RDONLY)
+            self._n_bytes = os.fstat(self._descriptor).st_size
             self._bits, notes = self._read_bits(chosen.levels[0])
             self.warnings += notes + self._describe_gaps()
             self._check_samples()
@@ -274,12 +275,11 @@ class TiffSlide(BlockReader):
 
     def _describe_gaps(self) -> tuple[str, ...]:
         """Sentences on TIFF tiles that the file does not hold, by level."""
-        n_bytes = os.fstat(self._descriptor).st_size
         texts = []
         for level, grid in enumerate(self._grids):
             counts = grid.byte_counts
             is_cut = [
-                np.asarray(plane.offsets, np.uint64) + plane.byte_counts > n_bytes
+                np.asarray(plane.offsets, np.uint64) + plane.byte_counts > self._n_bytes
                 for plane in grid.planes
             ]
             of_all = f"of {len(counts):,} TIFF tiles of level {level}"
@@ -476,11 +476,13 @@ class TiffSlide(BlockReader):
     ) -> bytes:
         """Bytes of a segment; EOFError or ValueError if they cannot be its pixels."""
         n_bytes, offset = int(plane.byte_counts[index]), plane.offsets[index]
-        n_missing = offset + n_bytes - os.fstat(descriptor).st_size
-        if n_missing > 0:
-            message = f"it ends {n_missing} bytes past the end of the file"
+        end = offset + n_bytes
+        if end > self._n_bytes:  # it may have grown; asked each time, it would slow every segment
+            self._n_bytes = os.fstat(descriptor).st_size
+        stream = os.pread(descriptor, n_bytes, offset) if end <= self._n_bytes else b""
+        if len(stream) < n_bytes:
+            message = f"it ends {end - os.fstat(descriptor).st_size} bytes past the end of the file"
             raise EOFError(message)
-        stream = os.pread(descriptor, n_bytes, offset)
         if plane.raw is not None:
             block_bytes = plane.raw.row_bytes * grid.block_height_px
             if n_bytes > block_bytes + _PADDING_BYTES:

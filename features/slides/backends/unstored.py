@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from features.errors import TileError
 from features.slides.base import RgbArray
-from features.slides.resampling import AreaAccumulator, cell_edges
+from features.slides.resampling import mean_cells
 
 __all__ = ["PLAIN_RANGE", "UnstoredBlocks", "plain_colour"]
 
@@ -38,9 +38,7 @@ def plain_colour(pixels: RgbArray) -> npt.NDArray[np.float64] | None:
     """
     height, width = pixels.shape[:2]
     cell = max(1, min(height, width) // 8)
-    means = AreaAccumulator(rows=cell_edges(height, cell), columns=cell_edges(width, cell))
-    means.add(pixels, x_px=0, y_px=0)
-    cells = means.mean_image(fill_rgb=(0, 0, 0)).reshape(-1, 3).astype(np.float64)
+    cells = mean_cells(pixels, cell).reshape(-1, 3).astype(np.float64)
     if np.ptp(cells, axis=0).max() > PLAIN_RANGE:
         return None
     return np.asarray(cells.mean(axis=0))

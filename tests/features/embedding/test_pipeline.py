@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from uuid import uuid4
 
 import fsspec
@@ -19,6 +21,7 @@ from features.embedding import finished, pipeline
 from features.embedding.config import EmbedConfig, config_from_fingerprint
 from features.embedding.pipeline import NoProgress, embed_slide, embed_slides
 from features.embedding.results import SlideResult
+from features.embedding.sources import SlideSource
 from features.encoders.base import AsyncResult, Encoder
 from features.encoders.encoder import TimmEncoder
 from features.errors import BagError, SlideError, TableError
@@ -27,6 +30,7 @@ from features.slides.manifest import read_mpp_table, read_slide_table
 from features.slides.search import find_slides
 from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
+from features.tiling.slide_tiles import SlideTiles
 from features.tiling.tissue import TissueSettings
 from features.utils.paths import parse_url
 from features.utils.stage_times import StageTimes
@@ -149,6 +153,30 @@ def test_work_begins_before_the_bags_that_are_there_are_opened(
     assert {path.stem for path in opened} >= {f"finished{number:02d}" for number in range(40)}
     assert [o.slide_id for o in results] == sorted(path.stem for path in slides.iterdir())
     assert sum(o.status == "skipped" for o in results) == 40
+
+
+def test_a_slide_that_is_open_is_not_kept_waiting_by_one_that_opens_slowly(
+    slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_begun = Event()
+    open_source = SlideSource.open
+
+    def open_slowly(source: SlideSource) -> AbstractContextManager[SlideTiles]:
+        if source.bag_id == "s0":
+            assert other_begun.wait(timeout=30)
+        return open_source(source)
+
+    class Watching(NoProgress):
+        def slide_started(self, slide_id: str, n_tiles: int) -> None:
+            if slide_id == "s1":
+                other_begun.set()
+
+    monkeypatch.setattr(SlideSource, "open", open_slowly)
+    paths = [slides / f"{name}.tif" for name in ("s0", "s1")]
+    results = embed_slides(
+        paths, tmp_path / "bags", replace(SETTINGS, encoder=encoder), progress=Watching()
+    )
+    assert [result.status for result in results] == ["done", "done"]
 
 
 def test_one_bag_of_other_settings_among_many_stops_the_run(

@@ -133,6 +133,22 @@ def test_a_tile_that_ends_past_the_end_is_lost_alone(tmp_path: Path) -> None:
     assert read_all(path) == [True] * 5 + [False]
 
 
+def test_a_tile_is_lost_while_the_open_file_is_shorter_and_comes_back_with_it(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "slide.tif")
+    last = tag_of(path, "TileOffsets").value[-1]
+    data = path.read_bytes()
+    with closing(open_slide(path)) as slide:
+        os.truncate(path, last + 10)
+        with pytest.raises(TileError, match="past the end of the file"):
+            slide.read(level=0, x_px=256, y_px=128, width_px=128, height_px=128)
+        with path.open("r+b") as file:
+            file.write(data)
+        found = slide.read(level=0, x_px=256, y_px=128, width_px=128, height_px=128)
+    np.testing.assert_array_equal(found, PIXELS[128:, 256:])
+
+
 @pytest.mark.parametrize("changes", [{"length": 2**32 - 1}, {"offset": 2**32 - 1}], ids=str)
 def test_for_a_tile_past_the_end_no_memory_is_asked_for(
     tmp_path: Path, changes: dict[str, int]

@@ -18,7 +18,13 @@ from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Level
-from features.slides.resampling import AreaAccumulator, cell_edges, nearest_level, resize_area
+from features.slides.resampling import (
+    AreaAccumulator,
+    cell_edges,
+    mean_cells,
+    nearest_level,
+    resize_area,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
 STEEP = np.add.outer(np.arange(382) * 0.4, np.arange(509) * 0.2)
@@ -194,3 +200,13 @@ def test_the_coarsest_level_that_is_fine_enough_is_nearest() -> None:
     levels = [Level(width_px=9, height_px=9, downsample=d) for d in (1.0, 4.02, 16.0)]
     asked = {0.5: 0, 1: 0, 3.9: 0, 4: 1, 15: 1, 16: 2, 99: 2}
     assert {downsample: nearest_level(levels, downsample) for downsample in asked} == asked
+
+
+@pytest.mark.parametrize(("height", "width", "cell_px"), [(64, 96, 8), (60, 66, 6), (61, 70, 7)])
+def test_means_of_square_cells_are_those_of_the_accumulator(
+    height: int, width: int, cell_px: int
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    means = AreaAccumulator(rows=cell_edges(height, cell_px), columns=cell_edges(width, cell_px))
+    means.add(pixels, x_px=0, y_px=0)
+    np.testing.assert_array_equal(mean_cells(pixels, cell_px), means.mean_image(fill_rgb=(0, 0, 0)))
