@@ -126,7 +126,7 @@ def find_glass(smooth: RgbArray) -> Glass:
     """
     red, green = smooth[..., 0].astype(np.int16), smooth[..., 1].astype(np.int16)
     is_flat = (green >= _MIN_GREEN) & (red - green <= _MAX_REDNESS) & _is_flat(smooth)
-    is_flat &= smooth.min(axis=2) >= _LEAST_OF_BRIGHTEST * smooth.max(axis=2)
+    is_flat &= lowest(smooth) >= _LEAST_OF_BRIGHTEST * highest(smooth)
     rgb = _brightest_flat_colour(smooth, is_flat)
     if rgb is None:
         nothing = np.zeros(is_flat.shape, bool)
@@ -223,18 +223,20 @@ def _brightest_flat_colour(pixels: RgbArray, is_flat: Bools) -> Floats | None:
             break
         at = top
     centre = 8.0 * at + 7.5
+    channels = np.ascontiguousarray(flat.T)
     for reach in (12, 8, 6, 6):
         near = np.ones(len(flat), bool)
-        for channel in range(3):
-            near &= np.abs(flat[:, channel] - centre[channel]) <= reach
+        for levels, middle in zip(channels, centre.tolist(), strict=True):
+            near &= levels >= math.ceil(middle - reach)
+            near &= levels <= math.floor(middle + reach)
         if near.any():
-            centre = np.median(flat[near], axis=0)
+            centre = np.array([np.median(levels[near]) for levels in channels])
     return np.asarray(centre, np.float32)
 
 
 def _count_colours(colours: RgbArray) -> npt.NDArray[np.int64]:
-    coarse = (colours >> 3).astype(np.int64)
-    keys = (coarse[:, 0] << 10) | (coarse[:, 1] << 5) | coarse[:, 2]
+    red, green, blue = ((colours[:, channel] >> 3).astype(np.uint16) for channel in range(3))
+    keys = (red << 10) | (green << 5) | blue
     counts = np.bincount(keys, minlength=1 << 15).reshape(32, 32, 32)
     return np.asarray(
         ndimage.convolve(counts, np.ones((2, 2, 2), np.int64), mode="constant", origin=-1)
