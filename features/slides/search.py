@@ -11,6 +11,7 @@ from pathlib import Path
 
 from features.errors import SlideError
 from features.slides.dicom_series import SPLIT_SERIES, group_dicom_files, is_dicom
+from features.utils.file_kinds import BFCONVERT
 from features.utils.files import is_zarr_folder, path_exists
 from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
 
@@ -210,7 +211,10 @@ def _suffix_of(name: str) -> str:
 def _passed_over(suffix: str) -> PassedOver:
     """Why a file of this suffix is not read."""
     if suffix in _BY_BIO_FORMATS:
-        how = f"no reader for {suffix}, convert to OME-TIFF with bfconvert of Bio-Formats"
+        how = (
+            f"no reader for {suffix}, convert to OME-TIFF with bfconvert of Bio-Formats, "
+            f"{BFCONVERT}"
+        )
     elif suffix in _BY_VENDOR:
         how = f"no reader for {suffix}, export as TIFF with the vendor's software"
     elif suffix in _PICTURES:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["START_BYTES", "find_foreign_kind"]
+__all__ = ["BFCONVERT", "START_BYTES", "find_foreign_kind"]
+
+BFCONVERT = "bfconvert -noflat -bigtiff -compression LZW -tilex 512 -tiley 512 IN OUT.ome.tiff"
+"""Command of Bio-Formats that makes an OME-TIFF in tiles of 512 px and keeps the pyramid."""
 
 START_BYTES = 4096
 """Number of first bytes by which a file is known."""

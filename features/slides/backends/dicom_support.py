@@ -7,6 +7,7 @@ from typing import Any
 
 from features.errors import UnsupportedFormatError
 from features.slides.backends.dicom_frames import DicomInstance
+from features.utils.file_kinds import BFCONVERT
 from features.utils.image_headers import jpeg2000_transforms_colours, jpeg_stores_rgb
 
 __all__ = ["check_colours_and_planes", "check_format"]
@@ -21,7 +22,7 @@ _COLOURS = {
 }
 """Values of PhotometricInterpretation that OpenSlide reads, by TransferSyntaxUID."""
 _EXPECTED = "RGB of 8 bit in JPEG, in JPEG 2000 or uncompressed, in one plane"
-_CONVERT = "Convert it to OME-TIFF with bfconvert of Bio-Formats."
+_CONVERT = f"Convert it to OME-TIFF with bfconvert of Bio-Formats: {BFCONVERT}"
 _ONE_PLANE = "Export one focal plane of one optical path."
 _COMPANIONS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
 
