@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from cli.console import stderr
 from cli.options import EngineName
 
 if TYPE_CHECKING:
@@ -163,12 +164,20 @@ def require_ray_for_address(engine: EngineName, address: str | None) -> None:
 def resolve_mpp_table(
     slides: list[Path], *, slide_mpp: float | None, mpp_table: Path | None
 ) -> dict[str, float]:
-    """Return µm per level-0 px by slide id, as far as options state it."""
+    """Return µm per level-0 px by slide id, as far as options state it.
+
+    Warn of a row whose id is another spelling of that of a slide without a row.
+    """
     from features.slides.manifest import read_mpp_table
     from features.slides.reader import slide_id_of
+    from features.utils.text import spelling_hint
 
     if mpp_table is not None:
-        return read_mpp_table(mpp_table)
+        stated = read_mpp_table(mpp_table)
+        slide_ids = {slide_id_of(path) for path in slides}
+        if hint := spelling_hint(sorted(stated.keys() - slide_ids), slide_ids - stated.keys()):
+            stderr.print(f"warning: {mpp_table}, a row of no slide: {hint}", style="yellow")
+        return stated
     return {slide_id_of(path): slide_mpp for path in slides} if slide_mpp is not None else {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -15,6 +16,9 @@ from features.utils.paths import parse_url
 from features.utils.tables import find_column, read_table
 
 __all__ = ["check_unique_ids", "match_files", "read_mpp_table", "read_slide_table"]
+
+
+_DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 
 def read_mpp_table(path: Path) -> dict[str, float]:
@@ -42,7 +46,9 @@ def read_mpp_table(path: Path) -> dict[str, float]:
             f"{path}, row {row}",
             actual=f"mpp {text!r}",
             expected="a number of µm per pixel, above 0",
-            hint="Write it with a decimal point, such as 0.25." if "," in text else "",
+            hint="Write it with a decimal point, such as 0.25."
+            if _DECIMAL_COMMA.fullmatch(text)
+            else "Write one number without a unit, such as 0.25 for a 40x scan.",
         )
     return values
 

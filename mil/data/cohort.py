@@ -342,10 +342,17 @@ def match_ids(
 
     ``names`` are those of columns of ids, the first that the table has is taken: ``patient_id``
     for ids of ``patients``, or others for those of ``slides``, which lose their suffixes. Raises
-    TableError if it has none.
+    TableError if it has none, or a row has no id.
     """
     column = find_column(table, names, where=where, what="ids of patients or slides")
     ids = table[column].map(_one_form)
+    if (ids == "").any():
+        raise TableError(
+            f"{where}, row {ids.index[ids == ''][0] + 2}",
+            actual=f"no {column}",
+            expected="an id in every row",
+            hint="Fill it in or delete the row.",
+        )
     if column_key(column) == "patient_id":
         return ids, {name: name for name in cohort.patient_ids}, "patients"
     return ids.map(without_suffix), cohort.patient_of_slide(), "slides"

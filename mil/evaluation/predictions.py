@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from features.utils.tables import column_key, read_table
-from features.utils.text import spelling_hint
+from features.utils.tables import column_key, list_columns, read_table
+from features.utils.text import is_missing_word, pluralize, spelling_hint
 from mil.arrays import Floats
-from mil.data.cohort import Cohort, match_ids
+from mil.data.cohort import Cohort, match_ids, without_suffix
 from mil.errors import PredictionsError
 
 __all__ = [
@@ -93,6 +94,10 @@ def read_predictions(
     """
     table = read_table(path)
     ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path)
+    wanted = ids.isin(list(patient_of)) | (not is_part)
+    table, ids = table[wanted], ids[wanted]
+    if table.empty:
+        check_same_ids(path, ids, cohort, set(patient_of), what=nouns)
     other_classes: tuple[str, ...] = ()
     sums = np.ones(1)
     if class_name is None:
@@ -101,13 +106,8 @@ def read_predictions(
         values, sums = _rescale_rows(path, table, stated), stated.sum(axis=1)
     else:
         values = _read_pair(path, table, cohort, class_name)
-    wanted = ids.isin(list(patient_of)) | (not is_part)
-    check_same_ids(
-        path, ids[wanted], cohort, set(patient_of),
-        what=nouns,
-    )  # fmt: skip
-    patients = ids[wanted].map(patient_of).to_numpy()
-    means = pd.DataFrame(values[wanted.to_numpy()]).groupby(patients).mean()
+    check_same_ids(path, ids, cohort, set(patient_of), what=nouns)
+    means = pd.DataFrame(values).groupby(ids.map(patient_of).to_numpy()).mean()
     return Predictions(
         proba=np.asarray(means.loc[list(cohort.patient_ids)].to_numpy(), np.float64),
         other_classes=other_classes,
@@ -179,9 +179,10 @@ def _find_classes(
     if absent := [name for name in cohort.classes if name not in table]:
         raise PredictionsError(
             path,
-            actual=f"no column {absent[0]!r} among {', '.join(table.columns)}",
+            actual=f"no column {absent[0]!r} among {list_columns(table)}",
             expected=f"one column per class: {', '.join(cohort.classes)}",
             hint=spelling_hint(table.columns, absent)
+            or _longer_name_hint(table.columns, absent[0])
             or "If one column holds the probability of a single class, name it with --class.",
         )
     known = [n for n in known_classes if n in table and n not in cohort.classes]
@@ -211,6 +212,14 @@ def _find_classes(
         )
     others = (*known, *found)
     return (*cohort.classes, *others), others
+
+
+def _longer_name_hint(columns: Iterable[str], class_name: str) -> str:
+    """Return which column, such as ``prob_CE``, may be that of a class; empty if none is."""
+    near = next(
+        (name for name in columns if re.search(rf"[_\W]{re.escape(class_name)}$", name)), ""
+    )
+    return f"If {near!r} holds its probability, rename it to {class_name!r}." if near else ""
 
 
 def _as_probabilities(column: pd.Series[str]) -> Floats | None:
@@ -308,26 +317,39 @@ def read_probabilities(path: Path, table: pd.DataFrame, names: Sequence[str]) ->
             f"{path}, row {table.index[row] + 2}",
             actual=f"{names[column]} is {text!r}",
             expected="a probability, from 0 to 1",
-            hint=_probability_hint(text),
+            hint=_probability_hint(text, values),
         )
     return np.asarray(np.minimum(values, 1), np.float64)
 
 
-def _unknown_hint(ids: pd.Series[str], known: Collection[str]) -> str:
+def _unknown_hint(ids: pd.Series[str], cohort: Cohort, known: Collection[str]) -> str:
     """Return how to score the rows whose ids are known, if there are any."""
     if set(ids).isdisjoint(known):
+        slides = {slide for patient in cohort.patients for slide in patient.slide_ids}
+        if not set(ids.map(without_suffix)).isdisjoint(slides - set(known)):
+            return "They are ids of slides: name their column 'slide_id'."
+        if not set(ids).isdisjoint(set(cohort.patient_ids) - set(known)):
+            return "They are ids of patients: name their column 'patient_id'."
         return (
             f"No id is in both: name them as the labels do, such as {_abbreviate(sorted(known))}."
         )
     return "To score only those with labels, give the table of labels with --patients too."
 
 
-def _probability_hint(text: str) -> str:
-    """Return what to do about a text that is no probability; empty where it is obvious."""
+def _probability_hint(text: str, values: Floats) -> str:
+    """Return what to do about a text that is no probability, among ``values``, (rows, columns)."""
     if "," in text:
         return "Write it with a decimal point, such as 0.61."
+    if (values < 0).any():
+        return "If these are logits, turn each row into probabilities by the softmax."
     number = pd.to_numeric(text.strip().removesuffix("%"), errors="coerce")
-    return "Divide percentages by 100." if 1 < number <= 100 or "%" in text else ""
+    if 1 < number <= 100 or "%" in text:
+        return "Divide percentages by 100."
+    if is_missing_word(text):
+        return (
+            "To leave its patient out, delete the row; 'mil score' takes the others by --patients."
+        )
+    return "" if np.isfinite(values).any() else "Scores need probabilities, not predicted classes."
 
 
 def _rescale_rows(path: Path, table: pd.DataFrame, values: Floats) -> Floats:
@@ -356,16 +378,18 @@ def check_same_ids(
     if duplicates := sorted(ids[ids.duplicated()]):
         raise PredictionsError(
             path,
-            actual=f"{len(duplicates)} {what} more than once ({_abbreviate(duplicates)})",
+            actual=f"{pluralize(len(set(duplicates)), what)} more than once "
+            f"({_abbreviate(list(dict.fromkeys(duplicates)))})",
             expected="one row each",
+            hint="Delete all rows of each but one.",
         )
     if unknown := sorted(set(ids) - known):
         raise PredictionsError(
             path,
-            actual=f"{len(unknown)} {what} that {cohort.path} does not have "
+            actual=f"{pluralize(len(unknown), what)} that {cohort.path} does not have "
             f"({_abbreviate(unknown)})",
             expected="predictions and labels of the same patients",
-            hint=spelling_hint(unknown, known - set(ids)) or _unknown_hint(ids, known),
+            hint=spelling_hint(unknown, known - set(ids)) or _unknown_hint(ids, cohort, known),
         )
     if missing := sorted(known - set(ids)):
         raise PredictionsError(

@@ -64,10 +64,11 @@ def read_label_predictions(path: Path, table: LabelTable, *, is_part: bool = Fal
         for name in table.names
     }
     rows = rows.rename(columns=spellings)
-    values = read_probabilities(path, rows, table.names)
     patient_ids = table.patients.patient_ids
-    wanted = ids[ids.isin(patient_ids)] if is_part else ids
-    check_same_ids(path, wanted, table.patients, set(patient_ids), what="patients")
+    if is_part:
+        rows, ids = rows[ids.isin(patient_ids)], ids[ids.isin(patient_ids)]
+    check_same_ids(path, ids, table.patients, set(patient_ids), what="patients")
+    values = read_probabilities(path, rows, table.names)
     row_of = {name: row for row, name in enumerate(ids)}
     return np.asarray(values[[row_of[name] for name in patient_ids]], np.float64)
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from features.bags.h5 import read_bag, write_bag
 from tests.cli.running import mil, mil_ok
-from tests.studies import write_judged_run
+from tests.fakes import make_bag
+from tests.studies import train_on, write_encoded_cohort, write_judged_run
 
 
 def test_a_page_and_json_show_the_better_run(
@@ -53,3 +56,29 @@ def test_a_missing_run_is_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_runs_on_odd_bags_are_compared_on_the_patients_that_both_have(tmp_path: Path) -> None:
+    encoders = {"one": 1.0, "other": 1.0}
+    table = write_encoded_cohort(tmp_path, "train", n_patients=20, encoders=encoders)
+    train_on(tmp_path, table, "one")
+    bags = tmp_path / "bags" / "other"
+    for slide_id in ("000_0", "001_0"):  # the first is empty, the second is lost
+        meta = read_bag(bags / f"{slide_id}.h5").meta
+        empty = make_bag(slide_id, n_tiles=0, dim=meta.fingerprint.dim)
+        write_bag(bags / f"{slide_id}.h5", replace(empty, meta=replace(
+            empty.meta, fingerprint=meta.fingerprint)))  # fmt: skip
+    (bags / "001_0.h5").unlink()
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    train_on(tmp_path, table, "other")
+    runs = [tmp_path / "runs" / name for name in encoders]
+    out = ["--out", tmp_path / "compare.html"]
+    data = json.loads(mil_ok("compare", *runs, *out, "--json").stdout)
+    assert data["n_patients"] == 18
+    assert [model["n_patients_not_shared"] for model in data["models"]] == [2, 0]
+    assert "18 shared patients" in mil_ok("compare", *runs, *out).output
+    for wrong in (bags, bags / "002_0.h5"):
+        result = mil("compare", runs[0], wrong, *out)
+        assert result.exit_code == 1
+        assert len(result.output.strip().splitlines()) == 1

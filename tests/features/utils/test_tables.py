@@ -230,3 +230,13 @@ def test_records_are_written_as_a_table_is(first: str, tmp_path: Path) -> None:
     assert written["id"].tolist() == [first, "b", "+c"]
     if first == "a":
         assert (tmp_path / "records.csv").read_bytes() == (tmp_path / "table.csv").read_bytes()
+
+
+@pytest.mark.parametrize("cell", ['"{""x"":0.25,""y"":0.25}"', '"[0.25, 0.25]"', "0.25 µm", "40x"])
+def test_a_resolution_that_is_not_one_number_gets_no_advice_on_commas(
+    tmp_path: Path, cell: str
+) -> None:
+    path = tmp_path / "mpp.csv"
+    path.write_text(f"slide_id,mpp\na,{cell}\n", encoding="utf-8")
+    with pytest.raises(TableError, match=r"row 2: mpp .* Write one number without a unit"):
+        read_mpp_table(path)

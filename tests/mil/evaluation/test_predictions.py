@@ -127,8 +127,8 @@ def test_files_with_different_other_classes_get_the_same_columns() -> None:
         (["patient_id,predictions", "049194,.5"], "XX", "no such class.*expected CE or LAA"),
         (["patient,CE,LAA", "049194,.5,.5"], None, "Did you mean 'patient'"),
         (["patient_id,CE,LAA", *FULL[:2]], None, r"no row for 1 of 3 patients \(p3\)"),
-        (["patient_id,CE,LAA", *FULL, "p9,.5,.5"], None, r"1 patients that train.csv does not"),
-        (["patient_id,CE,LAA", *FULL, FULL[0]], None, r"1 patients more than once \(049194\)"),
+        (["patient_id,CE,LAA", *FULL, "p9,.5,.5"], None, r"1 patient that train.csv does not"),
+        (["patient_id,CE,LAA", *FULL, FULL[0]], None, r"1 patient more than once \(049194\)"),
         (["patient_id,CE,LAA", *FULL[:2], "p3,x,.5"], None, "row 4: CE is 'x'"),
         (["patient_id,CE,LAA", *FULL[:2], "p3,nan,.5"], None, "row 4: CE is 'nan'"),
         (["patient_id,CE,LAA", *FULL[:2], "p3,-1,.5"], None, "row 4: CE is '-1'"),
@@ -171,3 +171,49 @@ def test_a_decimal_comma_is_told_with_its_row(tmp_path: Path) -> None:
         PredictionsError, match=r"row 2: CE is '0,61'.*decimal point, such as 0\.61"
     ):
         read(tmp_path, "patient_id;CE;LAA", "p3;0,61;0,39")
+
+
+def test_what_a_file_says_of_others_does_not_matter_for_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "patient_id,CE,LAA\n049194,.9,.1\n588e11,.2,.8\np3,.6,.4\nzzz,nan,\nTotal,4,4\n"
+    )
+    read_part = read_predictions(path, COHORT, class_name=None, is_part=True)
+    np.testing.assert_allclose(read_part.proba[:, 1], [0.1, 0.8, 0.4])
+    path.write_text("patient_id,CE,LAA\nzzz,nan,\n")
+    with pytest.raises(PredictionsError, match="no row for 3 of 3 patients"):
+        read_predictions(path, COHORT, class_name=None, is_part=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ["patient_id,CE,LAA", ",.9,.1", "p3,1,0"],
+            "row 2: no patient_id; .* Fill it in or delete",
+        ),
+        (["patient_id,CE,LAA", "p3,nan,nan"], "row 2: CE is 'nan'.* delete the row; 'mil score'"),
+        (["patient_id,CE,LAA", "p3,1.5,-2"], "row 2: CE is '1.5'.* logits.* softmax"),
+        (["patient_id,CE,LAA", "p3,88.2,11.8"], "row 2: CE is '88.2'.* Divide percentages by 100"),
+        (["patient_id,prob_CE,prob_LAA", "p3,1,0"], "If 'prob_CE' holds its .* rename it to 'CE'"),
+        (
+            ["patient_id,CE,LAA", "a,1,0", "b.svs,1,0"],
+            "2 patients that .* name their column 'slide",
+        ),
+        (["slide_id,CE,LAA", "p3,1,0"], "1 slide that .* name their column 'patient_id'"),
+        (
+            ["patient_id,CE,LAA", "p3,1,0", "p3,1,0", "p3,1,0"],
+            r"1 patient more than once \(p3\).*Del",
+        ),
+    ],
+)
+def test_what_to_do_is_said(tmp_path: Path, rows: list[str], message: str) -> None:
+    others = ["049194,.9,.1", "588e11,.2,.8"] if any(row.startswith("p3") for row in rows) else []
+    with pytest.raises((PredictionsError, TableError), match=message):
+        read(tmp_path, *rows, *(others if "slide_id" not in rows[0] else []))
+
+
+def test_predicted_classes_are_no_probabilities(tmp_path: Path) -> None:
+    rows = ["patient_id,prediction", "049194,CE", "588e11,LAA", "p3,CE"]
+    with pytest.raises(PredictionsError, match="Scores need probabilities, not predicted classes"):
+        read(tmp_path, *rows, class_name="LAA")
