@@ -11,7 +11,7 @@ from PIL import Image
 from features.errors import TileError
 from features.slides.base import RgbArray
 from features.slides.pixels import OTHER_COLOURS, hides_picture, is_cut_jpeg, to_rgb
-from features.slides.zeroed import ZEROED, is_zeroed_jpeg
+from features.slides.zeroed import ZEROED, is_zeroed_picture
 
 __all__ = ["IMAGE_SUFFIXES", "letterbox", "read_image"]
 
@@ -38,10 +38,12 @@ def read_image(path: Path) -> RgbArray:
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(path, image)
             pixels = _as_rgb(path, image)
-            is_jpeg = image.format in {"JPEG", "MPO"}
-        actual = "a JPEG whose data end early" if is_jpeg and is_cut_jpeg(pixels) else ""
-        if is_jpeg and is_zeroed_jpeg(path.read_bytes()):
-            actual = f"a JPEG: {ZEROED}"
+            kind = image.format
+        actual = ""
+        if is_zeroed_picture(path.read_bytes()):
+            actual = f"a {kind}: {ZEROED}"
+        elif kind in {"JPEG", "MPO"} and is_cut_jpeg(pixels):
+            actual = "a JPEG whose data end early"
     except TileError:
         raise
     except Exception as error:  # Pillow raises errors of many types on damaged files.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from features.utils.image_headers import jpeg_scan
 
-__all__ = ["ZEROED", "RawPixels", "has_zeroed_data", "is_zeroed_jpeg"]
+__all__ = ["ZEROED", "RawPixels", "has_zeroed_data", "is_zeroed_jpeg", "is_zeroed_picture"]
 
 ZEROED = "its data were overwritten by zeros, as by an interrupted copy"
 """What is wrong with such a block, for messages."""
@@ -43,6 +43,18 @@ def is_zeroed_jpeg(stream: bytes, *, tables: bytes = b"") -> bool:
     if end < 0:
         return stream.endswith(_TAIL)
     return not is_flat and stream.find(_RUN, start, end) >= 0
+
+
+def is_zeroed_picture(file: bytes) -> bool:
+    """Return whether zeros lie among the coded pixels of a file of JPEG or lossy WebP.
+
+    Others have checksums (PNG), or may hold zeros; chunks around the pixels are not looked at.
+    """
+    if file.startswith(b"\xff\xd8"):
+        return is_zeroed_jpeg(file)
+    start = file.find(b"VP8 ") if file.startswith(b"RIFF") else -1
+    n_bytes = int.from_bytes(file[start + 4 : start + 8], "little")
+    return start >= 0 and file.find(_RUN, start + 8, start + 8 + n_bytes) >= 0
 
 
 def has_zeroed_data(stream: bytes) -> bool:

@@ -19,7 +19,7 @@ from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import OTHER_COLOURS, hides_picture, is_cut_jpeg, to_rgb
 from features.slides.resampling import thumbnail_accumulator
 from features.slides.resolution import choose_mpp
-from features.slides.zeroed import ZEROED, is_zeroed_jpeg
+from features.slides.zeroed import ZEROED, is_zeroed_picture
 
 __all__ = ["ImageSlide"]
 
@@ -73,12 +73,12 @@ class ImageSlide(RegionReader):
         out[:] = self._pixels[y_px : y_px + height, x_px : x_px + width]
 
     def _check_end(self, image: Image.Image) -> None:
-        """Raise an error for a JPEG that was cut or overwritten, which Pillow does not notice."""
-        if image.format not in {"JPEG", "MPO"}:
-            return
-        actual = "a JPEG whose data end early" if is_cut_jpeg(self._pixels) else ""
-        if is_zeroed_jpeg(self.path.read_bytes()):
-            actual = f"a JPEG: {ZEROED}"
+        """Raise an error for pixels that were cut or overwritten, which Pillow does not notice."""
+        actual = ""
+        if is_zeroed_picture(self.path.read_bytes()):
+            actual = f"a {image.format}: {ZEROED}"
+        elif image.format in {"JPEG", "MPO"} and is_cut_jpeg(self._pixels):
+            actual = "a JPEG whose data end early"
         if actual:
             raise SlideError(self.path, actual=actual, expected="a whole image",
                              hint="Copy it again.")  # fmt: skip
@@ -93,6 +93,11 @@ class ImageSlide(RegionReader):
                 expected=f"at most {_MAX_PX:,} px",
                 hint="Convert it to a tiled TIFF.",
             )
+        if image.mode == "1":
+            raise UnsupportedFormatError(
+                self.path, actual="pixels of 1 bit, black and white", expected="grey or RGB",
+                hint="Export the slide in colours.",
+            )  # fmt: skip
         if image.mode in OTHER_COLOURS:
             raise UnsupportedFormatError(
                 self.path, actual=f"colours as {image.mode}", expected="grey or RGB",

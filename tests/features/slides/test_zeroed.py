@@ -14,7 +14,7 @@ import tifffile
 import zarr
 from PIL import Image
 
-from features.errors import SlideError, TileError
+from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.series.images import read_image
 from features.slides.reader import open_slide
 from features.slides.zeroed import is_zeroed_jpeg
@@ -108,16 +108,24 @@ def test_jpegs_of_wide_glass_are_no_damage(options: dict[str, Any]) -> None:
     assert not is_zeroed_jpeg(stream.getvalue() + bytes(1000))
 
 
-def test_pictures_in_which_zeros_lie_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "s.jpg"
+@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("webp", "WEBP")])
+def test_pictures_in_which_zeros_lie_are_refused(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"s.{suffix}"
     Image.fromarray(PIXELS).save(path)
+    assert read_image(path).shape == PIXELS.shape
     data = path.read_bytes()
     middle = len(data) // 2
     path.write_bytes(data[:middle] + bytes(512) + data[middle + 512 :])
-    with pytest.raises(SlideError, match="a JPEG: its data were overwritten by zeros"):
+    with pytest.raises(SlideError, match=f"a {kind}: its data were overwritten by zeros"):
         open_slide(path)
-    with pytest.raises(TileError, match="a JPEG: its data were overwritten by zeros"):
+    with pytest.raises(TileError, match=f"a {kind}: its data were overwritten by zeros"):
         read_image(path)
+
+
+def test_a_picture_of_one_bit_is_no_slide(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).convert("1").save(tmp_path / "s.png")
+    with pytest.raises(UnsupportedFormatError, match="pixels of 1 bit"):
+        open_slide(tmp_path / "s.png")
 
 
 @pytest.mark.parametrize(
