@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from features.utils.image_headers import jpeg_scan
 
-__all__ = ["ZEROED", "RawPixels", "has_zeroed_data", "is_zeroed_jpeg", "is_zeroed_picture"]
+__all__ = [
+    "ZEROED", "RawPixels", "has_zeroed_data", "hole_warning", "is_zeroed_jpeg", "is_zeroed_picture",
+]  # fmt: skip
 
 ZEROED = "its data were overwritten by zeros, as by an interrupted copy"
 """What is wrong with such a block, for messages."""
@@ -31,6 +34,30 @@ _SECTOR_BYTES = 512
 _DARK = 32
 """Largest byte that noise and compression leave in the pixels beside black fill."""
 _READ_BYTES = 1 << 16
+
+
+def hole_warning(path: Path) -> tuple[str, ...]:
+    """Return a warning if a part of a file was never written, so that it reads as zeros.
+
+    Its size is in bytes. Systems that keep no account of it give none.
+    """
+    with path.open("rb") as file:
+        n_bytes = path.stat().st_size
+        try:
+            start = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
+        except (AttributeError, OSError):  # not every system and disk can tell
+            return ()
+        if start >= n_bytes:
+            return ()
+        try:
+            end = os.lseek(file.fileno(), start, os.SEEK_DATA)
+        except OSError:  # no data follow
+            end = n_bytes
+    text = (
+        f"{end - start:,} bytes from byte {start:,} on were never written, as by an interrupted "
+        "copy: what they hold of the slide is lost. Copy it again."
+    )
+    return (text,)
 
 
 def is_zeroed_jpeg(stream: bytes, *, tables: bytes = b"") -> bool:

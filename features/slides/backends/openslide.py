@@ -22,6 +22,7 @@ from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.slides.resolution import choose_mpp
+from features.slides.zeroed import hole_warning
 
 __all__ = ["OpenSlideSlide"]
 
@@ -75,6 +76,7 @@ class OpenSlideSlide(RegionReader):
             for name, (width, height) in self._associated_sizes()
         )
         self.stated_mpp, self.warnings = choose_mpp([*mpp_in_properties(properties), *more_mpp])
+        self.warnings += hole_warning(path)
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.series.images import read_image
+from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.reader import open_slide
 from features.slides.zeroed import is_zeroed_jpeg
 from tests.features.slides.test_absent_pixels import GLASS, PIXELS, SIDE, write_zarr
@@ -161,3 +163,22 @@ def test_a_zarr_of_empty_chunks_is_refused_when_it_is_opened(tmp_path: Path) -> 
         chunk.write_bytes(b"")
     with pytest.raises(SlideError, match="none of the sampled chunks can be decoded"):
         open_slide(path)
+
+
+def test_a_slide_of_openslide_with_a_part_that_was_never_written_is_warned_of(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "s.tif", tile=(64, 64), compression="zlib")
+    with closing(OpenSlideSlide(path)) as slide:
+        assert slide.warnings == ()
+    data = path.read_bytes()
+    start = len(data) // 2 // 65536 * 65536
+    with path.open("wb") as stream:
+        stream.write(data[:start])
+        stream.seek(start + 65536)
+        stream.write(data[start + 65536 :])
+    with path.open("rb") as stream:
+        if os.lseek(stream.fileno(), 0, os.SEEK_HOLE) == len(data):
+            pytest.skip("this disk keeps no account of holes")
+    with closing(OpenSlideSlide(path)) as slide:
+        assert f"65,536 bytes from byte {start:,} on were never written" in slide.warnings[0]
