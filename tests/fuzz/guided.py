@@ -8,17 +8,20 @@ found, and keeps its bytes.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = ["main"]
 
-TARGETS = ("cohort", "predictions", "tables", "filter")
-"""Parsers of single files in Python."""
+TARGETS = ("predictions", "cohort", "tables", "filter")
+"""Parsers of single files in Python, the slowest first."""
 
 _LONGEST_BYTES = 4096
 _MOST_SECONDS = 30
@@ -26,28 +29,45 @@ _MOST_MIB = 4096
 
 
 def main() -> int:
-    """Run each target in a process of its own."""
+    """Run each target in a process of its own, as many at a time as there are cores."""
     arguments = _arguments()
     if find_spec("atheris") is None:
         sys.stderr.write("atheris is not installed here: nothing was led by coverage\n")
         return 0
     if arguments.inside:
         return _guide(arguments.target[0], arguments)
-    n_failed = 0
-    for name in arguments.target or TARGETS:
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.fuzz.guided", "--inside", "--target", name,
-             "--cases", str(arguments.cases), "--seed", str(arguments.seed),
-             "--out", str(arguments.out)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        n_failed += done.returncode != 0
-        data = done.stderr[-4000:] if done.returncode else "nothing found"
-        seconds = time.monotonic() - started
-        sys.stdout.write(f"{name:12}{arguments.cases:>8} cases{seconds:>6.0f} s  {data}\n")
-        sys.stdout.flush()
-    return 1 if n_failed else 0
+    names = arguments.target or TARGETS
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        failed = [
+            _report(name, arguments.cases, result)
+            for name, result in zip(names, pool.map(partial(_run, arguments), names), strict=True)
+        ]
+    return 1 if any(failed) else 0
+
+
+def _run(
+    arguments: argparse.Namespace, name: str
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Return a target's process when it has ended, and its seconds."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.guided", "--inside", "--target", name,
+         "--cases", str(arguments.cases), "--seed", str(arguments.seed),
+         "--out", str(arguments.out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done, time.monotonic() - started
+
+
+def _report(
+    name: str, n_cases: int, result: tuple[subprocess.CompletedProcess[str], float]
+) -> bool:
+    """Print a row, and return whether anything was found."""
+    done, seconds = result
+    data = done.stderr[-4000:] if done.returncode else "nothing found"
+    sys.stdout.write(f"{name:12}{n_cases:>8} cases{seconds:>6.0f} s  {data}\n")
+    sys.stdout.flush()
+    return done.returncode != 0
 
 
 def _arguments() -> argparse.Namespace:
