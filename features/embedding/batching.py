@@ -82,6 +82,7 @@ class SlideBuffer(Generic[S]):
         self.n_views = 1 if transform is None else transform.n_views
         self._filter = tile_filter
         self.failures: dict[int, str] = {}
+        self._first_failure: TileError | None = None
         self.rejected: dict[int, str] = {}
         self.error: Exception | None = None
         n_tiles = instances.n_tiles
@@ -148,6 +149,7 @@ class SlideBuffer(Generic[S]):
             self.rejected[index] = reason
         elif isinstance(reason, TileError):
             self.failures[index] = str(reason)
+            self._first_failure = self._first_failure or reason
         else:
             self.error = reason
         self._n_pending -= self.n_views
@@ -167,13 +169,16 @@ class SlideBuffer(Generic[S]):
         """
         if self.error is not None:
             raise self.error
-        if (n_failed := len(self.failures)) > max_failed * n_tiles:
+        first, n_failed = self._first_failure, len(self.failures)
+        if first is not None and n_failed > max_failed * n_tiles:
+            expected = f" (expected {first.expected})" if first.expected else ""
+            what_to_do = first.hint.removesuffix(".") or f"{again} again"
             raise SlideError(
                 where,
                 actual=f"{n_failed} of {n_tiles} {unit} cannot be {verb}, "
-                f"first: {next(iter(self.failures.values()))}",
+                f"first: {first.where}: {first.actual}{expected}",
                 expected=f"at most {max_failed:.0%}",
-                hint=f"{again} again, or allow more with --max-failed.",
+                hint=f"{what_to_do}, or allow more with --max-failed.",
             )
 
 

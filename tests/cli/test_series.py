@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import timm
 import torch
@@ -21,9 +22,9 @@ from mil.data.cohort import read_cohort
 from mil.data.covariates import with_covariates
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
-from tests.cli.running import follow_advice, mil, mil_ok
+from tests.cli.running import expect_advice, follow_advice, mil, mil_ok
 from tests.fakes import make_series
-from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan
+from tests.scans import BIRTH_DATE, PLANTED, paint_slice, write_frames, write_scan, write_slice
 
 N_BAGS = 24
 
@@ -223,6 +224,35 @@ def test_infer_embeds_new_series_as_those_of_the_run_were(
     assert new == old
 
 
+def test_slices_that_make_no_series_are_exported_again(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = f"embed --backbone test_vit --weights {weights} --tile-px 48 --device cpu --series "
+    write_scan(tmp_path / "scans" / "whole", n_slices=2)
+    whole = f"{embed} {tmp_path}/scans --bags {tmp_path}/whole"
+    for number in range(2):
+        write_scan(tmp_path / "studies" / "one" / f"{number}", n_slices=2, seed=(number,))
+    (tmp_path / "mr" / "a").mkdir(parents=True)
+    write_slice(
+        tmp_path / "mr" / "a" / "a.dcm", paint_slice(np.random.default_rng(0)), Modality="MR"
+    )
+    write_scan(tmp_path / "cut" / "a", n_slices=1)
+    dcmread = pydicom.dcmread
+
+    def read(path: Path, **options: object) -> object:
+        if "cut" in Path(path).parts:
+            raise ValueError("a length beyond the end")
+        return dcmread(path, **options)
+
+    monkeypatch.setattr(pydicom, "dcmread", read)
+    for name, advice in (
+        ("studies", "Give each study its own bag id or folder."),
+        ("mr", "Convert other images to PNG first, or allow more with --max-failed."),
+        ("cut", "Export it again, or allow more with --max-failed."),
+    ):
+        follow_advice(f"{embed} {tmp_path}/{name} --bags {tmp_path}/bags", advice, whole)
+
+
 def test_series_named_as_slides_are_named_as_series_instead(
     scanned: tuple[Path, list[str]], tmp_path: Path, weights: Path
 ) -> None:
@@ -240,12 +270,16 @@ def test_series_named_as_slides_are_named_as_series_instead(
     )
 
 
-def test_what_shows_series_is_proposed_instead_of_view(scanned: tuple[Path, list[str]]) -> None:
+def test_what_shows_series_is_proposed_instead_of_view(
+    scanned: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     folder, printed = scanned
     bags = ["--bags", str(folder / "bags")]
-    result = mil("view", folder / "one", *bags, "--no-browser")
-    assert result.exit_code == 1
-    assert "'mil explain --series' shows them" in " ".join(result.output.split())
+    expect_advice(
+        ["view", folder / "one", *bags, "--no-browser"], "'mil explain --series' shows them."
+    )
+    mil_ok("explain", "--run", folder / "one", *bags, "--series", folder / "scans", "--patients",
+           folder / "train.csv", "--patient", "p1", "--out", tmp_path / "pages")  # fmt: skip
     proposed = f"mil explain --run {folder / 'one'} --bags {folder / 'bags'} --series SERIES\n"
     assert proposed in printed[1]
     assert "mil view" not in printed[1]
