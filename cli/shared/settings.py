@@ -109,7 +109,8 @@ def _read_tables(path: Path) -> dict[str, Any]:
         if not text:
             raise MilError(
                 path, actual="a bag without settings", expected="a bag that 'mil embed' made",
-                hint="Bags of earlier versions and imported ones state none.",
+                hint="Bags of earlier versions and imported ones state none: give the options "
+                "themselves.",
             )  # fmt: skip
         return tomllib.loads(text)
     if path.is_dir():

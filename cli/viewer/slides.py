@@ -224,7 +224,7 @@ def check_slide_size(slide: Slide, meta: BagMeta) -> None:
             slide.path,
             actual=f"the file has {actual[0]:,} × {actual[1]:,} px",
             expected=f"{expected[0]:,} × {expected[1]:,} px, as stated in its bag",
-            hint="Use --slides to name the slides that the bags were made from",
+            hint="Name the slides that the bags were made from with --slides.",
         )
 
 

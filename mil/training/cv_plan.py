@@ -22,6 +22,8 @@ from mil.training.pair_folds import N_MEMBERS, pair_folds
 
 __all__ = ["CrossValidationPlan"]
 
+_ADD_PATIENTS = "Add patients of that class, or take the class out of the table."
+_WHY_EMPTY = "embed.csv in the folder of the bags says why."
 _MAX_FOLDS = 50
 
 
@@ -151,7 +153,7 @@ def _drop_empty(cohort: Cohort, bags: PatientBags) -> Cohort:
             cohort.path,
             actual=f"no patient of class {missing[0]!r} has a tile",
             expected="patients of every class",
-            hint="See embed.csv in the folder of the bags.",
+            hint=f"{_WHY_EMPTY} {_ADD_PATIENTS}",
         )
     return replace(cohort, patients=patients)
 
@@ -189,7 +191,7 @@ def _class_too_small(
     without = [
         p.patient_id for p in everyone.patients if p.label == name and p.patient_id not in used
     ]
-    hint = "Add patients of that class, or take the class out of the table."
+    hint = _ADD_PATIENTS
     if 2 * len(cohort.classes) > len(cohort.patients):
         hint = (
             f"These are {len(cohort.classes)} classes of {len(cohort.patients)} patients: name "
@@ -198,7 +200,7 @@ def _class_too_small(
     if without:
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
         once += f", beside {', '.join(without[:3])}{more} without any"
-        hint = "embed.csv in the folder of the bags says why. " + hint
+        hint = f"{_WHY_EMPTY} {hint}"
     return SplitError(
         cohort.path,
         actual=f"{pluralize(int(counts[smallest]), 'patients')} of class {name!r}"

@@ -145,7 +145,7 @@ def _name(node: ast.AST | None) -> str:
 
 
 def find_followed() -> Sequence[str]:
-    """Return the texts of the tests that follow advice, by their files or their calls."""
+    """Return the texts of the tests that follow advice, by the names of their files or by calls."""
     found = list[str]()
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
@@ -154,14 +154,17 @@ def find_followed() -> Sequence[str]:
             found += [_text(one) for one in _texts(tree)]
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _name(node.func) in _FOLLOWING:
+            if isinstance(node, ast.FunctionDef) and any(
+                isinstance(one, ast.Call) and _name(one.func) in _FOLLOWING
+                for one in ast.walk(node)
+            ):
                 found += [_text(one) for one in _texts(node)]
     return found
 
 
 def is_followed(advice: str, followed: str) -> bool:
     """Return whether 20 successive characters of an advice, or all, are in the tests' texts."""
-    parts = [part.strip() for part in advice.split("…")]
+    parts = [part.strip(" .") for part in advice.split("…")]
     longest = max(len(part) for part in parts)
     for part in parts:
         n_shared = min(_SHORTEST_SHARED, len(part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +12,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
 
 from features.encoders import hub, model_config, weights
 from features.encoders.names import parse_backbone
 from features.encoders.weights import build_untrained
-from tests.cli.running import follow_advice, mil_ok
+from tests.cli.running import expect_advice, follow_advice, mil_ok
 from tests.cli.test_filter import pen, tissue
 from tests.features.encoders.test_pathology import write_folder
 
@@ -55,7 +56,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("good", "bare", "odd"):
         write_folder(folder / name)
     (folder / "bare" / "model.safetensors").unlink()
+    write_folder(folder / "wide", pretrained_cfg={"input_size": [3, 64, 96]})
     (folder / "odd" / "config.json").write_text("{}")
+    (folder / "unnamed.csv").write_text("path,label\nkeep0.png,keep\n")
     return folder
 
 
@@ -95,6 +98,7 @@ RESNET = "test_resnet --weights cnn.safetensors"
          "local-dir:moved --weights good/model.safetensors"),
         ("local-dir:bare", "Copy them there, or give them with --weights FILE.",
          "local-dir:bare --weights good/model.safetensors"),
+        ("local-dir:wide", "Change it there; other inputs are not supported.", "local-dir:good"),
         ("local-dir:odd", "KEY=VALUE, and give the weights with --weights.", f"test_vit {W}"),
         (f"test_vit2 {W}", "Name the backbone these weights belong to with --backbone",
          f"test_vit {W}"),
@@ -141,6 +145,27 @@ def test_advice_to_list_backbones_leads_to_a_list(
         follow_advice("backbones test_vit.nope", advice, ["backbones", then])
 
 
+@pytest.mark.parametrize(
+    ("backbone", "advice", "n_rows", "layout"),
+    [
+        ("conch", "or bring its embeddings: mil bags import FOLDER --from LAYOUT.", 4,
+         "--from torch"),
+        ("titan", "Compute them with its own code, then: mil bags import FOLDER --slide-vectors.",
+         1, "--slide-vectors"),
+    ],
+)  # fmt: skip
+def test_embeddings_of_code_that_is_not_run_are_imported(
+    backbone: str, advice: str, n_rows: int, layout: str, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    torch.manual_seed(0)
+    torch.save(torch.randn(n_rows, 8), tmp_path / "made" / "slide.pt")
+    follow_advice(
+        f"{EMBED.format(out=tmp_path / 'bags')} {backbone}", advice,
+        f"bags import {tmp_path}/made {layout} --bags {tmp_path}/bags",
+    )  # fmt: skip
+
+
 def test_bags_of_one_runtime_are_continued_in_it(tmp_path: Path) -> None:
     embed = EMBED.format(out=tmp_path / "bags") + f" test_vit {W}"
     mil_ok(*shlex.split(embed))
@@ -158,4 +183,36 @@ def test_a_filter_is_fitted_with_any_backbone_that_embeds(backbone: str, tmp_pat
     fit = f"filter fit examples.csv --tile-px 64 --out {tmp_path}/f.filter --backbone {backbone}"
     mil_ok(*shlex.split(fit))
     embed = f"{EMBED.format(out=tmp_path / 'bags')} {backbone} --filter {tmp_path}/f.filter"
+    mil_ok(*shlex.split(embed))
+
+
+def test_examples_say_of_which_slide_they_are(tmp_path: Path) -> None:
+    fit = f"filter fit {{}} --tile-px 64 --out {tmp_path}/f.filter --backbone test_vit {W}"
+    follow_advice(
+        fit.format("unnamed.csv"),
+        "expected the slide that the image comes from. Without it, tiles of one slide would be in",
+        fit.format("examples.csv"),
+    )
+
+
+def test_a_gated_backbone_is_fetched_once_its_terms_are_accepted(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub lets in who has a token, as after ``hf auth login``."""
+    refuse = hub.hf_hub_download
+
+    def download(hub_id: str, name: str, **_: object) -> str:
+        if not os.environ.get("HF_TOKEN"):
+            refuse(hub_id, name)
+        if not name.endswith("safetensors"):
+            raise EntryNotFoundError("no such file")
+        return str(study / "uni.safetensors")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    embed = f"{EMBED.format(out=tmp_path / 'bags')} uni2-h {SMALL}"
+    expect_advice(
+        embed, "Accept its terms on that page, then log in with 'hf auth login' or set HF_TOKEN"
+    )
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
     mil_ok(*shlex.split(embed))

@@ -101,7 +101,7 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("atlas --slide-vectors", "imported with --from instead",
          "atlas --from atlaspatch --backbone uni"),
         ("tables --slide-vectors", "imported with --from instead", "clam --from clam"),
-        ("trident --from trident", "trident/features_uni; expected one set of bags. Choose one",
+        ("trident --from trident", "expected one set of bags. Choose one of these folders.",
          "trident/features_uni --from trident"),
         ("both --from stamp", "Import both/conch and 'both/uni 2' one by one, into two folders.",
          "'both/uni 2' --from stamp"),
@@ -204,4 +204,5 @@ def test_advice_on_folders_leads_there(wrong: str, advice: str, then: str, tmp_p
 def test_nothing_is_added_to_a_store_but_to_a_folder(tmp_path: Path) -> None:
     mil_ok("bags", "pack", "bags", "--out", tmp_path / "bags.zarr")
     command = f"bags import clam --from clam --bags {tmp_path}/bags"
-    follow_advice(f"{command}.zarr", "name a folder", command, exit_code=2)
+    advice = "is a packed store, to which no bag can be added: name a folder"
+    follow_advice(f"{command}.zarr", advice, command, exit_code=2)

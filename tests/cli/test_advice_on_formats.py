@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tests.cli.running import follow_advice, mil, mil_ok
 from tests.features.slides.test_absent_pixels import HALF, PIXELS
 from tests.features.slides.test_dicom_frames import write_level
 from tests.features.slides.test_dicom_support import jpeg, recode, rle
+from tests.features.slides.test_search import write_dicom
 
 OUT = re.compile(r"\bOUT\.\w+")
 
@@ -211,6 +213,25 @@ def test_a_header_of_dicom_is_corrected_by_the_command_that_is_said() -> None:
     code = failed.stderr.partition('python -c "')[2].partition('"')[0]
     subprocess.run([sys.executable, "-c", code.replace("FILE.dcm", "a.dcm")], check=True)
     mil_ok("inspect", "a.dcm")
+
+
+def test_a_slide_that_lists_few_of_its_tiles_is_copied_again() -> None:
+    write("a.tif", tile=(64, 64))
+    with tifffile.TiffFile("a.tif") as file:
+        place = file.pages[0].tags["TileOffsets"].offset
+    with Path("a.tif").open("r+b") as stream:
+        stream.seek(place + 4)
+        stream.write(struct.pack("<I", 40))
+    follow_advice("inspect a.tif", "Copy or export the slide again.", "inspect whole.tif")
+
+
+def test_a_dicom_object_that_is_no_slide_is_not_the_one_to_name() -> None:
+    write_dicom(Path("label.dcm"), "1.1", kind="LABEL")
+    write_level(Path("slide.dcm"), PIXELS, mpp=0.5)
+    follow_advice(
+        "inspect label.dcm", "Name the file of its pixels, or the folder of its series.",
+        "inspect slide.dcm",
+    )  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_listed_is_made_readable_or_left_out(

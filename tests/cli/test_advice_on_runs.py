@@ -7,18 +7,23 @@ import shlex
 import shutil
 import socket
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cli.viewer.server import ViewServer
+from features.bags.h5 import read_bag, write_bag
 from mil.comparison.differences import compare_models
+from mil.evaluation import subgroups
 from mil.training.config import TrainConfig
 from mil.validation.external import validate
 from mil.validation.recalibration import recalibrate
 from tests.cli.running import follow_advice, mil, mil_ok
+from tests.fakes import make_bag
 from tests.studies import train_on, write_encoded_cohort, write_judged_run
 
 pytestmark = pytest.mark.ci
@@ -56,6 +61,31 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
     rows[number < 20].to_csv(folder / "fewer.csv", index=False)
     new = pd.read_csv(folder / "new.csv", dtype=str)
     new[new["label"] == "CE"].to_csv(folder / "one_class.csv", index=False)
+    empty = make_bag("x", n_tiles=0, dim=8)
+    shutil.copytree(folder / "bags" / "a", folder / "bags" / "empty")
+    for slide, label in zip(rows["image_id"], rows["label"], strict=True):
+        if label == "LAA":
+            made = read_bag(folder / "bags" / "a" / f"{slide}.h5").meta.fingerprint
+            meta = replace(empty.meta, slide_id=slide, fingerprint=made)
+            write_bag(folder / "bags" / "empty" / f"{slide}.h5", replace(empty, meta=meta))
+    stated = read_bag(folder / "bags" / "a" / "000_0.h5")
+    meta = replace(stated.meta, settings="[embed]\nmpp = 0.5\n")
+    write_bag(folder / "stated.h5", replace(stated, meta=meta))
+    train_on(folder, folder / "fewer.csv", "b", run="fewer", config=QUICK)
+    (folder / "bags" / "other").mkdir()
+    for path in (folder / "bags" / "b").iterdir():
+        shutil.copy(path, folder / "bags" / "other")
+    twice = pd.concat([rows, rows[:1].assign(image_id="more_0")])
+    twice.to_csv(folder / "twice.csv", index=False)
+    for name in ("b", "other"):
+        bag = read_bag(folder / "bags" / name / "001_0.h5")
+        meta = replace(bag.meta, slide_id="more_0")
+        bag = replace(bag, meta=meta, features=bag.features[::-1] + np.float16(0.5))
+        if name == "other":
+            write_bag(folder / "bags" / name / "more_0.h5", bag)
+    with chdir(folder):
+        mil_ok(*shlex.split("train --folds-of runs/a --cohort twice.csv --bags bags/other --head "
+                            "mean --set n_members=1 --run runs/twice"))  # fmt: skip
     logits = np.linspace(-2, 2, 24)[None]
     labels = [("CE", "LAA")[n % 2] for n in range(24)]
     for name, options in {
@@ -68,6 +98,9 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
     with chdir(folder):
         mil_ok(*shlex.split(f"{LABELS} --run labels --labels any,CE --folds 2"))
     shutil.copytree(folder / "labels", folder / "copy")
+    for slide in new["image_id"]:
+        (folder / "scans" / slide).mkdir(parents=True)
+        Image.new("L", (40, 40), 60).save(folder / "scans" / slide / "0.png")
     return folder
 
 
@@ -75,6 +108,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
 def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study)
     monkeypatch.setattr(ViewServer, "serve_forever", lambda server: None)
+    monkeypatch.setattr(subgroups, "MAX_GROUPS", 19)
     for with_intervals in (validate, recalibrate, compare_models):
         monkeypatch.setitem(with_intervals.__kwdefaults__, "n_resamples", 50)
 
@@ -97,6 +131,13 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
          "does not go with combined runs",
          f"infer {NEW} --bags bags/b --run both --out {{out}}/p.csv"),
         ("combine runs/a runs/b", "name the new run", "combine runs/a runs/b --run {out}/new"),
+        ("combine runs/a new.csv --run {out}/new", "either runs or files, not both",
+         "combine runs/a runs/b --run {out}/new"),
+        ("report runs/a --explanations nowhere", "nowhere is not a folder",
+         "report runs/a --bags bags/a"),
+        (f"{MEAN} --cohort train.csv --set seed=1 --set seed=2", "two values of seed",
+         f"{MEAN} --cohort train.csv --set seed=2"),
+        ("backbones --pathology uni", "goes without PATTERN", "backbones --pathology"),
     ],
 )  # fmt: skip
 def test_advice_on_usage_is_usage_that_works(
@@ -122,10 +163,33 @@ def test_advice_on_usage_is_usage_that_works(
          f"{TRAIN} --cohort train.csv --calibrator temperature --head gated --folds 2"),
         (f"{TRAIN} --head mean --cohort train.csv --folds-of bags",
          NO_RUN, f"{TRAIN} --head mean --cohort train.csv --folds-of runs/b"),
+        (f"{MEAN} --cohort train.csv".replace("bags/a", "bags/empty"),
+         "embed.csv in the folder of the bags says why. Add patients of that class",
+         f"{MEAN} --cohort train.csv"),
+        (f"{MEAN} --cohort train.csv --calibrator beta", "Take platt, which decision 0017 chose.",
+         f"{MEAN} --cohort train.csv --calibrator platt"),
+        ("combine runs/a runs/fewer --run {out}/new",
+         "Embed the missing slides and train again, or leave the patients out of both.",
+         "combine runs/a runs/b --run {out}/new"),
+        ("combine runs/a runs/twice --run {out}/new",
+         "Embed the missing slides for both encoders and train again.",
+         "combine runs/a runs/b --run {out}/new"),
+        ("evaluate runs/a --cohort new.csv --bags bags/a --out {out}/e.html --by image_id",
+         "Write groups into the table, such as 'below 60' and '60 and above'.",
+         "evaluate runs/a --cohort new.csv --bags bags/a --out {out}/e.html --by sex"),
+        (f"{MEAN} --cohort train.csv --config bags/a/000_0.h5",
+         "Bags of earlier versions and imported ones state none: give the options themselves.",
+         f"{MEAN} --cohort train.csv"),
+        (f"{MEAN} --cohort train.csv --config stated.h5",
+         "A run states the settings of 'mil train', each of its bags those of 'mil embed'.",
+         f"{TRAIN} --cohort train.csv --head mean --config runs/b --folds 2"),
         (INFER.replace("runs/a", "nowhere"), NO_RUN, INFER),
         (INFER.replace("runs/a", "nowhere"), "Make one with 'mil train'",
          f"{MEAN} --cohort train.csv"),
-        (f"{INFER} --tta", "Leave --tta out", INFER),
+        (f"{INFER} --tta",
+         "Leave --tta out, or make bags with 'mil embed --views' and train on them.", INFER),
+        ("infer --patients new.csv --run runs/a --bags {out} --series scans --out {out}/p.csv",
+         "Name them with --slides instead of --series.", INFER),
         (f"{INFER} --typicality 0.0001", "Give a higher level, or none", INFER),
         (f"{EXPLAIN} --slide x0_0", "Check --bags, or embed the slide with 'mil embed'.",
          f"{EXPLAIN} --slide x000_0"),

@@ -67,6 +67,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pages(folder / "pages.tif", (pixels, TILED), (pixels[:, ::-1], TILED))
     write_pages(folder / "scenes.tif", (pixels, TILED), (pixels[:200, :200], TILED))
     lose(write_tiff(folder / "holes.tif", [PIXELS]), 0, [(6, 6), (6, 7), (7, 6), (7, 7)])
+    pixels = np.full((240, 240, 3), 245, np.uint8)
+    pixels[40:200, 40:200] = tissue(0, 160)
+    pixels[40:200, 110:200] = 40, 150, 70  # green ink
+    Image.fromarray(pixels).save(folder / "ink.png")
     Image.new("RGB", (240, 240), (150, 80, 140)).save(folder / "flat.png")
     pale = np.random.default_rng(0).integers(240, 249, (2400, 2400, 3), np.uint8)
     pale[:60, :60] = tissue(0, 60)
@@ -227,6 +231,10 @@ def test_advice_on_files_leads_to_slides(
          "inspect no_mpp.png --slide-mpp 0.5"),
         (f"embed no_mpp.png {MODEL} --bags {{out}}/a", "If you know it, give --slide-mpp",
          f"embed no_mpp.png {MODEL} --bags {{out}}/b --slide-mpp 0.5"),
+        (f"embed pale.png {MODEL} {TILES} --bags {{out}}/a", "Look at them with 'mil preview'",
+         f"preview pale.png {TILES} --out {{out}}/b"),
+        (f"embed ink.png {MODEL} {TILES.replace('none', 'all')} --bags {{out}}/a",
+         "(--rules none turns the rules off)", f"embed ink.png {MODEL} {TILES} --bags {{out}}/b"),
         (f"embed pale.png {MODEL} {TILES} --bags {{out}}/a", "`--tissue all` takes everything.",
          f"embed pale.png {MODEL} {TILES} --bags {{out}}/b --tissue all --max-tiles 9"),
         (f"embed scenes.tif {MODEL} {TILES} --bags {{out}}/a", "--scene N embeds another.",

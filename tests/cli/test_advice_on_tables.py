@@ -50,6 +50,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("labels.csv", "patient_id,image_id,any,CE,LAA", *zip(*[
         (patient, slide, 1 if n % 4 else 0, int(label == "CE"), int(label == "LAA"))
         for n, (slide, patient, label) in enumerate(rows)], strict=True))  # fmt: skip
+    write("fewer.csv", "patient_id,CE,LAA", *[column[:8] for column in (patients, *both)])
+    write("dated.csv", "patient_id,CE,LAA", ["2025-01-02", *patients[1:]], *both)
     write("unpadded.csv", "patient_id,CE,LAA", [str(int(name)) for name in patients], *both)
     write("one_class.csv", "patient_id", [row[1] for row in rows if row[2] == "CE"])
     write("third.csv", "patient_id,CE,LAA,X", patients, *half, ["0.5"] * len(patients))
@@ -147,7 +149,8 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("percent.csv", "Divide percentages by 100.", "p.csv"),
         ("laa.csv", "name it with --class.", "laa.csv --class LAA"),
         ("comma.csv", "Write it with a decimal point", "p.csv"),
-        ("half.csv --class LAA", "Leave --class out", "half.csv"),
+        ("half.csv --class LAA", "Leave --class out: the file has a column for each class.",
+         "half.csv"),
         ("age.csv", "take out the columns that are not classes", "half.csv"),
         ("laa.csv --class CE", "If they are those of LAA, use --class LAA.", "laa.csv --class LAA"),
         ("unpadded.csv", "'0' looks like '000': write it the same way in both.", "p.csv"),
@@ -157,6 +160,9 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("two.csv --class LAA", "Name it 'probability'.", "named.csv --class LAA"),
         ("more.csv", "give the table of labels with --patients too",
          "more.csv --patients train.csv"),
+        ("fewer.csv", "To score some patients only, list them in a table and give it with --pat",
+         "fewer.csv --patients fewer.csv"),
+        ("dated.csv", "is a date that a spreadsheet made of an id such as 1-2, save the", "p.csv"),
         ("other.csv", "name them as the labels do, such as 000, 001", "p.csv"),
         ("p.csv --prior 0.5", "shares that sum to 1 such as CE=0.5,LAA=0.5",
          "p.csv --prior CE=0.5,LAA=0.5"),
@@ -164,6 +170,22 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_advice_on_predictions_leads_to_scores(wrong: str, advice: str, then: str) -> None:
     follow_advice(f"score {wrong} {SCORE}", advice, f"score {then} {SCORE}")
+
+
+def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
+    for name, ids in (("ids", "1-{}"), ("dates", "2025-01-{:02}")):
+        for table, header, of in (
+            ("p", "patient_id,CE,LAA", "0.{0},0.{1}"),
+            ("c", "patient_id,image_id,label", "s{0},{2}"),
+        ):  # fmt: skip
+            rows = [f"{ids.format(n)},{of.format(n, 10 - n, ['CE', 'LAA'][n % 2])}"
+                    for n in range(1, 10)]  # fmt: skip
+            (study / f"{name}_{table}.csv").write_text("\n".join([header, *rows]) + "\n")
+    score = "score {}_p.csv --cohort ids_c.csv --resamples 100"
+    follow_advice(
+        score.format("dates"), "may be the date that a spreadsheet made of '1-1': save the table",
+        score.format("ids"),
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("odd_tables")
@@ -185,7 +207,8 @@ def test_advice_on_predictions_leads_to_scores(wrong: str, advice: str, then: st
         ("below.csv", "Row 2 looks like the header: make it the first row.", "good.csv"),
         ("cells.csv", "row 5: 6 cells; expected 5, as in the header. Put quotation marks around",
          "good.csv"),
-        ("open.csv", "row 5: a quotation mark that is not closed; expected pairs of them. Close",
+        ("open.csv", ("row 5: a quotation mark that is not closed; expected pairs "
+          "of them. Close it, or delete it."),
          "good.csv"),
         ("whole.csv", "Close the quotation mark that opens in this row or before it.", "good.csv"),
         ("missing.csv", "Fill it in or delete the row; if 'NA' is meant, spell it out.",
@@ -240,6 +263,9 @@ def test_advice_on_files_and_columns_leads_to_an_audit(wrong: str, advice: str, 
         ("train.csv --bags spoilt", "'mil bags verify' checks all; 'mil train' refuses them.",
          "train.csv --bags bags"),
         ("train.csv --bags copies", "give copies the same patient id", "one.csv --bags copies"),
+        ("few.csv train.csv --bags copies",
+         "They are scored as two patients; give them one patient id.",
+         "few.csv one.csv --bags copies"),
         ("one.csv --bags copies", "Keep one of each; copies of the whole", "train.csv --bags bags"),
     ],
 )  # fmt: skip
@@ -300,7 +326,8 @@ def test_advice_of_a_description_ends_the_warning(
         ("describe train.csv --label label --column label=label --out {out}/page.html",
          "give either --label or --column label=",
          "describe train.csv --label label --out {out}/page.html"),
-        ("describe train.csv --out train.csv", "name another",
+        ("describe train.csv --out train.csv",
+         "it would replace train.csv, which is read; name another",
          "describe train.csv --out {out}/page.html"),
         ("audit train.csv --column label=label --column label=x", "two columns of the label",
          "audit train.csv --column label=label"),

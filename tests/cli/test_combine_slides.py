@@ -127,6 +127,12 @@ def test_advice_on_slides_without_bags_leads_to_predictions(world: Path, tmp_pat
         "Name their checkpoint with --weights.",
         f"{one} {from_slides}/a {small}",
     )
+    follow_advice(
+        f"{all_of} {from_slides}/both {small}",
+        "one per backbone of test_vit, test_resnet, in this order, `-` for installed weights",
+        f"{all_of} {from_slides}/both {small} {other}",
+        exit_code=2,
+    )
     mil_ok("bags", "pack", world / "bags" / "small", "--out", tmp_path / "packed.zarr")
     follow_advice(
         f"{one} {from_slides}/packed.zarr {small}",
