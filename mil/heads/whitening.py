@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from features.errors import BagError
 from mil.data.features import Features
+from mil.heads.tile_moments import TileMoments
 
-__all__ = ["Whitening", "fit_pca_whitening"]
+__all__ = ["Whitening", "fit_pca_whitening", "fit_pca_whitenings"]
 
 _TOTAL_TILES = 4096
 _TILES_PER_PATIENT = (16, 256)
-_BAGS_PER_BLOCK = 64
+_MOST_MOMENT_BYTES = 2**28  # of all parts of training sets together
 _TILES_PER_BLOCK = 65_536
 
 
@@ -63,32 +64,66 @@ def fit_pca_whitening(
     BagError
         If embeddings are too large for their squares to be float32 numbers.
     """
+    return fit_pca_whitenings(bags, [names], n_components, device=device)[0]
+
+
+def fit_pca_whitenings(
+    bags: Mapping[str, Features],
+    training_sets: Sequence[Sequence[str]],
+    n_components: int,
+    *,
+    device: torch.device | None = None,
+) -> list[Whitening]:
+    """Fit the whitening of each training set, a sequence of patients, as :func:`fit_pca_whitening`.
+
+    The moments of patients who are in the same sets are computed once and added up for each set, so
+    that nothing of a patient reaches a set that it is not in.
+    """
+    n_tiles = [_tiles_per_patient(len(names)) for names in training_sets]
+    parts = _parts(training_sets, n_tiles)
+    dim = bags[training_sets[0][0]].shape[1]
+    if 8 * dim**2 * len(parts) > _MOST_MOMENT_BYTES and len(training_sets) > 1:
+        return [fit_pca_whitening(bags, own, n_components, device=device) for own in training_sets]
+    moments_of: list[list[TileMoments]] = [[] for _ in training_sets]
+    for (number, sets), names in parts.items():
+        moments = TileMoments.of(bags, names, number, device=device)
+        for index in sets:
+            moments_of[index].append(moments)
+    return [_from_moments(own, n_components) for own in moments_of]
+
+
+def _tiles_per_patient(n_patients: int) -> int:
     least, most = _TILES_PER_PATIENT
-    n_tiles = min(max(_TOTAL_TILES // len(names), least), most)
-    centre = _subsample(bags[names[0]], n_tiles, device).mean(dim=0)
-    dim = len(centre)
-    moments = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-    means = torch.zeros(dim, dtype=torch.float64, device=device)
-    for start in range(0, len(names), _BAGS_PER_BLOCK):
-        # Tiles are centred first, so that float32 suffices for the product. Rows are weighted so
-        # that the product is a sum over patients of means over their tiles.
-        block = names[start : start + _BAGS_PER_BLOCK]
-        samples = [_subsample(bags[name], n_tiles, device) - centre for name in block]
-        means += torch.stack([tiles.mean(dim=0) for tiles in samples]).double().sum(dim=0)
-        rows = torch.cat([tiles / len(tiles) ** 0.5 for tiles in samples])
-        moments += rows.T @ rows
-    means /= len(names)
-    moments = moments / len(names) - torch.outer(means, means)
-    if not torch.isfinite(moments).all():
+    return min(max(_TOTAL_TILES // n_patients, least), most)
+
+
+def _parts(
+    training_sets: Sequence[Sequence[str]], n_tiles: Sequence[int]
+) -> dict[tuple[int, tuple[int, ...]], list[str]]:
+    """Return patients by their number of tiles and the sets in which they have that many."""
+    sets_of: dict[tuple[str, int], list[int]] = {}
+    for index, names in enumerate(training_sets):
+        for name in names:
+            sets_of.setdefault((name, n_tiles[index]), []).append(index)
+    parts: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for (name, number), sets in sets_of.items():
+        parts.setdefault((number, tuple(sets)), []).append(name)
+    return parts
+
+
+def _from_moments(parts: Sequence[TileMoments], n_components: int) -> Whitening:
+    mean, covariance = TileMoments.mean_and_covariance(parts)
+    if not torch.isfinite(covariance).all():
         raise BagError(
             "embeddings", actual="numbers whose squares are beyond float32",
             expected="numbers up to about 1e18", hint="Scale them down before training.",
         )  # fmt: skip
-    values, vectors = _top_eigenvectors(moments, min(n_components, dim))
+    dim = len(mean)
+    values, vectors = _top_eigenvectors(covariance, min(n_components, dim))
     scale = (values + values.mean() + 1e-12).rsqrt()
-    whitening = Whitening(dim, len(values)).to(device)
-    whitening.mean = (centre + means).float()
-    whitening.matrix = (vectors * scale).float().to(device)
+    whitening = Whitening(dim, len(values)).to(mean.device)
+    whitening.mean = mean.float()
+    whitening.matrix = (vectors * scale).float().to(mean.device)
     return whitening
 
 
@@ -106,9 +141,3 @@ def _top_eigenvectors(moments: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
     largest = vectors[np.abs(vectors).argmax(axis=0), range(n_kept)]
     vectors = vectors * np.where(largest < 0, -1, 1)
     return torch.from_numpy(values.astype(np.float64)), torch.from_numpy(vectors)
-
-
-def _subsample(bag: Features, n_tiles: int, device: torch.device | None) -> Tensor:
-    """Return at most ``n_tiles`` evenly spaced tiles of a bag, shape (tiles, dim), float32."""
-    indices = np.linspace(0, len(bag) - 1, min(len(bag), n_tiles)).astype(np.int64)
-    return torch.from_numpy(bag[indices]).to(device).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mil.arrays import Floats
+from mil.arrays import Floats, Ints
 from mil.base_learners.learners import BaseLearners
 from mil.data.bags import PatientBags
+from mil.data.features import Features
 from mil.data.patient_groups import assign_groups, group_ids
 from mil.data.splits import stratified_fold_ids
 from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.heads.ensemble import logit_spread
-from mil.heads.whitening import fit_pca_whitening
+from mil.heads.whitening import fit_pca_whitening, fit_pca_whitenings
 from mil.training.config import N_INNER_FOLDS, TrainConfig
 from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches, length_buckets
 from mil.training.trainer import EpochRecord, TrainSplit, tiles_per_batch, train_heads
@@ -159,10 +161,18 @@ def _train_together(
     pooled: MutableMapping[str, Floats] | None,
 ) -> tuple[Ensemble, ...]:
     device = torch.device(config.device)
-    specs = [
-        _cache_spec(store, of_store, n_classes=n_classes, config=config, pooled=pooled)
+    indices = [
+        _class_indices(store, of_store, n_classes=n_classes, config=config)
         for store, of_store in zip(bags, labels, strict=True)
     ]
+    whitenings = _fit_whitenings(bags, config, share=pooled is not None)
+    specs = [
+        CacheSpec(
+            bags=store, patient_ids=store.nonempty(), labels=of_store, whitening=whitening,
+            pooled=({} if pooled is None else pooled) if config.is_stack else None,
+        )
+        for store, of_store, whitening in zip(bags, indices, whitenings, strict=True)
+    ]  # fmt: skip
     splits: list[TrainSplit] = []
     starts = [0]
     for spec, seed in zip(specs, seeds, strict=True):
@@ -258,17 +268,11 @@ def max_parallel_ensembles(bags: PatientBags, config: TrainConfig) -> int:
     return max(1, min(tiles_per_batch(device) // n_tiles, room // n_bytes))
 
 
-def _cache_spec(
-    bags: PatientBags,
-    labels: Mapping[str, int],
-    *,
-    n_classes: int,
-    config: TrainConfig,
-    pooled: MutableMapping[str, Floats] | None = None,
-) -> CacheSpec:
-    """Check the class counts of an ensemble's patients and fit its whitening."""
-    names = bags.nonempty()
-    indices = np.array([labels[name] for name in names], np.int64)
+def _class_indices(
+    bags: PatientBags, labels: Mapping[str, int], *, n_classes: int, config: TrainConfig
+) -> Ints:
+    """Return the class indices of the patients with tiles, shape (patients,), and check counts."""
+    indices = np.array([labels[name] for name in bags.nonempty()], np.int64)
     counts = np.bincount(indices, minlength=n_classes)
     actual = f"{counts.tolist()} patients with tiles in each class"
     if not counts.all():
@@ -276,15 +280,20 @@ def _cache_spec(
     least = MIN_VALIDATION_PER_CLASS * N_INNER_FOLDS
     if config.early_stopping and counts.min() < least:
         raise SplitError("early stopping", actual=actual, expected=f"at least {least} of each")
-    whitening = fit_pca_whitening(
-        *bags.unsupervised_features(), config.n_components, device=torch.device(config.device)
-    )
-    if pooled is None and config.is_stack:
-        pooled = {}
-    return CacheSpec(
-        bags=bags, patient_ids=names, labels=indices, whitening=whitening,
-        pooled=pooled if config.is_stack else None,
-    )  # fmt: skip
+    return indices
+
+
+def _fit_whitenings(
+    bags: Sequence[PatientBags], config: TrainConfig, *, share: bool
+) -> list[Whitening]:
+    """Fit the whitening of each store; ``share`` where they hold the same embeddings."""
+    sets = [store.unsupervised_features() for store in bags]
+    device = torch.device(config.device)
+    if share:
+        every: Mapping[str, Features] = ChainMap(*(of for of, _ in sets))  # type: ignore[arg-type] # only read
+        names = [own for _, own in sets]
+        return fit_pca_whitenings(every, names, config.n_components, device=device)
+    return [fit_pca_whitening(*own, config.n_components, device=device) for own in sets]
 
 
 def _inner_splits(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mil.errors import SplitError
 from mil.evaluation.metrics import auroc, weighted_log_loss
 from mil.heads import whitening
 from mil.heads.ensemble import predict_members
+from mil.heads.tile_moments import TileMoments
 from mil.heads.whitening import fit_pca_whitening
 from mil.training import fold_jobs, trainer
 from mil.training.config import TrainConfig
@@ -113,6 +115,54 @@ def test_whitening_gives_uncorrelated_components_every_patient_counting_alike(
     np.testing.assert_allclose(
         matrix.T @ moments @ matrix, np.diag(values / (values + values.mean())), atol=1e-4
     )
+
+
+def test_training_sets_that_overlap_are_whitened_as_each_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(6, 6)) * [9, 5, 3, 2, 1, 0.5]
+    bags = {
+        f"p{i:03d}": ((rng.normal(size=(30, 6)) + rng.normal(size=6)) @ mixing.T + 300).astype(
+            np.float32
+        )
+        for i in range(300)
+    }
+    names = list(bags)
+    # The last is so small that more tiles of each of its patients are used.
+    sets = [names[60:], names[:60] + names[120:], names, names[:10]]
+    together = whitening.fit_pca_whitenings(bags, sets, 4)
+    for own, found in zip(sets, together, strict=True):
+        alone = fit_pca_whitening(bags, own, 4)
+        torch.testing.assert_close(found.mean, alone.mean)
+        torch.testing.assert_close(found.matrix, alone.matrix, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_of_a_patient_reaches_the_whitening_of_a_training_set_without_it() -> None:
+    rng = np.random.default_rng(0)
+    bags = {name: rng.normal(size=(20, 6)).astype(np.float32) for name in "abcdefgh"}
+    poisoned = {**bags, "a": 1e4 * bags["a"]}
+    sets = [list("bcdefgh"), list("abcdef")]
+    clean, other = (whitening.fit_pca_whitenings(of, sets, 4) for of in (bags, poisoned))
+    assert torch.equal(clean[0].matrix, other[0].matrix)
+    assert torch.equal(clean[0].mean, other[0].mean)
+    assert not torch.equal(clean[1].matrix, other[1].matrix)
+
+
+@pytest.mark.parametrize("room", [0, 2**28])
+def test_moments_of_a_bag_are_computed_once_if_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(whitening, "_MOST_MOMENT_BYTES", room)
+    read: list[str] = []
+    original = TileMoments.of
+
+    def watch(bags: Any, names: Any, n_tiles: int, **kwargs: Any) -> TileMoments:
+        read.extend(names)
+        return original(bags, names, n_tiles, **kwargs)
+
+    monkeypatch.setattr(TileMoments, "of", watch)
+    bags = {name: np.eye(6, dtype=np.float32) for name in "abcd"}
+    whitening.fit_pca_whitenings(bags, [list("abc"), list("bcd")], 2)
+    assert sorted(read) == (list("abcd") if room else list("abbccd"))
 
 
 def test_embeddings_too_large_to_be_whitened_are_refused() -> None:
