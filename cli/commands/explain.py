@@ -156,6 +156,7 @@ def explain(
             ),
             on_patient=lambda prediction: bars.advance(task, len(prediction.slide_ids)),
         )  # fmt: skip
+    check_any_used(report.predictions, refs, source=cohort.path)
     if slide_files is None and series_files is None:  # only grids are drawn
         report = replace(report, without_picture={})
     by_class = dict(zip(model.classes, map(float, shares), strict=True))
@@ -170,7 +171,6 @@ def explain(
         *([] if as_json else ["open {page}", report_again]),
         page=report.index, run=model.path, bags=bags, out=out,
     )  # fmt: skip
-    check_any_used(report.predictions, refs, source=cohort.path)
     if report.without_picture or any(p.status != "ok" for p in report.predictions):
         raise typer.Exit(EXIT_PARTLY_FAILED)
 

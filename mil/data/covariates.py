@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from features.utils.tables import column_key, find_column, read_table
-from features.utils.text import is_missing_word, normalize_name, strip_blanks
+from features.utils.text import is_missing_word, lookalikes, normalize_name, strip_blanks
 from mil.data.cohort import (
     ROLES,
     Cohort,
@@ -56,7 +56,7 @@ def parse_covariates(text: str | None) -> tuple[str, ...]:
 
 
 def parse_number(text: str) -> float | None:
-    """Return the finite number that a cell holds, else None.
+    """Return the finite number that a cell holds, else None, as for one whose square is not finite.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def parse_number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number * number) else None
 
 
 def with_covariates(
@@ -171,8 +171,8 @@ def check_covariates(cohort: Cohort) -> tuple[str, ...]:
     Raises
     ------
     CohortError
-        If all cells are missing or the same, there are more than 20 categories, or the column
-        states the label, by its values or by where they are missing.
+        If all cells are missing or the same, two categories look alike, there are more than 20, or
+        the column states the label, by its values or by where they are missing.
     """
     notes = []
     labels = cohort.labels
@@ -181,6 +181,12 @@ def check_covariates(cohort: Cohort) -> tuple[str, ...]:
         stated = [(cell, int(label)) for cell, label in zip(cells, labels, strict=True) if cell]
         _check_varies(cohort, covariate, cells)
         n_values = len({cell for cell, _ in stated})
+        if not covariate.is_number and (alike := lookalikes(cell for cell, _ in stated)):
+            names = " and ".join(map(repr, alike[0]))
+            raise _unusable(
+                cohort, covariate, f"categories {names}, which look alike", "one spelling of each",
+                "Write the category the same way in every row.",
+            )  # fmt: skip
         if not covariate.is_number and n_values > _MOST_CATEGORIES:
             raise _unusable(
                 cohort, covariate, f"{n_values:,} categories among {len(stated):,} patients",

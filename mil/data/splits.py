@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,10 @@ __all__ = [
 Ints = npt.NDArray[np.int64]
 SplitBy = Literal["patient", "centre"]
 """``patient``: stratified folds of patients. ``centre``: leave one centre out."""
+
+
+_MOSTLY_TOLD = 0.95
+"""Share of patients from which on a centre that tells their class may be all that is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +223,27 @@ def split_notes(cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy) -> tuple[
     name = f"centre {spread.center_id!r}" if spread.center_id else "patients without a centre"
     shares = f"{name}, {spread.lowest:.3f} to {spread.highest:.3f}"
     note = "folds are stratified by class and centre: a centre's share of a fold differs by at most"
-    return (f"{note} {spread.difference:.3f} ({shares})",)
+    return (f"{note} {spread.difference:.3f} ({shares})", *_note_telling_centres(cohort))
+
+
+def _note_telling_centres(cohort: Cohort) -> tuple[str, ...]:
+    """Return a note if centres tell nearly all classes, so that scores may be those of centres."""
+    labels_of: dict[str, Counter[str]] = {}
+    for patient in cohort.patients:
+        if patient.center_id and patient.label:
+            labels_of.setdefault(patient.center_id, Counter())[patient.label] += 1
+    n_patients = sum(counts.total() for counts in labels_of.values())
+    told = [counts.most_common(1)[0] for counts in labels_of.values()]
+    n_told = sum(count for _, count in told)
+    tells_all = {label for label, _ in told} == set(cohort.classes)
+    if not tells_all or 2 * len(labels_of) > n_patients or n_told < _MOSTLY_TOLD * n_patients:
+        return ()
+    note = (
+        f"the centre alone tells the class of {n_told} of {n_patients} patients: the scores may be "
+        "those of a centre's stain or scanner, and no split of these patients tells; add patients "
+        "of each class at every centre"
+    )
+    return (note,)
 
 
 def stratified_fold_ids(

@@ -159,6 +159,10 @@ def test_no_bag_of_any_patient_is_exit_code_1_with_the_nearest_names(
     assert "none of its 2 slides has a bag" in result.output
     assert "'000_0'" in result.output.split("are named")[1]
     assert not (tmp_path / "out.csv").exists()
+    explained = mil("explain", "--patients", table, "--run", world / "run", "--bags",
+                    world / "bags", "--out", tmp_path / "pages")  # fmt: skip
+    assert explained.exit_code == 1
+    assert explained.output.strip() == result.output.strip()
 
 
 def test_the_order_of_rows_changes_nothing(world: Path, tmp_path: Path) -> None:

@@ -109,3 +109,21 @@ def test_labels_of_patients_without_slides_are_read_as_advised(tmp_path: Path) -
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="a folder; expected a CSV table"):
         read_cohort(tmp_path, labelled=True)
+
+
+def test_a_hundred_thousand_rows_are_read_and_a_fault_in_the_last_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    plain = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or plain(path))
+    rows = [f"s{n},p{n // 2},{'AB'[n // 2 % 2]},c{n % 40 // 2}" for n in range(100_000)]
+    cohort = read_cohort(write(tmp_path, *rows), labelled=True)
+    assert (len(cohort.patients), cohort.n_slides) == (50_000, 100_000)
+    assert cohort.class_counts() == {"A": 25_000, "B": 25_000}
+    assert len(opened) == 1
+    for last, message in (("s1,p9,A,c1", "rows 3, 100001: slide 's1' has patients"),
+                          ("s100000,p1,A,c", "rows 4, 5, 100001: patient 'p1' has labels A, B"),
+                          ("s100000,,A,c", "row 100001: no patient")):  # fmt: skip
+        with pytest.raises(CohortError, match=message):
+            read_cohort(write(tmp_path, *rows[:-1], last), labelled=True)

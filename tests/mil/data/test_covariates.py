@@ -173,3 +173,16 @@ def test_a_column_keeps_the_kind_of_the_trained_model(tmp_path: Path) -> None:
 def test_names_are_stated_once(text: str) -> None:
     with pytest.raises(MilError, match="names of columns, each once"):
         parse_covariates(text)
+
+
+@pytest.mark.parametrize(
+    "cells", [["f", "F", "m", "m", "m"], ["I", "II", "\u0399\u0399", "II", "I"]]
+)
+def test_categories_that_look_alike_are_refused(tmp_path: Path, cells: list[str]) -> None:
+    with pytest.raises(MilError, match=r"'age': categories .* and .*, which look alike.*same way"):
+        check_covariates(read(table(tmp_path, cells)))
+
+
+def test_a_number_beyond_all_measures_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(MilError, match=r"row 3: age is '1e300', where .* rows hold numbers"):
+        read(table(tmp_path, ["61", "1e300", "72", "80", "3"]))

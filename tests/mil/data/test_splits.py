@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from features.utils.tables import read_table
 from mil.data.cohort import Cohort, Patient, read_cohort
 from mil.data.splits import (
+    _note_telling_centres,
     centre_spread,
     leave_one_centre_out,
     make_folds,
@@ -195,6 +196,28 @@ def test_a_centre_with_one_class_is_judged_and_said() -> None:
     assert "centres with one class only: '7'" in notes[1]
     both = cohort_with_centres({"1": "ab", "2": "ab"})
     assert len(split_notes(both, leave_one_centre_out(both), by="centre")) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"1": "a" * 12, "2": "b" * 12}, "24 of 24"),
+        ({"1": "a" * 12, "2": "b" * 29 + "a"}, "41 of 42"),
+        ({"1": "a" * 12, "2": "b" * 12, "": "abab"}, "24 of 24"),
+        ({"1": "a" * 20, "2": "a" * 19 + "b"}, ""),  # one class is rare, which is no shortcut
+        ({"1": "aaabb", "2": "bbbaa"}, ""),
+        ({str(number): "ab"[number % 2] for number in range(8)}, ""),  # nearly ids
+    ],
+)
+def test_centres_that_tell_the_classes_are_said(table: dict[str, str], told: str) -> None:
+    cohort = cohort_with_centres(table)
+    folds = make_folds(cohort, by="patient", n_folds=2, n_repeats=1, seed=0) if told else ()
+    notes = _note_telling_centres(cohort)
+    assert [note.split(" patients: ")[0] for note in notes] == (
+        [f"the centre alone tells the class of {told}"] if told else []
+    )
+    if told:
+        assert set(notes) < set(split_notes(cohort, folds, by="patient"))
 
 
 @pytest.mark.parametrize(

@@ -82,3 +82,29 @@ def test_without_resamples_there_are_no_limits() -> None:
     proba, labels = cohort(4)
     scores = score_classification(proba, labels, CLASSES, n_resamples=0, seed=0)
     assert np.isnan(scores.averages["macro"].f1.low)
+
+
+@pytest.mark.parametrize("oddness", ["ties", "never predicted", "other classes", "rounded"])
+@pytest.mark.parametrize("shares", [None, np.array([0.7, 0.1, 0.2])])
+def test_scores_of_odd_predictions_are_those_of_scikit_learn(
+    oddness: str, shares: np.ndarray | None
+) -> None:
+    proba, labels = cohort(5, (9, 4, 2))
+    if oddness == "ties":
+        proba[::2] = [0.5, 0.5, 0]
+    elif oddness == "never predicted":
+        proba[:, 1] = 0
+    elif oddness == "other classes":
+        proba = np.column_stack([proba, np.random.default_rng(0).random((15, 2))])
+    else:
+        proba = np.round(proba, 1)
+    weights = None if shares is None else prior_weights(labels, shares, n_classes=3)
+    scores = score_classification(proba, labels, CLASSES, shares=shares, n_resamples=20, seed=0)
+    for average in (None, "macro", "weighted"):
+        expected = precision_recall_fscore_support(
+            labels, proba.argmax(axis=1), labels=[0, 1, 2], average=average,
+            sample_weight=weights, zero_division=0,
+        )[:3]  # fmt: skip
+        found = list(scores.classes.values()) if average is None else [scores.averages[average]]
+        actual = [[score.value for _, score in one.items()] for one in found]
+        np.testing.assert_allclose(np.squeeze(np.transpose(actual)), expected, atol=1e-12)
