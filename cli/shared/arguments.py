@@ -85,8 +85,9 @@ def resolve_slides(paths: list[Path]) -> SlideSearch:
     from features.slides.manifest import read_slide_table
     from features.slides.search import search_slides
 
-    search = search_slides([path for path in paths if path.suffix != ".csv"])
-    listed = [s for path in paths if path.suffix == ".csv" for s in read_slide_table(path)]
+    tables = [path for path in paths if path.suffix.lower() == ".csv"]
+    search = search_slides([path for path in paths if path not in tables])
+    listed = [slide for path in tables for slide in read_slide_table(path)]
     return replace(search, slides=sorted({*search.slides, *listed}))
 
 
@@ -166,7 +167,8 @@ def resolve_mpp_table(
 ) -> dict[str, float]:
     """Return µm per level-0 px by slide id, as far as options state it.
 
-    Warn of a row whose id is another spelling of that of a slide without a row.
+    Warn of a row whose id is another spelling of that of a slide without a row, or if no row is of
+    any slide.
     """
     from features.slides.manifest import read_mpp_table
     from features.slides.reader import slide_id_of
@@ -177,6 +179,8 @@ def resolve_mpp_table(
         slide_ids = {slide_id_of(path) for path in slides}
         if hint := spelling_hint(sorted(stated.keys() - slide_ids), slide_ids - stated.keys()):
             stderr.print(f"warning: {mpp_table}, a row of no slide: {hint}", style="yellow")
+        elif slide_ids.isdisjoint(stated):
+            stderr.print(f"warning: {mpp_table}: no row is of a slide given", style="yellow")
         return stated
     return {slide_id_of(path): slide_mpp for path in slides} if slide_mpp is not None else {}
 

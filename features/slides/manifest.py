@@ -32,6 +32,8 @@ def read_mpp_table(path: Path) -> dict[str, float]:
     values: dict[str, float] = {}
     columns = zip(table.index + 2, table[slide_column], table[mpp_column], strict=True)
     for row, slide, text in columns:
+        if not slide:
+            raise _empty_cell(path, row, slide_column)
         with suppress(ValueError):
             mpp = float(text)
             if math.isfinite(mpp) and mpp > 0:
@@ -63,11 +65,20 @@ def read_slide_table(path: Path) -> list[Path]:
         table, ["path", "slide_path", "file"], where=path, what="paths of slides",
         otherwise="Name the folder of the slides instead, or add a column 'path' of their files.",
     )  # fmt: skip
+    if (table[column] == "").any():
+        raise _empty_cell(path, table.index[table[column] == ""][0] + 2, column)
     slides = [Path(text) if parse_url(text) else path.parent / text for text in table[column]]
     for row, slide in zip(table.index + 2, slides, strict=True):
         if parse_url(slide) is None and not path_exists(slide):
             raise TableError(f"{path}, row {row}", actual=f"no file {slide}", expected="a slide")
     return slides
+
+
+def _empty_cell(path: Path, row: int, column: str) -> TableError:
+    return TableError(
+        f"{path}, row {row}", actual=f"no {column}", expected="one in every row",
+        hint="Fill it in or delete the row.",
+    )  # fmt: skip
 
 
 def match_files(
