@@ -9,14 +9,14 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from mil.arrays import Floats, Ints
+from mil.arrays import Float32s, Floats, Ints
 from mil.base_learners import BASE_LEARNERS
 from mil.base_learners.kernel import PatientKernels
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
 from mil.base_learners.second_order import (
-    covariance,
     covariance_contributions,
+    covariances,
     fit_directions,
     tail_statistics,
 )
@@ -75,13 +75,10 @@ class BaseLearners:
         balanced
             Give every class the same total weight.
         """
-        size = components[0].shape[1]
-        covariances = np.empty((len(components), size, size))
-        for index, of_patient in enumerate(components):
-            covariances[index] = covariance(of_patient)
-        directions = fit_directions(covariances, labels, n_classes=n_classes, balanced=balanced)
-        del covariances  # 32 kB per patient
-        tails = np.stack([tail_statistics(c, directions) for c in components])
+        within = covariances(components)
+        directions = fit_directions(within, labels, n_classes=n_classes, balanced=balanced)
+        del within  # 32 kB per patient
+        tails = tail_statistics(components, directions)
         kernels, of_kernels = PatientKernels.fit(
             pooled.reshape(len(pooled), -1), labels, n_classes=n_classes, balanced=balanced
         )
@@ -110,36 +107,34 @@ class BaseLearners:
 
         ``whitening`` is that of the ensemble's heads, on the CPU; there is at least one tile.
         """
-        pooled = self.pool(*whiten_tiles(tiles, whitening))
-        return np.asarray(self.logits_of([pooled])[0], np.float64)
+        raw, components = whiten_tiles(tiles, whitening)
+        return np.asarray(self.logits_of([mean_and_extremes(raw)], [components])[0], np.float64)
 
-    def pool(self, raw: Tensor, components: Tensor) -> dict[str, Floats]:
-        """Return what the learners need to know of a patient's tiles, shape (features,) each.
+    def logits_of(
+        self, pooled: Sequence[Floats | Float32s], components: Sequence[Tensor]
+    ) -> Floats:
+        """Return logits, shape (patients, learners, classes), of many patients.
 
-        Arguments are the results of :func:`mil.heads.ensemble.whiten_tiles`.
+        Many at once take less time than one after the other. ``pooled`` are results of
+        :func:`mil.base_learners.pooling.mean_and_extremes`, shape (3, dim) each, and ``components``
+        whitened tiles, shape (tiles, n_components) each, at least one.
         """
-        features = {"pooled": mean_and_extremes(raw).astype(np.float64).ravel()}
+        flat = np.stack(pooled).reshape(len(pooled), -1).astype(np.float64)
+        dim = flat.shape[1] // 3
+        features = {
+            "mean": flat[:, :dim], "mean + logistic": flat[:, :dim], "extremes": flat[:, dim:],
+        }  # fmt: skip
         if self.directions is not None:
             features["projections"] = tail_statistics(components, self.directions)
         if self.codebook is not None:
-            features["histogram"] = self.codebook.mean_occupancy(components)
+            features["histogram"] = self.codebook.mean_occupancies(components)
         if not {"spread", "covariance"}.isdisjoint(self.models):
-            covariances = covariance(components)
-            features |= {"spread": log_spread(covariances), "covariance": covariances.ravel()}
-        return features
-
-    def logits_of(self, patients: Sequence[Mapping[str, Floats]]) -> Floats:
-        """Return logits, shape (patients, learners, classes), of the results of :meth:`pool`.
-
-        Many patients at once take less time than one after the other.
-        """
-        features = {name: np.stack([own[name] for own in patients]) for name in patients[0]}
-        pooled = features.pop("pooled")
-        dim = pooled.shape[1] // 3
-        features["mean"] = features["mean + logistic"] = pooled[:, :dim]
-        features["extremes"] = pooled[:, dim:]
+            within = covariances(components)
+            features |= {
+                "spread": log_spread(within), "covariance": within.reshape(len(within), -1),
+            }  # fmt: skip
         if self.kernels is not None:
-            features |= self.kernels.features(pooled)
+            features |= self.kernels.features(flat)
         logits = [model.logits(features[name]) for name, model in self.models.items()]
         return np.asarray(np.stack(logits, axis=1), np.float64)
 

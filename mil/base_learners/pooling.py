@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mil.arrays import Floats
+from mil.base_learners.joined_bags import TILES_PER_BLOCK, joined_bags, segment_sums
 
 __all__ = ["Codebook", "log_spread", "mean_and_extremes"]
 
 _SPREAD_FLOOR = 0.3  # of whitened components, whose own standard deviation is at most 1
-_TILES_PER_BLOCK = 8192
 
 
 def mean_and_extremes(tiles: Tensor) -> Floats:
@@ -56,18 +56,25 @@ class Codebook:
         distances = _squared_distances(components, self.centres.to(components.device))
         return (distances / (-2 * self.squared_width)).exp_()
 
-    def mean_occupancy(self, components: Tensor) -> Floats:
-        """Return the mean of :meth:`occupancy` over the tiles, shape (centres,), float64."""
-        total = torch.zeros(len(self.centres), dtype=torch.float64, device=components.device)
-        for block in _blocks(components):
-            total += self.occupancy(block).double().sum(dim=0)
-        return np.asarray((total / len(components)).cpu().numpy(), np.float64)
+    def mean_occupancies(self, bags: Sequence[Tensor]) -> Floats:
+        """Return the mean of :meth:`occupancy` over the tiles of each bag, float64.
+
+        ``bags`` have shape (tiles, n_components), at least one tile each; the result has shape
+        (bags, centres).
+        """
+        means = np.empty((len(bags), len(self.centres)))
+        for own, tiles, starts in joined_bags(bags):
+            blocks = _blocks(tiles)  # several of a large bag, which is by itself
+            sums = [segment_sums(self.occupancy(b).double().cpu().numpy(), starts) for b in blocks]
+            means[own] = np.sum(sums, axis=0)
+        means /= np.array([len(bag) for bag in bags])[:, None]
+        return means
 
 
 def _blocks(components: Tensor) -> Iterator[Tensor]:
     """Yield blocks of tiles, so that a large bag needs little memory."""
-    for start in range(0, len(components), _TILES_PER_BLOCK):
-        yield components[start : start + _TILES_PER_BLOCK]
+    for start in range(0, len(components), TILES_PER_BLOCK):
+        yield components[start : start + TILES_PER_BLOCK]
 
 
 def _squared_distances(components: Tensor, centres: Tensor) -> Tensor:

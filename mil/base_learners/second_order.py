@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from mil.arrays import Floats, Ints
+from mil.base_learners.joined_bags import joined_bags, segment_sums
 from mil.base_learners.logistic import LinearModel
 
-__all__ = ["covariance", "covariance_contributions", "fit_directions", "tail_statistics"]
+__all__ = ["covariance_contributions", "covariances", "fit_directions", "tail_statistics"]
 
 _LEAST_VARIANCE = 1e-3  # of whitened components, whose variance over all tiles is at most 1
 _TAIL_SHARE = 0.1
@@ -16,13 +20,19 @@ _TILES_PER_BLOCK = 8192
 _PATIENTS_PER_BLOCK = 256
 
 
-def covariance(components: Tensor) -> Floats:
-    """Return the covariance of components over tiles, shape (n_components, n_components), float64.
+def covariances(bags: Sequence[Tensor]) -> Floats:
+    """Return the covariance of components over the tiles of each bag, float64.
 
-    ``components`` have shape (tiles, n_components).
+    ``bags`` have shape (tiles, n_components), at least one tile each; the result has shape
+    (bags, n_components, n_components).
     """
-    centred = _centred(components)
-    return np.asarray(centred.T @ centred / len(centred), np.float64)
+    size = bags[0].shape[1]
+    found = np.empty((len(bags), size, size))
+    for own, tiles, starts in joined_bags(bags):
+        centred = _centred(tiles, starts)
+        for index, of_bag in enumerate(np.split(centred, starts[1:]), own.start):
+            np.divide(of_bag.T @ of_bag, len(of_bag), out=found[index])
+    return found
 
 
 def fit_directions(covariances: Floats, labels: Ints, *, n_classes: int, balanced: bool) -> Floats:
@@ -66,7 +76,7 @@ def covariance_contributions(model: LinearModel, components: Tensor) -> Floats:
 
     ``components`` have shape (tiles, n_components).
     """
-    centred = _centred(components)
+    centred = _centred(components, np.zeros(1, np.int64))
     n_tiles, size = centred.shape
     forms = model.weights.T.reshape(-1, size, size)
     of_tiles = np.concatenate(
@@ -78,25 +88,33 @@ def covariance_contributions(model: LinearModel, components: Tensor) -> Floats:
     return np.asarray((of_tiles + model.bias) / n_tiles, np.float64)
 
 
-def tail_statistics(components: Tensor, directions: Floats) -> Floats:
-    """Return six statistics of the tiles along directions, shape (6 × directions,), float64.
+def tail_statistics(bags: Sequence[Tensor], directions: Floats) -> Floats:
+    """Return six statistics of the tiles of each bag along directions, float64.
 
     They are the means of the largest and of the smallest tenth, maximum, minimum, third moment and
-    root of the fourth moment, about the patient's mean. ``components`` have shape (tiles,
-    n_components), ``directions`` shape (n_components, directions).
+    root of the fourth moment, about the patient's mean. ``bags`` have shape (tiles, n_components),
+    at least one tile each, ``directions`` shape (n_components, directions), and the result shape
+    (bags, 6 × directions).
     """
-    tiles: Floats = components.double().cpu().numpy()
-    along = tiles @ directions
-    along -= along.mean(axis=0)
-    along.sort(axis=0)
-    n_tail = max(1, round(_TAIL_SHARE * len(along)))
-    statistics = np.concatenate([
-        along[-n_tail:].mean(axis=0), along[:n_tail].mean(axis=0), along[-1], along[0],
-        (along**3).mean(axis=0), np.sqrt((along**4).mean(axis=0)),
-    ])  # fmt: skip
-    return np.asarray(statistics, np.float64)
+    found = np.empty((len(bags), 6, directions.shape[1]))
+    for own, tiles, starts in joined_bags(bags):
+        along = _centred(tiles.double() @ torch.from_numpy(directions).to(tiles.device), starts)
+        squares = along**2
+        for index, of_bag in enumerate(np.split(along, starts[1:]), own.start):
+            ranked = np.sort(of_bag, axis=0)
+            n_tail = max(1, round(_TAIL_SHARE * len(ranked)))
+            found[index, 0] = ranked[-n_tail:].sum(axis=0) / n_tail
+            found[index, 1] = ranked[:n_tail].sum(axis=0) / n_tail
+            found[index, 2:4] = ranked[[-1, 0]]
+        lengths = np.diff(starts, append=len(along))[:, None]
+        found[own, 4] = segment_sums(squares * along, starts) / lengths
+        found[own, 5] = np.sqrt(segment_sums(squares**2, starts) / lengths)
+    return found.reshape(len(bags), -1)
 
 
-def _centred(components: Tensor) -> Floats:
-    tiles: Floats = components.double().cpu().numpy()
-    return np.asarray(tiles - tiles.mean(axis=0), np.float64)
+def _centred(tiles: Tensor, starts: Ints) -> Floats:
+    """Return tiles less the mean of their bag, shape (tiles, ...), float64."""
+    rows: Floats = tiles.double().cpu().numpy()
+    lengths = np.diff(starts, append=len(rows))
+    means = segment_sums(rows, starts) / lengths[:, None]
+    return np.asarray(rows - np.repeat(means, lengths, axis=0), np.float64)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mil.arrays import Floats
 from mil.base_learners.learners import BaseLearners
+from mil.base_learners.pooling import mean_and_extremes
 from mil.data.features import Features
 from mil.heads import Head
 from mil.heads.ensemble import predict_components, whiten_tiles
@@ -28,7 +29,7 @@ def predict_learners(
     logits, attention = predict_components(heads, components)
     if base_learners is None:
         return logits, attention
-    of_base = base_learners.logits_of([base_learners.pool(raw, components)])[0]
+    of_base = base_learners.logits_of([mean_and_extremes(raw)], [components])[0]
     return with_base_learners(logits, of_base), attention
 
 
@@ -48,7 +49,8 @@ def predict_learner_views(
 def with_base_learners(logits: Floats, of_base: Floats) -> Floats:
     """Return logits of heads, (..., classes), with those of base learners, (learners, classes).
 
-    The result has shape (..., 1 + learners, classes).
+    The latter may have leading axes that go with those of the heads. The result has shape
+    (..., 1 + learners, classes).
     """
-    shared = np.broadcast_to(of_base, (*logits.shape[:-1], *of_base.shape))
+    shared = np.broadcast_to(of_base, (*logits.shape[:-1], *of_base.shape[-2:]))
     return np.concatenate([logits[..., None, :], shared], axis=-2)

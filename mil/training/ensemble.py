@@ -114,7 +114,8 @@ def train_ensembles(
         Callback after each finished head.
     pooled
         Pooled embeddings by patient id, shape (3, dim), to read and to add to, where the stores
-        hold the same embeddings; see :func:`mil.base_learners.pooling.mean_and_extremes`.
+        hold the same embeddings; see :func:`mil.base_learners.pooling.mean_and_extremes`. The
+        moments for the whitening are then computed once for all stores, too.
 
     Raises
     ------

@@ -10,20 +10,25 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from features.parallel.base import Executor, JobQueue
 from features.parallel.local import LocalExecutor
 from features.parallel.pool import WorkerPool
 from features.parallel.ray_cluster import RayTransport, plan_actors, ray_connection
+from mil.base_learners.joined_bags import bag_blocks
 from mil.base_learners.learners import BaseLearners
+from mil.base_learners.pooling import mean_and_extremes
 from mil.base_learners.stack import with_base_learners
 from mil.data.bags import PatientBags
 from mil.data.features import Features
 from mil.data.splits import Fold
 from mil.heads import Head
-from mil.heads.ensemble import predict_components, whiten_tiles
+from mil.heads.ensemble import whiten_tiles
 from mil.training.config import TrainConfig
 from mil.training.ensemble import Ensemble, predict_batch, train_ensembles
+from mil.training.feature_cache import length_buckets
 from mil.training.trainer import EpochRecord
 
 __all__ = [
@@ -37,7 +42,8 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-_PATIENTS_PER_BLOCK = 256  # pooled tiles of a patient take 65 kB with 1,280 numbers
+_TILES_PER_BLOCK = 32_768  # whitened ones take 8 MB
+_TILES_PER_BATCH = 4096  # of one bag with more; some heads need memory for every pair of tiles
 
 ExecutorFactory = Callable[[PatientBags], AbstractContextManager[Executor]]
 """Opens an executor whose workers are :class:`FoldWorker` with the bags given."""
@@ -126,7 +132,7 @@ class FoldWorker:
             nonempty = set(bags.nonempty())
             tested = [[name for name in fold.test_ids if name in nonempty] for fold in job.folds]
             results = [
-                _predict_held_out(ensemble, store.subset(names), job)
+                _predict_held_out(ensemble, store.subset(names), job, self._pooled)
                 for ensemble, store, names in zip(ensembles, stores, tested, strict=True)
             ]
             queue.finish(queued, results)
@@ -140,13 +146,21 @@ def training_subset(bags: PatientBags, fold: Fold) -> PatientBags:
     return bags.refit_without(fold.test_ids).subset(fold.train_ids)
 
 
-def _predict_held_out(ensemble: Ensemble, bags: PatientBags, job: FoldJob) -> FoldResult:
+def _predict_held_out(
+    ensemble: Ensemble,
+    bags: PatientBags,
+    job: FoldJob,
+    pooled: Mapping[str, Floats] | None,
+) -> FoldResult:
     """Predict the patients of a store; logits are 0 where a tile filter drops every tile."""
     of_base = ensemble.base_learners
     shape = (job.n_classes,) if of_base is None else (1 + len(of_base.models), job.n_classes)
     logits = {name: np.zeros(shape) for name in bags.patient_ids}
     averaged: dict[str, Floats] = {}
-    for name, versions in _predict_versions(ensemble, bags, torch.device(job.config.device)):
+    device = torch.device(job.config.device)
+    # Those of an accelerator differ in the last bits, and are there for some patients only.
+    known = (pooled or {}) if device.type == "cpu" else {}
+    for name, versions in _predict_versions(ensemble, bags, device, known):
         logits[name] = np.asarray(versions[0].mean(axis=0))
         if bags.views:
             averaged[name] = np.asarray(versions.mean(axis=(0, 1)))
@@ -157,13 +171,17 @@ def _predict_held_out(ensemble: Ensemble, bags: PatientBags, job: FoldJob) -> Fo
 
 
 def _predict_versions(
-    ensemble: Ensemble, bags: PatientBags, device: torch.device
+    ensemble: Ensemble,
+    bags: PatientBags,
+    device: torch.device,
+    pooled: Mapping[str, Floats],
 ) -> Iterator[tuple[str, Floats]]:
     """Yield each patient with tiles and its logits, shape (versions, heads, classes).
 
     Those of a stack have shape (versions, heads, learners, classes). An accelerator predicts the
-    heads for all patients at once; if it has not enough memory, the CPU predicts one after the
-    other. Tiles are pooled for the base learners on the CPU, whose models then take all patients.
+    heads for all patients at once; if it has not enough memory, the CPU predicts a few at a time.
+    Base learners are on the CPU; ``pooled`` are the pooled plain tiles of some patients, shape (3,
+    dim) each, see :func:`mil.base_learners.pooling.mean_and_extremes`.
     """
     names = bags.nonempty()
     of_heads = None
@@ -172,37 +190,61 @@ def _predict_versions(
             of_heads = predict_batch(ensemble.heads, bags, names, device=device)
         if of_heads is None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-    for start in range(0, len(names), _PATIENTS_PER_BLOCK):
-        block = slice(start, start + _PATIENTS_PER_BLOCK)
+    n_tiles = bags.n_tiles  # counted anew each time
+    lengths = [bags.n_versions * n_tiles[name] for name in names]
+    for block in bag_blocks(lengths, _TILES_PER_BLOCK):
         given = None if of_heads is None else np.moveaxis(of_heads[:, :, block], 2, 0)
-        logits = _predict_block(ensemble, bags, names[block], given)
+        logits = _predict_block(ensemble, bags, names[block], given, pooled)
         yield from zip(names[block], logits, strict=True)
 
 
 def _predict_block(
-    ensemble: Ensemble, bags: PatientBags, names: Sequence[str], of_heads: Floats | None
-) -> Sequence[Floats]:
-    """Return the logits of a few patients, as :func:`_predict_versions` does.
+    ensemble: Ensemble,
+    bags: PatientBags,
+    names: Sequence[str],
+    of_heads: Floats | None,
+    pooled: Mapping[str, Floats],
+) -> Floats:
+    """Return the logits of a few patients, after an axis of patients as :func:`_predict_versions`.
 
     ``of_heads`` are those of the heads, shape (patients, versions, heads, classes), if known.
     """
     heads, of_base = ensemble.heads, ensemble.base_learners
     if of_heads is not None and of_base is None:
-        return list(of_heads)
-    own: list[Floats] = [] if of_heads is None else list(of_heads)
-    pooled: list[dict[str, Floats]] = []
+        return of_heads
+    components: list[Tensor] = []
+    of_tiles: list[Floats] = []
     for name in names:
-        versions = [whiten_tiles(tiles, heads[0].whitening) for tiles in _versions(bags, name)]
-        if of_heads is None:
-            own.append(np.stack([predict_components(heads, each)[0] for _, each in versions]))
-        if of_base is not None:
-            pooled += [of_base.pool(*each) for each in versions]
+        for version, tiles in enumerate(_versions(bags, name)):
+            raw, whitened = whiten_tiles(tiles, heads[0].whitening)
+            components.append(whitened)
+            if of_base is not None:
+                known = pooled.get(name) if version == 0 else None
+                of_tiles.append(mean_and_extremes(raw) if known is None else known)
+    if of_heads is None:
+        own = _predict_bags(heads, components)  # (patients × versions, heads, classes)
+        of_heads = own.reshape(len(names), -1, *own.shape[1:])
     if of_base is None:
-        return own
-    return [
-        np.stack([with_base_learners(*both) for both in zip(logits, added, strict=True)])
-        for logits, added in zip(own, np.split(of_base.logits_of(pooled), len(names)), strict=True)
-    ]
+        return of_heads
+    added = of_base.logits_of(of_tiles, components)  # (patients × versions, learners, classes)
+    return with_base_learners(of_heads, added.reshape(*of_heads.shape[:2], 1, *added.shape[1:]))
+
+
+def _predict_bags(heads: Sequence[Head], components: Sequence[Tensor]) -> Floats:
+    """Return the logits of bags, shape (tiles, n_components) each; shape (bags, heads, classes).
+
+    Bags of similar size are padded and predicted together.
+    """
+    lengths = np.array([len(bag) for bag in components])
+    order = np.argsort(-lengths, kind="stable")
+    parts = []
+    with torch.inference_mode():
+        for block in length_buckets(lengths[order].tolist(), _TILES_PER_BATCH):
+            batch = pad_sequence([components[row] for row in order[block]], batch_first=True)
+            mask = torch.arange(batch.shape[1]) < torch.from_numpy(lengths[order[block], None])
+            parts.append(torch.stack([head.predict(batch, mask).logits for head in heads], dim=1))
+    sorted_logits = torch.cat(parts).double().numpy()
+    return np.asarray(sorted_logits[order.argsort()], np.float64)
 
 
 def _versions(bags: PatientBags, name: str) -> list[Features]:

@@ -17,10 +17,11 @@ from mil.base_learners import (
     learner_names,
     logistic,
 )
+from mil.base_learners.joined_bags import joined_bags
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
-from mil.base_learners.second_order import covariance, fit_directions, tail_statistics
+from mil.base_learners.second_order import covariances, fit_directions, tail_statistics
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.heads.whitening import Whitening, fit_pca_whitening
 
@@ -173,9 +174,9 @@ def test_a_large_bag_is_pooled_as_a_small_one() -> None:
     tiles = torch.from_numpy(rng.normal(size=(20_000, 3)).astype(np.float32))
     codebook = Codebook(centres=tiles[:150], squared_width=0.1)
     whole = codebook.occupancy(tiles).double().mean(dim=0).numpy()
-    np.testing.assert_allclose(codebook.mean_occupancy(tiles), whole, rtol=1e-6)
+    np.testing.assert_allclose(codebook.mean_occupancies([tiles])[0], whole, rtol=1e-6)
     np.testing.assert_allclose(
-        log_spread(covariance(tiles)), np.log(tiles.numpy().std(axis=0) + 0.3), rtol=1e-5
+        log_spread(covariances([tiles]))[0], np.log(tiles.numpy().std(axis=0) + 0.3), rtol=1e-5
     )
 
 
@@ -191,6 +192,34 @@ def earlier() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Whiteni
         name: expected[f"whitening.{name}"] for name in ("mean", "matrix")
     })  # fmt: skip
     return stored, expected, whitening
+
+
+def test_many_bags_are_pooled_as_each_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    bags = [
+        torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32))
+        for n in (1, 5, 9000, 8000, 150, 60, 1, 300)
+    ]
+    blocks = [own for own, _, _ in joined_bags(bags)]
+    assert blocks == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 8)]
+    codebook = Codebook(centres=bags[2][:150], squared_width=0.1)
+    directions = rng.normal(size=(3, 2))
+    occupancy, within = codebook.mean_occupancies(bags), covariances(bags)
+    tails = tail_statistics(bags, directions).reshape(len(bags), 6, 2)
+    for index, bag in enumerate(bags):
+        tiles = bag.double().numpy()
+        centred = tiles - tiles.mean(axis=0)
+        along = np.sort(centred @ directions, axis=0)
+        n_tail = max(1, round(0.1 * len(along)))
+        np.testing.assert_allclose(
+            occupancy[index], codebook.occupancy(bag).double().mean(dim=0), atol=1e-6
+        )
+        np.testing.assert_allclose(within[index], centred.T @ centred / len(tiles), atol=1e-12)
+        expected = [
+            along[-n_tail:].mean(axis=0), along[:n_tail].mean(axis=0), along[-1], along[0],
+            (along**3).mean(axis=0), np.sqrt((along**4).mean(axis=0)),
+        ]  # fmt: skip
+        np.testing.assert_allclose(tails[index], expected, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -283,12 +312,12 @@ def test_a_few_unlike_tiles_are_found_along_a_direction_of_their_class(n_classes
         tiles = rng.normal(size=(40, 8))
         tiles[:4] += 4 * unlike[:, label] if label else 0
         bags.append(torch.from_numpy(tiles))
-    covariances = np.stack([covariance(bag) for bag in bags])
-    directions = fit_directions(covariances, labels, n_classes=n_classes, balanced=True)
+    within = covariances(bags)
+    directions = fit_directions(within, labels, n_classes=n_classes, balanced=True)
     for label in range(1, n_classes):
         along = directions[:, label] / np.linalg.norm(directions[:, label])
         assert abs(along @ unlike[:, label]) > 0.9
-    tails = np.stack([tail_statistics(bag, directions) for bag in bags])
+    tails = tail_statistics(bags, directions)
     assert tails.shape == (48, 6 * n_classes)
     largest = tails[:, 2 * n_classes + 1]  # the maximum along the direction of class 1
     smallest = -tails[:, 3 * n_classes + 1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -14,6 +15,8 @@ import torch
 
 from features.bags.h5 import find_bags
 from features.parallel.base import Executor
+from mil.base_learners.pooling import mean_and_extremes
+from mil.base_learners.stack import predict_learners
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
 from mil.data.covariates import with_covariates
@@ -130,12 +133,33 @@ def test_a_device_without_memory_for_all_patients_at_once_leaves_them_to_the_cpu
     labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
     ensemble = train_ensemble(bags, labels, n_classes=2, config=SETTINGS, seed=(0,))
     on_cpu, on_device = (
-        dict(fold_jobs._predict_versions(ensemble, bags, torch.device(name)))
+        dict(fold_jobs._predict_versions(ensemble, bags, torch.device(name), {}))
         for name in ("cpu", "meta")
     )
     assert calls == ["device"]
     assert list(on_cpu) == list(on_device) == list(cohort.patient_ids)
     assert all(np.array_equal(on_cpu[name], on_device[name]) for name in on_cpu)
+
+
+@pytest.mark.parametrize("head", ["stack", "gated", "transmil"])
+def test_patients_are_predicted_together_as_each_by_itself(
+    table: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    monkeypatch.setattr(fold_jobs, "_TILES_PER_BLOCK", 40)
+    monkeypatch.setattr(fold_jobs, "_TILES_PER_BATCH", 20)
+    cohort = read_cohort(table, labelled=True)
+    bags = load_patient_bags(cohort, find_bags(table.parent / "bags"))
+    features = {name: bags.features[name][: 1 + 7 * i % 5] for i, name in enumerate(bags.features)}
+    bags = replace(bags, features=features)
+    labels = dict(zip(cohort.patient_ids, cohort.labels.tolist(), strict=True))
+    config = replace(SETTINGS, head=head)
+    ensemble = train_ensemble(bags, labels, n_classes=2, config=config, seed=(0,))
+    pooled = {name: mean_and_extremes(torch.from_numpy(bags.features[name])) for name in ("000",)}
+    together = dict(fold_jobs._predict_versions(ensemble, bags, torch.device("cpu"), pooled))
+    assert list(together) == list(cohort.patient_ids)
+    for name, logits in together.items():
+        alone, _ = predict_learners(ensemble.heads, ensemble.base_learners, bags.features[name])
+        np.testing.assert_allclose(logits, alone[None], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

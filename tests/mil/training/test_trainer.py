@@ -16,6 +16,7 @@ from mil.heads import build_head, head_names
 from mil.heads.attention import GatedAttentionHead
 from mil.heads.ensemble import predict_members
 from mil.heads.random_streams import RandomStreams
+from mil.heads.whitening import fit_pca_whitening
 from mil.training import ensemble, trainer
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
@@ -26,7 +27,7 @@ from mil.training.ensemble import (
     train_ensemble,
     train_ensembles,
 )
-from mil.training.feature_cache import FeatureCache, build_caches
+from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches
 from mil.training.trainer import TrainSplit, train_heads
 from tests.mil.training.test_ensemble import FAST, labels_of, noise_cohort, states
 
@@ -163,7 +164,10 @@ def test_the_validation_loss_is_the_balanced_one_over_blocks_of_any_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bags, cohort = noise_cohort(40, 0)
-    spec = ensemble._cache_spec(bags, labels_of(cohort), n_classes=2, config=FAST)
+    spec = CacheSpec(
+        bags=bags, patient_ids=bags.nonempty(), labels=cohort.labels,
+        whitening=fit_pca_whitening(*bags.unsupervised_features(), FAST.n_components),
+    )  # fmt: skip
     (cache,) = build_caches([spec])
     head = build_head("gated", dim=16, n_components=8, n_classes=2)
     val_idx = [torch.arange(20), torch.arange(20, 40)[::2]]
