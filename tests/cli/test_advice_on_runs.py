@@ -70,7 +70,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
             write_bag(folder / "bags" / "empty" / f"{slide}.h5", replace(empty, meta=meta))
     stated = read_bag(folder / "bags" / "a" / "000_0.h5")
     meta = replace(stated.meta, settings="[embed]\nmpp = 0.5\n")
-    write_bag(folder / "stated.h5", replace(stated, meta=meta))
+    (folder / "bags" / "stated").mkdir()
+    write_bag(folder / "bags" / "stated" / "000_0.h5", replace(stated, meta=meta))
     train_on(folder, folder / "fewer.csv", "b", run="fewer", config=QUICK)
     (folder / "bags" / "other").mkdir()
     for path in (folder / "bags" / "b").iterdir():
@@ -180,9 +181,6 @@ def test_advice_on_usage_is_usage_that_works(
         (f"{MEAN} --cohort train.csv --config bags/a/000_0.h5",
          "Bags of earlier versions and imported ones state none: give the options themselves.",
          f"{MEAN} --cohort train.csv"),
-        (f"{MEAN} --cohort train.csv --config stated.h5",
-         "A run states the settings of 'mil train', each of its bags those of 'mil embed'.",
-         f"{TRAIN} --cohort train.csv --head mean --config runs/b --folds 2"),
         (INFER.replace("runs/a", "nowhere"), NO_RUN, INFER),
         (INFER.replace("runs/a", "nowhere"), "Make one with 'mil train'",
          f"{MEAN} --cohort train.csv"),
@@ -266,6 +264,16 @@ def test_the_number_of_folds_that_is_advised_works(tmp_path: Path) -> None:
     advised = re.search(r"Use --folds (\d+), or add patients of that class\.", failed.output)
     assert advised is not None, failed.output
     mil_ok(*shlex.split(train), advised[1])
+
+
+def test_settings_of_training_are_those_of_a_run(tmp_path: Path) -> None:
+    train = f"train --bags bags/a --cohort train.csv --run {tmp_path}/again --config "
+    mil_ok(*shlex.split(f"{MEAN.format(out=tmp_path)} --cohort train.csv"))
+    follow_advice(
+        f"{train} bags/stated/000_0.h5",
+        "A run states the settings of 'mil train', each of its bags those of 'mil embed'.",
+        f"{train} {tmp_path}/run",
+    )
 
 
 def test_a_run_that_is_there_is_replaced_with_overwrite(tmp_path: Path) -> None:
