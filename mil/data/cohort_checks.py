@@ -21,8 +21,8 @@ _MANGLED_ID = re.compile(
     re.IGNORECASE,
 )
 """Id that a spreadsheet or another program turned into a number or, such as 3-1, into a date."""
-_NO_LETTER = re.compile("[\x00-\x1f\x7f-\x9f\ufffd]")
-"""Control characters, and the mark that stands for letters that were lost."""
+_NO_LETTER = re.compile("[\x00\x80-\x9f\ufffd]")
+"""What misread letters become; other control characters are taken as they are, and not printed."""
 _TOTALS = frozenset({
     "average", "gesamt", "gesamtergebnis", "grand total", "insgesamt", "mean", "mittelwert", "sum",
     "summe", "total", "totals",
@@ -38,7 +38,7 @@ def check_cells(path: Path, named: pd.DataFrame) -> None:
     Raises
     ------
     CohortError
-        If a cell but a centre is empty or a word for a missing value, one holds a control character
+        If a cell but a centre is empty or a word for a missing value, one holds a misread letter
         or several rows, an id was turned into a number or date, or the last row counts the others.
     """
     _check_totals(path, named)

@@ -81,9 +81,12 @@ def fit_pca_whitenings(
     """
     n_tiles = [_tiles_per_patient(len(names)) for names in training_sets]
     parts = _parts(training_sets, n_tiles)
-    dim = bags[training_sets[0][0]].shape[1]
-    if 8 * dim**2 * len(parts) > _MOST_MOMENT_BYTES and len(training_sets) > 1:
-        return [fit_pca_whitening(bags, own, n_components, device=device) for own in training_sets]
+    if len(training_sets) > 1:
+        dim = bags[training_sets[0][0]].shape[1]
+        if 8 * dim**2 * len(parts) > _MOST_MOMENT_BYTES:
+            return [
+                fit_pca_whitening(bags, own, n_components, device=device) for own in training_sets
+            ]
     moments_of: list[list[TileMoments]] = [[] for _ in training_sets]
     for (number, sets), names in parts.items():
         moments = TileMoments.of(bags, names, number, device=device)

@@ -67,8 +67,8 @@ def read_label_predictions(path: Path, table: LabelTable, *, is_part: bool = Fal
     patient_ids = table.patients.patient_ids
     if is_part:
         rows, ids = rows[ids.isin(patient_ids)], ids[ids.isin(patient_ids)]
-    check_same_ids(path, ids, table.patients, set(patient_ids), what="patients")
     values = read_probabilities(path, rows, table.names)
+    check_same_ids(path, ids, table.patients, set(patient_ids), what="patients")
     row_of = {name: row for row, name in enumerate(ids)}
     return np.asarray(values[[row_of[name] for name in patient_ids]], np.float64)
 

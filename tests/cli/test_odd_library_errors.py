@@ -99,13 +99,14 @@ FAULTS: dict[str, tuple[Any, str, type[BaseException], str]] = {
                         f"embed --series scans {SERIES} --bags {{out}}/b --weights w.safetensors"),
     "zarr": (zarr, "open_group", ValueError, "inspect a.zarr"),
     "safetensors": (checkpoints, "load_file", safetensors.SafetensorError,
-                    f"{EMBED} --weights w.safetensors"),
+                    f"{EMBED} --weights w.safetensors --execution eager"),
     "torch.load": (torch, "load", RuntimeError, f"{EMBED} --weights w.pt"),
     "onnxruntime": (onnxruntime, "InferenceSession", RuntimeError,
                     f"{EMBED} --weights w.safetensors --execution onnx"),
     "torch": (torch.nn.Conv2d, "forward", RuntimeError,
               f"{EMBED} --weights w.safetensors --execution eager"),
-    "timm": (timm, "create_model", RuntimeError, f"{EMBED} --weights w.safetensors"),
+    "timm": (timm, "create_model", RuntimeError,
+             f"{EMBED} --weights w.safetensors --execution eager"),
     "pandas": (pd, "read_csv", pd.errors.ParserError, "audit train.csv"),
 }  # fmt: skip
 
