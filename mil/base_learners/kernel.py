@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from mil.arrays import Float32s, Floats, Ints
@@ -81,11 +82,9 @@ class PatientKernels:
             np.int64
         )
         rows = _standardise(pooled, centre, scale)
-        kernels = cls(
-            centre=centre, scale=scale, anchors=_round(rows[of_anchor]),
-            widths=dict.fromkeys(_WIDTH_SHARES, 1.0),
-        )  # fmt: skip
-        widths, models = {}, {}
+        widths = dict.fromkeys(_WIDTH_SHARES, 1.0)  # set below: distances need none
+        kernels = cls(centre=centre, scale=scale, anchors=_round(rows[of_anchor]), widths=widths)
+        models = {}
         pairs = np.triu_indices(len(of_anchor), 1)
         for name, distances in kernels._distances(rows).items():
             of_pairs = distances[of_anchor][pairs]
@@ -95,7 +94,7 @@ class PatientKernels:
             models[name] = _fit_logistic(
                 similar, similar[of_anchor], labels, n_classes=n_classes, balanced=balanced
             )
-        return replace(kernels, widths=widths), models
+        return kernels, models
 
     def features(self, pooled: Floats) -> dict[str, Floats]:
         """Return the similarity to each anchor by each kernel, 0 to 1, shape (..., anchors).
@@ -129,12 +128,15 @@ class PatientKernels:
         return self._ranks(self.anchors)
 
     @cached_property
-    def _ascending(self) -> Floats:
+    def _ascending(self) -> tuple[Floats, npt.NDArray[np.int16]]:
         """Values of the anchors in one ascending row, feature after feature, for one search of all.
 
-        Each feature is moved beyond the one before, which is exact for float16 numbers.
+        Each feature is moved beyond the one before, which is exact for float16 numbers. With them,
+        how often each value occurs.
         """
-        return np.asarray((np.sort(self.anchors.T, axis=1) + self._moved_by).ravel(), np.float64)
+        values = (np.sort(self.anchors.T, axis=1) + self._moved_by).ravel()
+        counts = np.diff(np.flatnonzero(np.diff(values, prepend=-np.inf)), append=len(values))
+        return np.asarray(values, np.float64), np.repeat(counts, counts).astype(np.int16)
 
     @property
     def _moved_by(self) -> Floats:
@@ -143,14 +145,16 @@ class PatientKernels:
     def _ranks(self, rows: Float32s) -> Float32s:
         """Return mid-ranks of rounded values among the anchors, 0 to 1, shape (rows, features)."""
         n_anchors, n_features = self.anchors.shape
+        known, counts = self._ascending
         values = rows.T + self._moved_by
         order = values.argsort(axis=1)  # ascending values are found several times as fast
         ascending = np.take_along_axis(values, order, axis=1)
-        below = np.searchsorted(self._ascending, ascending, "left")
-        below += np.searchsorted(self._ascending, ascending, "right")
-        below -= 2 * n_anchors * np.arange(n_features)[:, None]
-        ranks = np.empty(below.shape, np.float32)
-        np.put_along_axis(ranks, order, (below / (2 * n_anchors)).astype(np.float32), axis=1)
+        found = np.searchsorted(known, ascending)
+        twice = 2 * (found - n_anchors * np.arange(n_features)[:, None])
+        is_known = known.take(found, mode="clip") == ascending
+        twice += is_known * counts.take(found, mode="clip")
+        ranks = np.empty(twice.shape, np.float32)
+        np.put_along_axis(ranks, order, (twice / (2 * n_anchors)).astype(np.float32), axis=1)
         return np.ascontiguousarray(ranks.T)
 
 
