@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 __all__ = ["NUMBER", "parse_number", "um_per_unit"]
 
@@ -15,10 +16,9 @@ _UM = {
     "cm": 1e4, "centimeter": 1e4, "centimetre": 1e4,
     "mm": 1e3, "millimeter": 1e3, "millimetre": 1e3,
     "µm": 1.0, "um": 1.0, "micron": 1.0, "mu": 1.0, "micrometer": 1.0, "micrometre": 1.0,
-    "micromètre": 1.0, "mikrometer": 1.0,
-    "mcm": 1.0, "µ": 1.0,
+    "mikrometer": 1.0, "micra": 1.0, "mcm": 1.0, "µ": 1.0,
     "nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3,
-    "å": 1e-4, "angstrom": 1e-4, "ångström": 1e-4, "ångstrom": 1e-4,
+    "å": 1e-4, "angstrom": 1e-4,
     "pm": 1e-6, "picometer": 1e-6, "picometre": 1e-6,
     "in": 25_400.0, "inch": 25_400.0, "inche": 25_400.0, '"': 25_400.0,
     "pt": 25_400.0 / 72, "point": 25_400.0 / 72,
@@ -27,6 +27,10 @@ _UM = {
     "ft": 304_800.0, "foot": 304_800.0, "feet": 304_800.0,
 }  # fmt: skip
 """µm by unit, in lower case and singular: those of OME-XML, NGFF and ImageJ that can be meant."""
+_ROMANCE = (
+    (re.compile(r"metr[oi]\Z"), "meter"), (re.compile(r"\Amili"), "milli"),
+)  # fmt: skip
+"""Italian, Portuguese and Spanish endings."""
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _DAMAGED_MICRO = re.compile(r"[^\x00-\x7fåÅ]{1,4}m\Z|\?m\Z")
 """A micro sign that was decoded with the wrong character set, and ``m``."""
@@ -43,7 +47,11 @@ def um_per_unit(name: object) -> float | None:
     text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), str(name or "")).strip()
     text = text.replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
     text = text.replace("\N{ANGSTROM SIGN}", "Å").strip(" .[]()").lower()
-    for spelling in (text, text.removesuffix("s")):
+    plain = "".join(filter(str.isascii, unicodedata.normalize("NFD", text))).removesuffix("s")
+    english = plain
+    for pattern, ending in _ROMANCE:
+        english = pattern.sub(ending, english)
+    for spelling in (text, text.removesuffix("s"), *((plain, english) if len(plain) > 2 else ())):
         if spelling in _UM:
             return _UM[spelling]
     return 1.0 if _DAMAGED_MICRO.search(text) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from itertools import product
 
@@ -19,13 +20,18 @@ _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 _NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
 _OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb", re.IGNORECASE)
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
-_LONG_UM = r"mi[ck]ro(?:met(?:er|re)|mètre|n)s?"
-_IN_UM = rf"mpp|ScanRes|(?:{_LONG_UM}|um)(?:[-_ ]?(?:per|pro|par)[-_ ]?|/)(?:pixel|px)"
+_LONG_UM = r"mi[ck]r(?:[oóô]m[eèé]t(?:er|re|ro|ri)|[oó]n|a)s?"
+_PER_WORD = r"(?:per|pro|par|por)"
+_IN_UM = rf"mpp|ScanRes|(?:{_LONG_UM}|um)(?:[-_ ]?{_PER_WORD}[-_ ]?|/)(?:p[ií]xel|px)"
 _NAMED_PX = (
-    r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing)|pixel(?:abstand|größe|grösse|groesse)"
-    r"|taille (?:du |de |des )?pixels?"
+    r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing|width)"
+    r"|pixel(?:abstand|größe|grösse|groesse|grootte)|taille (?:du |de |des )?pixels?"
+    r"|(?:tama[ñn]h?o|dimension[ei])[-_ ](?:(?:d[eio][lis]?|los)[-_ ]){0,2}p[ií]xe[eils]{1,3}"
 )
-_SIZE = rf"{_NAMED_PX}|r[eé]solution|aufl(?:ö|oe)sung|spacing"
+_SIZE = (
+    rf"{_NAMED_PX}|r[eé]solution|aufl(?:ö|oe)sung|resoluci[oó]n|risoluzione|resolu[çc][aã]o"
+    r"|resolutie|spacing"
+)
 _PAIR = rf"[\[(]?\s*({NUMBER})(?:\s*[x×]\s*(?:{NUMBER})|,\s*(?:{NUMBER})(?=\s*[\])]))?[\])]?"
 """A number, or the first of two: 0.5 x 0.5, (0.5, 0.5)."""
 _MPP = re.compile(
@@ -40,12 +46,13 @@ _PIXEL_SIZE = re.compile(
 )
 _OBJECTIVE = (
     r"AppMag|SourceLens|NominalLensMagnification|vergr(?:ö|oe)(?:ß|ss)erung|grossissement"
-    r"|objektiv|objectif|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
+    r"|vergroting|aumentos?|ingrandimento|amplia[çc][aã]o|objektiv|objectif|objectief"
+    r"|objetiv[oa]|obiettivo|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
     r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
 )
-_PX = r"(?:px|pix(?:els?)?|voxels?)"
-_PER = rf"(?:[ \t]*(?:/|\b(?:per|pro|par)\b)[ \t]*{_PX}\b|[ \t·⋅*]*{_PX}[ \t]*(?:\^?[-−]1\b|⁻¹))"
-_METRIC = rf"(?:{_LONG_UM}|millimet(?:er|re)s?|[uµμ]m|[mc]m|inch)"
+_PX = r"(?:px|p[ií]x(?:e[eils]{1,3})?|voxels?)"
+_PER = rf"(?:[ \t]*(?:/|\b{_PER_WORD}\b)[ \t]*{_PX}\b|[ \t·⋅*]*{_PX}[ \t]*(?:\^?[-−]1\b|⁻¹))"
+_METRIC = rf"(?:{_LONG_UM}|mill?[ií]met(?:er|re|ro|ri)s?|[uµμ]m|[mc]m|inch)"
 _PER_PX = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -68,7 +75,7 @@ _PER_PX = tuple(
 _PX_PER = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"(?P<x>{NUMBER})[ \t]*{_PX}[ \t]*(?:/|\bper\b)[ \t]*(?P<unit>{_METRIC})\b",
+        rf"(?P<x>{NUMBER})[ \t]*{_PX}[ \t]*(?:/|\b{_PER_WORD}\b)[ \t]*(?P<unit>{_METRIC})\b",
         rf"{_PX}[ \t]*(?:/|[-_ ]?per[-_ ]?)[ \t]*(?P<unit>{_METRIC}){_IS}(?P<x>{NUMBER})",
     )
 )
@@ -77,7 +84,7 @@ _DOTS_PER_INCH = re.compile(
     rf"(?<!\w)(?P<before>{NUMBER})[ \t]*[dp]pi\b|(?<!\w)[dp]pi{_IS}(?P<behind>{NUMBER})",
     re.IGNORECASE,
 )
-_NAMES_PX = re.compile(r"px|pix|voxel", re.IGNORECASE)
+_NAMES_PX = re.compile(r"px|p[ií]x|voxel", re.IGNORECASE)
 _AROUND = 100
 """Characters before and behind a name of pixels in which the length is."""
 _MAGNIFICATION = re.compile(
@@ -102,7 +109,7 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     OpenSlide that libvips copies, pixel sizes with a unit (Akoya, Huron, Micro-Manager), Zeiss' and
     MetaXpress' XML, and magnifications. Of several values of a field, the finest is the scan's.
     """
-    text = html.unescape(text)
+    text = unicodedata.normalize("NFC", html.unescape(text))
     yield from _philips(text)
     yield from _named_sizes(text, _MPP)
     yield from _named_sizes(text, _PIXEL_SIZE)

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import struct
+import unicodedata
 from contextlib import closing
 from pathlib import Path
 
@@ -482,9 +483,16 @@ def test_the_example_of_each_documented_field_is_understood(row: list[str]) -> N
 @pytest.mark.parametrize(
     "text",
     ["0,5 µm pro Pixel", "0,5 micromètres par pixel", "Mikrometer pro Pixel = 0,5",
-     "Pixelgroesse = 0.5 µm", "Taille de pixel: 0,5 µm", "dpi: 50800", "Resolution = 50800 ppi"],
+     "Pixelgroesse = 0.5 µm", "Taille de pixel: 0,5 µm", "dpi: 50800", "Resolution = 50800 ppi",
+     "Tamaño de los píxeles = 0.5 micras", "0,5 micras por píxel", "0,5 micrómetros por píxel",
+     "2 píxeles por µm", "0,0005 milímetros por píxel", "Tamanho do pixel: 0,5 micrómetros",
+     "0,5 micrômetros por pixel", "Dimensioni dei pixel: 0,5 x 0,5 µm", "Tamaño de píxel 0,5 µm",
+     "micrometri per pixel = 0,5", "0,5 micrometri per pixel", "1 píxel = 0,5 µm",
+     "tamanho_do_pixel_um: 0.5", "Pixelgrootte: 500 nanometer"],
 )  # fmt: skip
-def test_notes_in_german_french_and_px_per_inch_are_understood(text: str) -> None:
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_notes_in_other_languages_and_px_per_inch_are_understood(text: str, form: str) -> None:
+    text = unicodedata.normalize(form, text)
     assert next((stated.x, stated.y) for stated in mpp_in_text(text)) == (0.5, 0.5)
 
 
