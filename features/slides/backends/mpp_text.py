@@ -91,6 +91,13 @@ _MAGNIFICATION = re.compile(
     rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
 )
 _TIMES = re.compile(rf"({NUMBER})\s*[x×](?![a-z])", re.IGNORECASE)
+_TIMES_IN_WORDS = re.compile(
+    rf"(?:\b(?:scan|scanned|digiti[sz]ed|acquired)[ \t]+(?:at|with)|\b(?:{_OBJECTIVE}))"
+    rf"[ \t]+(?:an?[ \t]+|of[ \t]+)?({NUMBER})[ \t]*[x×](?![a-z0-9])"
+    rf"|(?<!\w)({NUMBER})[ \t]*[x×][ \t]*(?:{_OBJECTIVE}|lens|scan)\b",
+    re.IGNORECASE,
+)
+"""``Scanned at 20x``, ``magnification 20x``, ``20x objective``."""
 _PHILIPS = re.compile(r"DICOM_PIXEL_SPACING\b[^>]*>([^<]*)<")
 _ZEISS = re.compile(
     rf"""<Distance\b[^>]*\bId=["']([XY])["'][^>]*>\s*<Value>\s*({NUMBER})""", re.IGNORECASE
@@ -119,12 +126,7 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     for dots in _DOTS_PER_INCH.finditer(text):
         um = 25_400 / (parse_number(dots["before"] or dots["behind"]) or math.inf)
         yield StatedMpp(x=um, y=um, field="dpi", kind="tags")  # mostly a default of printing
-    match = _MAGNIFICATION.search(text)
-    if match is not None:
-        times = _TIMES.search(match[2])
-        magnification = parse_number(times[1] if times else match[2])
-        if not math.isnan(magnification):  # "Objective = none" states nothing
-            yield mpp_of_magnification(magnification, match[1].strip())
+    yield from _magnifications(text)
 
 
 def ome_pixels(
@@ -256,8 +258,7 @@ def _per_px(text: str) -> Iterator[StatedMpp]:
     for pattern, part in product((*_PER_PX, *_PX_PER), _parts_on_px(text)):
         for match in pattern.finditer(part):
             um, found = um_per_unit(match["unit"]), match.groupdict()
-            name = re.split(r"[|;,<>\r\n]", part[: match.start()])[-1]
-            if um is None or _OTHER_IMAGE.search(name):
+            if um is None or _is_of_other_image(part[: match.start()]):
                 continue
             sizes = [parse_number(found[axis]) for axis in "xy" if found.get(axis)]
             if pattern in _PX_PER:
@@ -283,6 +284,23 @@ def _zeiss(text: str) -> Iterator[StatedMpp]:
     if sizes:
         x, y = (sizes.get(axis, sizes.get(other, 0.0)) for axis, other in ("XY", "YX"))
         yield StatedMpp(x=x, y=y, field="Distance of Zeiss' scaling")
+
+
+def _magnifications(text: str) -> Iterator[StatedMpp]:
+    """What fields and words say of the objective; those without a number above 0 say nothing."""
+    for match in _MAGNIFICATION.finditer(text):
+        times = _TIMES.search(match[2])
+        if (magnification := parse_number(times[1] if times else match[2])) > 0:
+            yield mpp_of_magnification(magnification, match[1].strip())
+    for match in _TIMES_IN_WORDS.finditer(text):
+        magnification = parse_number(match[1] or match[2])
+        if magnification > 0 and not _is_of_other_image(text[: match.start()]):
+            yield mpp_of_magnification(magnification, "magnification in words")
+
+
+def _is_of_other_image(before: str) -> bool:
+    """Whether the field that a text ends in names a companion."""
+    return _OTHER_IMAGE.search(re.split(r"[|;,<>\r\n]", before)[-1]) is not None
 
 
 def _metaxpress(text: str) -> Iterator[StatedMpp]:

@@ -101,6 +101,13 @@ TEXTS = {
     "20,0": ("|AppMag = 20,0|", (0.5, 0.5), "derived"),
     "objective by name": ("Objective = Plan-Apochromat 20x/0.8 M27", (0.5, 0.5), "derived"),
     "no objective": ("|Objective = none|", None, ""),
+    "no objective, but a magnification": ("|Objective = none|AppMag = 20", (0.5, 0.5), "derived"),
+    "name of the objective": ("ObjectiveName=Plan Apo\nMagnification=20", (0.5, 0.5), "derived"),
+    "magnification of 0": ("Magnification = 0;Objective = 20", (0.5, 0.5), "derived"),
+    "scanned at": ("H&E, scanned at 20x, 2019", (0.5, 0.5), "derived"),
+    "20x objective": ("Macro scanned at 1x; slide with a 20x objective", (0.5, 0.5), "derived"),
+    "magnification without a sign": ("Magnification 40X", (0.25, 0.25), "derived"),
+    "products": ("scan at 20x20 fields, a 20 x 20 scan", None, ""),
     "speed": ("0.5 mm/s, 20 frames/pixel", None, ""),
     "px per µm": ("Resolution: 4 pixels per um", (0.25, 0.25), "stated"),
     "px/µm": ("4 px/µm", (0.25, 0.25), "stated"),
@@ -146,7 +153,8 @@ def test_an_absurd_value_gives_way_to_the_next_place_with_a_warning(value: str) 
 def test_a_resolution_that_contradicts_the_magnification_is_warned_of() -> None:
     _, warnings = choose_mpp(mpp_in_text("|MPP = 1.0|AppMag = 20"))
     assert warnings == ("1 µm/px in MPP does not fit AppMag, 20x: expected about 0.5",)
-    assert choose_mpp(mpp_in_text("|MPP = 0.5|AppMag = 20"))[1] == ()
+    for magnification in (20, 0):  # no magnification is 0, and contradicts nothing
+        assert choose_mpp(mpp_in_text(f"|MPP = 0.5|AppMag = {magnification}"))[1] == ()
 
 
 UNITS = {
