@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING
 from features.errors import TableError
 from features.utils.file_kinds import START_BYTES, find_foreign_kind
 from features.utils.files import atomic_write
-from features.utils.text import is_missing_word, normalize_name, shown_form, strip_blanks
+from features.utils.text import (
+    LINE_BREAKS,
+    is_missing_word,
+    normalize_name,
+    shown_form,
+    strip_blanks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +64,10 @@ _NO_TABLES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE)
 """First line by which Excel is told the separator."""
 
+_RARE_LINE_END = re.compile(rf"[{LINE_BREAKS}]")
+_END_OF_FILE = "\x1a"
+"""Ctrl-Z, by which programs of DOS mark the end of a text."""
+_MAX_AFTER_END = 512
 _MARKED_LINE = re.compile(r"\n[ \t]*#")
 _OPEN_QUOTE = re.compile(r"EOF inside string starting at row (\d+)")
 """Error of pandas, which counts rows from 0."""
@@ -98,13 +108,14 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV table with every cell as text, shape (rows, columns).
 
     Ids such as ``049194``, ``588e11`` or ``NA`` are kept literally; an empty cell is the empty
-    string. A byte-order mark, UTF-16, Windows line ends, semicolons, tabs or bars as separators,
-    the line ``sep=;`` of Excel and text as a formula (``="0123"``) are supported. Rows and unnamed
-    columns without any content are left out, so the index of a row is its line in the file less
-    two. White space around names and cells is stripped, and so is the apostrophe with which
-    :func:`write_table` escapes formulas. Raises TableError if the file is missing, unreadable, not
-    text, without rows, names a column twice, repeats its header, holds a comment (a line that
-    begins with ``#``, as others do not), or a row has more cells than the header.
+    string. A byte-order mark, UTF-16, line ends of all systems, Ctrl-Z behind the last one,
+    semicolons, tabs or bars as separators, the line ``sep=;`` of Excel and text as a formula
+    (``="0123"``) are supported. Rows and unnamed columns without any content are left out, so the
+    index of a row is its line in the file less two. White space around names and cells is stripped,
+    and so is the apostrophe with which :func:`write_table` escapes formulas. Raises TableError if
+    the file is missing, unreadable, not text, without rows, names a column twice, repeats its
+    header, holds a comment (a line that begins with ``#``, as others do not), or a row has more
+    cells than the header.
     """
     import numpy as np  # noqa: PLC0415 - as below
     import pandas as pd  # noqa: PLC0415 - takes 0.3 s, and many commands read no table
@@ -232,6 +243,10 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise TableError(path, actual=f"cannot be read ({error.strerror or error})") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if _END_OF_FILE in text[-_MAX_AFTER_END:]:
+        text = text.rstrip(f" \t\n{_END_OF_FILE}")
+    if "\n" not in text.strip("\n"):  # all in one line, unless others of the breaks end lines
+        text = _RARE_LINE_END.sub("\n", text)
     if (at := text.find("\0")) >= 0:
         raise TableError(
             f"{path}, row {text.count(chr(10), 0, at) + 1}",
@@ -300,13 +315,17 @@ def _check_row_lengths(path: Path, text: str, separator: str) -> None:
     for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator), start=1):
         n_columns = n_columns or len(cells)
         if any(cell.strip() for cell in cells[n_columns:]):
+            if rare := _RARE_LINE_END.search(separator.join(cells).strip()):
+                hint = f"Replace U+{ord(rare[0]):04X}, which is in it, by the end of a line."
+            elif n_columns == 1:
+                hint = f"If row {number} is the header, delete what is above it."
+            else:
+                hint = f"Put quotation marks around cells that contain {separator!r}."
             raise TableError(
                 f"{path}, row {number}",
                 actual=f"{len(cells)} cells",
                 expected=f"{n_columns}, as in the header",
-                hint=f"If row {number} is the header, delete what is above it."
-                if n_columns == 1
-                else f"Put quotation marks around cells that contain {separator!r}.",
+                hint=hint,
             )
 
 

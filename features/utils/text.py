@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from features.utils.spreadsheet_dates import date_hint
 
 __all__ = [
+    "LINE_BREAKS",
     "is_missing_word",
     "is_unclear_word",
     "lookalike_key",
@@ -28,6 +29,9 @@ __all__ = [
     "strip_blanks",
 ]
 
+LINE_BREAKS = "\n\r\x0b\x0c\x85\u2028\u2029"
+"""Characters that end a line in some program or other."""
+
 _MISSING_WORDS = frozenset({
     "<na>", "(na)", "[na]", "#n/a", "#na", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "null",
     "(null)", "<null>", "[null]", "(blank)", "(empty)", "\\n", "missing", "undefined",
@@ -43,10 +47,14 @@ _UNCLEAR_WORDS = frozenset({
 })  # fmt: skip
 _CONFUSABLES = str.maketrans(
     "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455"
-    "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
-    "abekmhopctyxijsabezhiknoptyx",
+    "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7"
+    "\u00f8\u0142\u0111\u0127\u0131",
+    "abekmhopctyxijsabezhiknoptyxoldhi",
 )
-"""Cyrillic and Greek letters that look like Latin ones, as capitals or as small letters."""
+"""Cyrillic and Greek letters that look like Latin ones, as capitals or as small letters, and Latin
+letters whose stroke or missing dot is no accent to Unicode."""
+_ACCENT = re.compile("[\u0300-\u036f]")
+"""Accents of Latin, Greek and Cyrillic letters; marks of other scripts may make another word."""
 _ABBREVIATION_DOT = re.compile(r"(?<=[^\W\d_])\.")
 _ZERO_WIDTH = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Characters without width, which no editor shows."""
@@ -185,9 +193,8 @@ def lookalike_key(text: str) -> str:
     r"""Return a key that is equal for names that a reader may take for one another.
 
     Such names differ only in capitals, blanks, hyphens or underscores, dots behind letters,
-    zero-width characters, accents written in two ways, letters read in another encoding, forms of
-    one character, Cyrillic or Greek letters among Latin ones, leading zeros, or zeros behind a
-    decimal point.
+    zero-width characters, accents, letters read in another encoding, forms of one character,
+    Cyrillic or Greek letters among Latin ones, leading zeros, or zeros behind a decimal point.
 
     Examples
     --------
@@ -197,10 +204,12 @@ def lookalike_key(text: str) -> str:
     (True, False)
     >>> lookalike_key("007") == lookalike_key("7.0"), lookalike_key("P1") == lookalike_key("P11")
     (True, False)
+    >>> lookalike_key("M\u00fcller") == lookalike_key("Muller")
+    True
     """
     shown = shown_form(misread_form(text) or text).casefold()
     if not shown.isascii():
-        shown = shown.translate(_CONFUSABLES)
+        shown = _ACCENT.sub("", unicodedata.normalize("NFD", shown)).translate(_CONFUSABLES)
     shown = _ABBREVIATION_DOT.sub("", shown)
     words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()
     number = re.sub(r"^(\d+)\.0+$", r"\1", words)

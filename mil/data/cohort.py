@@ -32,7 +32,12 @@ from features.utils.text import (
     pluralize,
     strip_blanks,
 )
-from mil.data.cohort_checks import check_cells, check_one_value, check_unique_slides
+from mil.data.cohort_checks import (
+    check_cells,
+    check_no_totals,
+    check_one_value,
+    check_unique_slides,
+)
 from mil.errors import CohortError
 
 __all__ = [
@@ -336,16 +341,24 @@ def _name_rows(
 
 
 def match_ids(
-    table: pd.DataFrame, cohort: Cohort, names: Sequence[str], *, where: object
+    table: pd.DataFrame,
+    cohort: Cohort,
+    names: Sequence[str],
+    *,
+    where: object,
+    has_others: bool = False,
 ) -> tuple[pd.Series[str], dict[str, str], str]:
     """Return the ids of a table of shape (rows, columns), the cohort's patients by id, the noun.
 
     ``names`` are those of columns of ids, the first that the table has is taken: ``patient_id``
     for ids of ``patients``, or others for those of ``slides``, which lose their suffixes. Raises
-    TableError if it has none, or a row has no id.
+    TableError if it has none, or a row has no id, and CohortError if the last row is one of totals,
+    unless the table may have rows of others.
     """
     column = find_column(table, names, where=where, what="ids of patients or slides")
     ids = table[column].map(_one_form)
+    if not has_others and ids.iloc[-1] not in {*cohort.patient_ids, *cohort.patient_of_slide()}:
+        check_no_totals(where, ids)
     if (ids == "").any():
         raise TableError(
             f"{where}, row {ids.index[ids == ''][0] + 2}",

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from features.utils.spreadsheet_dates import MONTH
-from features.utils.text import is_missing_word, pluralize
+from features.utils.text import LINE_BREAKS, is_missing_word, pluralize
 from mil.errors import CohortError
 
-__all__ = ["check_cells", "check_one_value", "check_unique_slides"]
+__all__ = ["check_cells", "check_no_totals", "check_one_value", "check_unique_slides"]
 
-_JOINED_ROWS = r"(?s)[\r\n].*[,;\t]|[,;\t].*[\r\n]"
-_MANGLED_ID = re.compile(
-    rf"[+-]?(\d+[.,]\d*(e[+-]?\d+)?|\d+e\+\d+|inf|nan)|\d\d?(-|\. )({MONTH})|({MONTH})[- ]\d\d"
-    r"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?(\.0+)?",
-    re.IGNORECASE,
-)
-"""Id that a spreadsheet or another program turned into a number or, such as 3-1, into a date."""
-_NO_LETTER = re.compile("[\x00\x80-\x9f\ufffd]")
-"""What misread letters become; other control characters are taken as they are, and not printed."""
 _TOTALS = frozenset({
-    "average", "gesamt", "gesamtergebnis", "grand total", "insgesamt", "mean", "mittelwert", "sum",
-    "summe", "total", "totals",
+    "average", "count", "gesamt", "gesamtergebnis", "grand total", "insgesamt", "mean", "median",
+    "mittelwert", "moyenne", "overall", "promedio", "std", "subtotal", "sum", "suma", "summe",
+    "total", "totale", "totals",
 })  # fmt: skip
-"""First words of a row below the others that counts them."""
+"""First words of a row below the others that counts or averages them."""
+
+
+class _Fault(NamedTuple):
+    """What no id, label or centre holds, as a pattern, and the error on it."""
+
+    pattern: str
+    actual: str
+    expected: str
+    hint: str
+    only_ids: bool = False
+
+
+_FAULTS = (
+    _Fault(
+        pattern=rf"(?s)[{LINE_BREAKS}].*[,;\t]|[,;\t].*[{LINE_BREAKS}]",
+        actual="which holds several rows",
+        expected="one name in a cell",
+        hint="Close the quotation mark that opens in this row or before it.",
+    ),
+    # What misread letters become. Other control characters are taken as they are, and not printed.
+    _Fault(
+        pattern="[\x00\x1a\x80-\x9f\ufffd]",
+        actual="with a character that is no letter, digit or sign",
+        expected="names as they are read",
+        hint="Export the table again as UTF-8, or correct the cell.",
+    ),
+    _Fault(
+        pattern=r"(?i)^(?:[+-]?(?:\d+[.,]\d*(?:e[+-]?\d+)?|\d+e\+\d+|inf|nan)"
+        rf"|\d\d?(?:-|\. )(?:{MONTH})|(?:{MONTH})[- ]\d\d"
+        r"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:\.0+)?)\Z",
+        actual="which looks like an id turned into a number or date",
+        expected="ids as text, such as 049194, 588e11 or 3-1",
+        hint="Save the table again with ids as text (in pandas: read_csv(..., dtype=str)).",
+        only_ids=True,
+    ),
+)
 
 
 def check_cells(path: Path, named: pd.DataFrame) -> None:
@@ -41,38 +69,38 @@ def check_cells(path: Path, named: pd.DataFrame) -> None:
         If a cell but a centre is empty or a word for a missing value, one holds a misread letter
         or several rows, an id was turned into a number or date, or the last row counts the others.
     """
-    _check_totals(path, named)
+    check_no_totals(path, named["slide"].where(named["slide"] != "", named["patient"]))
     _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
-    _check_joined_rows(path, named)
-    _check_letters(path, named)
-    for column in ("slide", "patient"):
-        _check_mangled_ids(path, named[column])
+    for fault in _FAULTS:
+        for column in ("slide", "patient") if fault.only_ids else named.columns:
+            bad = named[column][named[column].str.contains(fault.pattern)]
+            if len(bad):
+                raise CohortError(
+                    f"{path}, row {bad.index[0] + 2}",
+                    actual=f"{column} {bad.iloc[0][:40]!r}, {fault.actual}",
+                    expected=fault.expected,
+                    hint=fault.hint,
+                )
 
 
-def _check_totals(path: Path, named: pd.DataFrame) -> None:
-    """Raise for a last row such as ``Total,24``, which would count as a slide."""
-    last = named.iloc[-1]
-    first = next((last[column] for column in ("slide", "patient") if last[column]), "")
-    if first.rstrip(":").casefold() in _TOTALS:
+def check_no_totals(where: object, ids: pd.Series[str]) -> None:
+    """Raise for a last row such as ``Total,24``, which would count as a slide or patient.
+
+    ``ids`` are those of the rows, shape (rows,).
+
+    Raises
+    ------
+    CohortError
+        If the last one is a word for a sum or a mean.
+    """
+    last = ids.iloc[-1]
+    if last.rstrip(":").casefold() in _TOTALS:
         raise CohortError(
-            f"{path}, row {named.index[-1] + 2}",
-            actual=f"{first!r} in the last row, which looks like a row of totals",
-            expected="one slide per row",
+            f"{where}, row {ids.index[-1] + 2}",
+            actual=f"{last!r} in the last row, which looks like a row of totals",
+            expected="one slide or patient per row",
             hint="Delete the row.",
         )
-
-
-def _check_letters(path: Path, named: pd.DataFrame) -> None:
-    for column in named:
-        bad = named[column][named[column].str.contains(_NO_LETTER)]
-        if len(bad):
-            raise CohortError(
-                f"{path}, row {bad.index[0] + 2}",
-                actual=f"{column} {bad.iloc[0]!r}, with a character that is no letter, digit or "
-                "sign",
-                expected="names as they are read",
-                hint="Export the table again as UTF-8, or correct the cell.",
-            )
 
 
 def _check_nonempty(path: Path, named: pd.DataFrame) -> None:
@@ -90,31 +118,6 @@ def _check_nonempty(path: Path, named: pd.DataFrame) -> None:
                 hint=f"{lacking}Fill it in or delete the row"
                 + (f"; if {word!r} is meant, spell it out." if word else "."),
             )
-
-
-def _check_joined_rows(path: Path, named: pd.DataFrame) -> None:
-    """Raise for an id, label or centre that holds whole rows of the table."""
-    for column in named:
-        joined = named[column][named[column].str.contains(_JOINED_ROWS)]
-        if len(joined):
-            raise CohortError(
-                f"{path}, row {joined.index[0] + 2}",
-                actual=f"{column} {joined.iloc[0][:40]!r}..., which holds several rows",
-                expected="one name in a cell",
-                hint="Close the quotation mark that opens in this row or before it.",
-            )
-
-
-def _check_mangled_ids(path: Path, ids: pd.Series[str]) -> None:
-    """Raise for ids turned into numbers or dates, such as 5.88e+13 for 588e11, 03-Jan for 3-1."""
-    mangled = ids[ids.str.fullmatch(_MANGLED_ID)]
-    if len(mangled):
-        raise CohortError(
-            f"{path}, row {mangled.index[0] + 2}",
-            actual=f"id {mangled.iloc[0]!r}, which looks like an id turned into a number or date",
-            expected="ids as text, such as 049194, 588e11 or 3-1",
-            hint="Save the table again with ids as text (in pandas: read_csv(..., dtype=str)).",
-        )
 
 
 def check_unique_slides(path: Path, named: pd.DataFrame) -> None:

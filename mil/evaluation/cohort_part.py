@@ -25,7 +25,7 @@ def read_part(path: Path, cohort: Cohort) -> tuple[str, ...]:
     TableError
         If the table cannot be read or lacks a column of ids.
     CohortError
-        If the cohort does not have one of them.
+        If the cohort does not have one of them, or the last row is one of totals.
     """
     table = read_table(path)
     ids, patient_of, _ = match_ids(

@@ -91,9 +91,11 @@ def read_predictions(
         cohort differ.
     TableError
         If the table cannot be read.
+    CohortError
+        If its last row is one of totals, and the cohort is no part.
     """
     table = read_table(path)
-    ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path)
+    ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path, has_others=is_part)
     wanted = ids.isin(list(patient_of)) | (not is_part)
     table, ids = table[wanted], ids[wanted]
     if table.empty:
@@ -128,7 +130,7 @@ def predicted_patients(path: Path, cohort: Cohort) -> tuple[str, ...]:
         If the table cannot be read, or has no column of ids.
     """
     table = read_table(path)
-    ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path)
+    ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path, has_others=True)
     present = {patient_of[name] for name in ids if name in patient_of}
     if not present:
         raise PredictionsError(

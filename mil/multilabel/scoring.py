@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from features.utils.tables import find_column, read_table
-from features.utils.text import normalize_name
 from mil.arrays import Floats
+from mil.data.cohort import match_ids
 from mil.evaluation.metrics import Interval, as_two_columns
 from mil.evaluation.predictions import (
     average_predictions,
@@ -52,13 +52,14 @@ def read_label_predictions(path: Path, table: LabelTable, *, is_part: bool = Fal
     Raises
     ------
     TableError
-        If a column is missing.
+        If a column or an id is missing.
+    CohortError
+        If the last row is one of totals.
     PredictionsError
         If a value is not a probability, or patients are missing, unknown or duplicated.
     """
     rows = read_table(path)
-    ids = rows[find_column(rows, ["patient_id"], where=path, what="patient ids")]
-    ids = ids.map(normalize_name)
+    ids, _, _ = match_ids(rows, table.patients, ["patient_id"], where=path, has_others=is_part)
     spellings = {
         find_column(rows, [name], where=path, what="one column per label"): name
         for name in table.names

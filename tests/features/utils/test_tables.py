@@ -15,7 +15,9 @@ ROWS = (("image_id", "patient_id"), ("049194_0", "Müller"), ("588e11_0", "切�
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "line_end", ["\n", "\r\n", "\r", "\r\r\n", "\x85", "\u2028", "\u2029", "\x0b", "\x0c"]
+)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_what_spreadsheets_save_is_read_to_the_letter(
     tmp_path: Path, separator: str, line_end: str, encoding: str
@@ -26,6 +28,27 @@ def test_what_spreadsheets_save_is_read_to_the_letter(
     table = read_table(path)
     assert tuple(table.columns) == ROWS[0]
     assert [tuple(row) for row in table.to_numpy()] == list(ROWS[1:])
+
+
+@pytest.mark.parametrize("end", ["\x1a", "\r\n\x1a", "\n\x1a\x1a\n", "\x0c\n", "\n\x0b"])
+def test_what_marks_the_end_of_a_file_is_no_row(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(f"image_id,patient_id\r\na,x\r\nb,y{end}".encode())
+    assert read_table(path).to_numpy().tolist() == [["a", "x"], ["b", "y"]]
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029", "\x0b", "\x0c"])
+def test_rows_joined_by_another_line_end_are_told(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "t.csv"
+    text = f"image_id,patient_id\na,x\nb,y{mark}c,z\n"
+    path.write_text(text, encoding="utf-8")
+    advice = f"Replace U\\+{ord(mark):04X}, which is in it, by the end of a line"
+    with pytest.raises(TableError, match=f"row 3: 3 cells; expected 2.*{advice}"):
+        read_table(path)
+    path.write_text(text.replace(mark, "\n"), encoding="utf-8")
+    assert len(read_table(path)) == 3
+    path.write_text(f'image_id,note\n{mark}a ,"red{mark}pen"\n', encoding="utf-8")
+    assert read_table(path).to_numpy().tolist() == [["a", f"red{mark}pen"]]
 
 
 def test_a_cell_in_quotes_may_hold_separators_and_line_ends(tmp_path: Path) -> None:

@@ -18,12 +18,21 @@ ROWS = ("a,p1,A,Bern", "b,p2,B,Bern", "c,p3,A,Ulm", "d,p4,B,Ulm")
 
 def write(folder: Path, *rows: str, header: str = HEADER) -> Path:
     path = folder / "train.csv"
-    path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    path.write_bytes("\n".join([header, *rows, ""]).encode())
     return path
 
 
 @pytest.mark.parametrize(
-    "row", ["Total,4,,", "Total,Total,4,", ",TOTAL,4,", "Summe:,,2,", "Mean,,,", "Gesamt,x,A,Ulm"]
+    "row",
+    [
+        "Total,4,,",
+        "Total,Total,4,",
+        ",TOTAL,4,",
+        "Summe:,,2,",
+        "Mean,,,",
+        "Gesamt,x,A,Ulm",
+        "Median,,,",
+    ],
 )
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_row_of_totals_is_no_slide(tmp_path: Path, row: str, labelled: bool) -> None:
@@ -32,7 +41,7 @@ def test_a_row_of_totals_is_no_slide(tmp_path: Path, row: str, labelled: bool) -
     assert read_cohort(write(tmp_path, "total,p9,A,Ulm", *ROWS), labelled=labelled).n_slides == 5
 
 
-@pytest.mark.parametrize("character", ["\x80", "\x9f", "\ufffd"])
+@pytest.mark.parametrize("character", ["\x80", "\x85", "\x9f", "\ufffd", "\x1a"])
 @pytest.mark.parametrize("column", range(4))
 def test_a_character_that_is_no_letter_is_told_with_its_row(
     tmp_path: Path, character: str, column: int
@@ -41,6 +50,12 @@ def test_a_character_that_is_no_letter_is_told_with_its_row(
     cells[column] = f'"x{character}y"'
     with pytest.raises(CohortError, match=r"row 5: (slide|patient|label|centre) 'x.*y', with a ch"):
         read_cohort(write(tmp_path, *ROWS[:3], ",".join(cells)), labelled=True)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x0b", "\x0c", "\r"])
+def test_rows_in_one_cell_are_told_whatever_ends_the_lines(tmp_path: Path, mark: str) -> None:
+    with pytest.raises(CohortError, match=r"row 3: patient 'p2.*, which holds several rows"):
+        read_cohort(write(tmp_path, ROWS[0], f'b,"p2,B,Ulm{mark}c,p3",A,Ulm'), labelled=True)
 
 
 def test_names_read_in_another_encoding_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from features.errors import TableError
 from mil.data.cohort import Cohort, Patient
-from mil.errors import PredictionsError
+from mil.errors import CohortError, PredictionsError
 from mil.evaluation.predictions import (
     Predictions,
     align_classes,
@@ -211,6 +211,14 @@ def test_what_to_do_is_said(tmp_path: Path, rows: list[str], message: str) -> No
     others = ["049194,.9,.1", "588e11,.2,.8"] if any(row.startswith("p3") for row in rows) else []
     with pytest.raises((PredictionsError, TableError), match=message):
         read(tmp_path, *rows, *(others if "slide_id" not in rows[0] else []))
+
+
+@pytest.mark.parametrize("row", ["Total,2,1", "Mean,0.67,0.33", "Summe:,200%,100%", "total,,"])
+def test_a_row_of_totals_is_told_before_its_cells(tmp_path: Path, row: str) -> None:
+    rows = ["patient_id,CE,LAA", "049194,.9,.1", "588e11,.2,.8", "p3,.6,.4"]
+    with pytest.raises(CohortError, match=r"row 5: '\w+:?' in the last row.* Delete the row"):
+        read(tmp_path, *rows, row)
+    assert len(read(tmp_path, *rows)) == 3
 
 
 def test_predicted_classes_are_no_probabilities(tmp_path: Path) -> None:
