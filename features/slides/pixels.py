@@ -6,10 +6,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from features.slides.base import RgbArray
 
-__all__ = ["OTHER_COLOURS", "filled_image", "hides_picture", "is_cut_jpeg", "to_rgb"]
+__all__ = [
+    "OTHER_COLOURS",
+    "filled_image",
+    "hides_picture",
+    "is_cut_jpeg",
+    "rgb_of_ycbcr",
+    "to_rgb",
+]
 
 OTHER_COLOURS = {"CMYK", "LAB", "HSV"}
 """Modes of Pillow for colours of printing and others, which have no RGB without a profile."""
@@ -51,6 +59,13 @@ def is_cut_jpeg(pixels: npt.NDArray[Any]) -> bool:
     if pixels.dtype != np.uint8 or (pixels[-8:, -8:] != _MID_GREY).any():
         return False
     return bool((pixels != _MID_GREY).any())
+
+
+def rgb_of_ycbcr(pixels: npt.NDArray[np.uint8]) -> RgbArray:
+    """Convert YCbCr in the full range (ITU-T T.871, 2011), shape (height, width, 3), to RGB."""
+    height, width = pixels.shape[:2]
+    image = Image.frombytes("YCbCr", (width, height), np.ascontiguousarray(pixels).tobytes())
+    return np.asarray(image.convert("RGB"))
 
 
 def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) -> RgbArray:

@@ -108,6 +108,10 @@ CONVERTED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: write("IN.tif", compression="jpeg", rowsperstrip=768),
         "Write it in tiles, for example with libvips: vips tiffsave IN.tif OUT.tif",
     ),
+    "strips in YCbCr": (
+        lambda: write("IN.tif", photometric="ycbcr", compression="lzw", rowsperstrip=64),
+        "Convert its colours to RGB first, for example with Pillow: python -c",
+    ),
     "CIELAB": (
         lambda: Image.merge("LAB", Image.fromarray(PIXELS).split()).save("IN.tif"),
         "Convert its colours to sRGB first, for example with Pillow: python -c",

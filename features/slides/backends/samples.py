@@ -1,4 +1,4 @@
-"""Samples of a slide that are no picture as they are stored: a wrong tag or a swapped channel."""
+"""Samples of a slide that are no picture as they are stored: wrong tags, other colours or order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["misread_reason", "rgb_order"]
+__all__ = ["is_ycbcr", "misread_reason", "rgb_order"]
 
 _LEAST_ROUGHNESS = 12.0
 """Mean difference of neighbours, grey levels; a picture may have more, wrongly read ones have."""
 _SMOOTHER = 0.35
 """Share of it that is left in the right reading; other readings of a picture are rougher."""
+_NEUTRAL = 128
+"""Cb and Cr of what has no colour."""
+_MOST_CHROMA = 24
+"""Difference of tinted glass from it."""
+_LEAST_LUMA = 190
+_CHROMA_SPREAD, _PEN_SPREAD = 0.5, 0.75
+"""Standard deviation of Cb and Cr over that of Y; of RGB, those of green and blue over that of red
+are 0.6 and more, at least one of them."""
 _NAMES = tuple(
     re.compile(rf"(?<![a-z])(?:{name})(?![a-z])", re.IGNORECASE)
     for name in ("r|red", "g|green", "b|blue")
@@ -49,6 +57,23 @@ def _roughness(samples: npt.NDArray[np.unsignedinteger]) -> float:
     """Mean difference of horizontal neighbours, grey levels of 8 bit."""
     grey_levels = samples.astype(np.float32) * (255 / np.iinfo(samples.dtype).max)
     return float(np.abs(np.diff(grey_levels, axis=1)).mean())
+
+
+def is_ycbcr(samples: npt.NDArray[np.uint8]) -> bool:
+    """Return whether samples, shape (height, width, 3), are luma and chroma, whatever a tag says.
+
+    Chroma varies less than luma and around the middle of the range, on glass it is there; red,
+    green and blue vary together, and bright red without green and blue is no glass.
+    """
+    channels = samples.reshape(-1, 3).astype(np.float32)
+    spread, middle = channels.std(axis=0), channels.mean(axis=0)
+    shares = spread[1:] / max(float(spread[0]), 1.0)
+    is_centred = bool((np.abs(middle[1:] - _NEUTRAL) < 3 * _MOST_CHROMA).all())
+    if is_centred and shares.max() < _CHROMA_SPREAD and spread[0] > 1:
+        return True
+    bright = np.median(channels[channels[:, 0] >= np.quantile(channels[:, 0], 0.9)], axis=0)
+    is_neutral = bool((np.abs(bright[1:] - _NEUTRAL) < _MOST_CHROMA).all())
+    return is_neutral and bool(bright[0] > _LEAST_LUMA) and bool(shares.max() < _PEN_SPREAD)
 
 
 def rgb_order(names: Sequence[str], colours: Sequence[int | None]) -> tuple[int, ...] | None:

@@ -25,12 +25,13 @@ from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.mpp_text import ome_channels, ome_pixels
 from features.slides.backends.openslide_properties import read_vendor_slide
 from features.slides.backends.sample_bits import resolve_bits
-from features.slides.backends.samples import misread_reason, rgb_order
+from features.slides.backends.samples import is_ycbcr, misread_reason, rgb_order
 from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_scenes import choose_tiff_scene, is_reduced
 from features.slides.backends.tiff_strips import decode_rows, divide_strips, rows_per_part
 from features.slides.backends.tiff_tags import (
     ENTROPY_CODED,
+    JPEG_2000,
     PLAIN_JPEGS,
     alpha_index,
     channel_pages,
@@ -41,12 +42,13 @@ from features.slides.backends.tiff_tags import (
     is_ndpi,
     orientation_warning,
     stated_bits,
+    states_ycbcr,
     to_colours,
     unsupported_samples,
 )
 from features.slides.backends.unstored import PLAIN_RANGE, plain_colour
 from features.slides.base import RgbArray, StatedMpp
-from features.slides.pixels import hides_picture, is_cut_jpeg, to_rgb
+from features.slides.pixels import hides_picture, is_cut_jpeg, rgb_of_ycbcr, to_rgb
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, RawPixels, has_zeroed_data, is_zeroed_jpeg
 
@@ -105,6 +107,9 @@ class TiffSlide(BlockReader):
     reader = "tiff"
     _block_noun = "TIFF tile"
     _has_alpha = True
+    _is_ycbcr = False
+    """Whether decoded samples are luma and chroma; JPEG and WebP are converted as they are
+    decoded."""
     _grids: list[_SegmentGrid]
 
     def __init__(self, path: Path, scene: int | None = None) -> None:
@@ -180,9 +185,10 @@ class TiffSlide(BlockReader):
         vendor = read_vendor_slide(self.path)
         if vendor is not None:
             sizes = tuple((grid.width_px, grid.height_px) for grid in self._grids)
-            if sizes != vendor.level_sizes_px:
+            page: Any = series.keyframe
+            if sizes != vendor.level_sizes_px or page.compression.name == "APERIO_JP2000_YCBC":
                 raise self._unsupported(
-                    f"a slide of {vendor.vendor}, whose levels OpenSlide places otherwise"
+                    f"a slide of {vendor.vendor}, whose levels or colours OpenSlide reads otherwise"
                 )
             yield from vendor.stated
         with suppress(Exception):  # a damaged tag may hold anything, and costs the resolution alone
@@ -222,7 +228,8 @@ class TiffSlide(BlockReader):
         page: Any = self._grids[0].page
         alpha = alpha_index(page)
         is_coded = page.compression in PLAIN_JPEGS | ENTROPY_CODED
-        n_sampled = 1 if is_coded and alpha is None else _N_CHECKED
+        may_be_ycbcr = page.compression in JPEG_2000 and page.samplesperpixel == 3
+        n_sampled = 1 if is_coded and alpha is None and not may_be_ycbcr else _N_CHECKED
         reason: Exception | None = None
         for level in range(len(self._grids)):
             samples, error = self._sample_segments(level, n_sampled)
@@ -242,6 +249,10 @@ class TiffSlide(BlockReader):
             raise UnsupportedFormatError(
                 self.path, actual=cause, expected="a picture", hint="Copy or export it again."
             )
+        if may_be_ycbcr and page.dtype == np.uint8:
+            self._is_ycbcr = np.mean([is_ycbcr(part) for part in samples] or [0]) > 1 / 2
+            if self._is_ycbcr and not states_ycbcr(page):
+                self.warnings += ("its tags state RGB, its samples are YCbCr: read as YCbCr",)
         hidden = [] if alpha is None else [hides_picture(p[..., : alpha + 1]) for p in samples]
         if hidden and all(hidden):
             self._has_alpha = False
@@ -459,6 +470,8 @@ class TiffSlide(BlockReader):
         height = min(grid.block_height_px, grid.height_px - row * grid.block_height_px)
         width = min(grid.block_width_px, grid.width_px - column * grid.block_width_px)
         samples = self._decode_samples(grid, index, descriptor)
+        if self._is_ycbcr:
+            samples = rgb_of_ycbcr(samples)
         colours = to_colours(grid.page, samples, bits=self._bits, has_alpha=self._has_alpha)
         return to_rgb(colours[:height, :width], background_rgb=self.background_rgb)
 

@@ -23,6 +23,7 @@ from features.utils.image_headers import (
 
 __all__ = [
     "ENTROPY_CODED",
+    "JPEG_2000",
     "PLAIN_JPEGS",
     "alpha_index",
     "channel_pages",
@@ -34,6 +35,7 @@ __all__ = [
     "largest_byte_count",
     "orientation_warning",
     "stated_bits",
+    "states_ycbcr",
     "to_colours",
     "unsupported_samples",
 ]
@@ -56,10 +58,19 @@ _MOST_NOISE = 0.01
 _JPEGS = {kind for kind in tifffile.COMPRESSION if "JP" in kind.name}
 PLAIN_JPEGS = {kind for kind in _JPEGS if kind.name in {"JPEG", "OJPEG", "ALT_JPEG"}}
 """Compressions of JPEG itself, without JPEG 2000, XL and others."""
-ENTROPY_CODED = {
+JPEG_2000 = {
     kind
     for kind in tifffile.COMPRESSION
-    if any(name in kind.name for name in ("JPEG2000", "JPEG_2000", "JP2000", "WEBP", "ZSTD"))
+    if any(name in kind.name for name in ("JPEG2000", "JPEG_2000", "JP2000"))
+}
+"""Compressions whose tags do not tell colours: libvips stores YCbCr as RGB, Bio-Formats the
+reverse."""
+OWN_COLOURS = JPEG_2000 | {
+    kind for kind in tifffile.COMPRESSION if "WEBP" in kind.name or "JPEGXL" in kind.name
+}
+"""Compressions whose streams say what their colours are, JPEG 2000 aside."""
+ENTROPY_CODED = JPEG_2000 | {
+    kind for kind in tifffile.COMPRESSION if "WEBP" in kind.name or "ZSTD" in kind.name
 }
 """Other compressions whose decoders notice no zeros, and which need none for what is plain."""
 _PNG_AND_WEBP = {kind for kind in tifffile.COMPRESSION if "WEBP" in kind.name or kind.name == "PNG"}
@@ -177,11 +188,17 @@ def unsupported_samples(page: Any) -> str:
         return f"samples of type {page.dtype}"
     if not 8 <= page.bitspersample <= 16:
         return f"samples of {page.bitspersample} bit"
-    is_ycbcr = photometric == "YCBCR" or compression.name == "APERIO_JP2000_YCBC"
-    if is_ycbcr and compression.name not in {"JPEG", "OJPEG"}:
+    is_ycbcr = states_ycbcr(page)
+    if is_ycbcr and compression.name not in {"JPEG", "OJPEG"} and compression not in OWN_COLOURS:
         return f"YCbCr in {compression.name}"
     is_planar = page.planarconfig != tifffile.PLANARCONFIG.CONTIG
     return "YCbCr in separate planes" if is_ycbcr and is_planar else ""
+
+
+def states_ycbcr(page: Any) -> bool:
+    """Return whether the tags of a page, shape (y, x, channels), say that its colours are YCbCr."""
+    compression = getattr(page.compression, "name", "")
+    return bool(page.photometric.name == "YCBCR" or compression == "APERIO_JP2000_YCBC")
 
 
 def conversion_hint(page: Any) -> str:
@@ -203,6 +220,12 @@ def conversion_hint(page: Any) -> str:
         return (
             "Convert its colours to sRGB first, for example with libvips: "
             "vips colourspace IN.tif 'OUT.tif[tile,pyramid,compression=jpeg]' srgb"
+        )
+    if unsupported_samples(page).startswith("YCbCr in") and not page.is_tiled:
+        return (  # OpenSlide reads tiles; libvips takes them for RGB
+            "Convert its colours to RGB first, for example with Pillow: "
+            """python -c "from PIL import Image; Image.MAX_IMAGE_PIXELS = None; """
+            """Image.open('IN.tif').convert('RGB').save('OUT.tif')\""""
         )
     if page.dtype is not None and (page.dtype.kind != "u" or page.dtype.itemsize > 2):
         return (

@@ -8,11 +8,15 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+from scipy import ndimage
 
 from features.errors import MultiImageError, SlideError
 from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.samples import is_ycbcr
 from features.slides.backends.tiff import TiffSlide
 from features.slides.reader import open_slide
+from tests.features.slides.test_absent_pixels import PIXELS
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 ROWS, COLUMNS = np.mgrid[0:256, 0:384]
@@ -350,6 +354,52 @@ def test_jpeg_tables_shared_by_all_tiles_are_used(
     np.testing.assert_array_equal(result, pixels_of(path, OpenSlideSlide))
 
 
+def stained(rgb: tuple[int, int, int], side_px: int) -> np.ndarray:
+    """Tissue in one stain of varied density, shape (side_px, side_px, 3), uint8."""
+    tone = np.random.default_rng(0).normal(size=(side_px, side_px, 1))
+    tone = ndimage.gaussian_filter(tone, (5, 5, 0))
+    density = -np.log(np.array(rgb) / 250) * (1 + 0.3 * tone / tone.std())
+    return (250 * np.exp(-density)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("code", [33003, 33004, 33005, 34712])
+@pytest.mark.parametrize("kind", ["rgb", "ycbcr"])
+@pytest.mark.parametrize("stored", ["RGB", "YCbCr"])
+@pytest.mark.parametrize("part", ["slide", "tissue"])
+def test_colours_of_jpeg_2000_are_those_of_its_samples_whatever_its_tags_say(
+    tmp_path: Path, part: str, stored: str, kind: str, code: int
+) -> None:
+    pixels = stained((186, 110, 160), 256)
+    if part == "slide":
+        pixels = np.pad(pixels, ((99, 60), (70, 90), (0, 0)), constant_values=243)
+    samples = np.asarray(Image.fromarray(pixels).convert(stored))
+    path = write(tmp_path / "s.tif", samples, photometric=kind, compression="jpeg2000",
+                 compressionargs={"level": 0, "reversible": True})  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["Compression"].overwrite(code)
+    assert largest_error(pixels_of(path), pixels) <= (3 if stored == "YCbCr" else 0)
+    with closing(TiffSlide(path)) as slide:
+        is_denied = (stored, kind) == ("YCbCr", "rgb") and code != 33003
+        assert any("its samples are YCbCr" in text for text in slide.warnings) == is_denied
+
+
+@pytest.mark.parametrize("compression", ["webp", "jpegxl"])
+def test_a_tag_of_ycbcr_changes_no_colours_that_the_stream_states(
+    tmp_path: Path, compression: str
+) -> None:
+    path = write(tmp_path / "s.tif", PIXELS, photometric="ycbcr", compression=compression)
+    assert np.abs(pixels_of(path).astype(int) - PIXELS).mean() < 3
+
+
+def test_stained_tissue_and_pens_are_not_taken_for_ycbcr() -> None:
+    stains = {"eosin": (225, 140, 150), "haematoxylin": (120, 110, 170), "red cells": (190, 70, 60),
+              "DAB": (150, 100, 60), "pen": (90, 190, 120)}  # fmt: skip
+    for name, colour in stains.items():
+        pixels = stained(colour, 200)
+        assert not is_ycbcr(pixels), name
+        assert is_ycbcr(np.asarray(Image.fromarray(pixels).convert("YCbCr"))), name
+
+
 def write_pyramid(path: Path, *, in_subifds: bool, **options: object) -> list[np.ndarray]:
     levels = [NOISE, NOISE[::2, ::2], NOISE[::4, ::4]]
     every = {"photometric": "rgb", "tile": (64, 64), **options}
@@ -450,7 +500,11 @@ def test_openslide_gives_the_same_levels_of_a_pyramid(tmp_path: Path) -> None:
         (NOISE[..., 0] > 99, {"photometric": "minisblack"}, "type bool"),
         (NOISE[..., 0] >> 4, {"photometric": "minisblack", "bitspersample": 4}, "4 bit"),
         (np.dstack([NOISE, NOISE[..., :1]]), {"photometric": "separated"}, "SEPARATED"),
-        (NOISE, {"compression": 33003}, "YCbCr in APERIO_JP2000_YCBC"),
+        (NOISE, {"photometric": "ycbcr", "compression": "lzw"}, "YCbCr in LZW"),
+        (
+            NOISE, {"compression": 33003, "description": "Aperio Image Library", "metadata": None},
+            "aperio, whose levels or colours OpenSlide reads otherwise",
+        ),
         (NOISE, {"extratags": [(65420, 3, 1, 1, True), (271, 2, 9, "Hamamatsu", True)]}, "vendor"),
         (NOISE, {"description": "<scn></scn>", "metadata": None}, "vendor"),
         (NOISE, {"software": "Ventana", "extratags": [(700, 1, 7, b"<iScan>", True)]}, "vendor"),
