@@ -8,6 +8,9 @@ from tests.cli.advice import find_advice, find_followed, is_followed
 
 NOT_FOLLOWED = {
     "Install the version of this program that made them.": "there is no other version yet",
+    "Give the scan of a stained section, such as one in haematoxylin and eosin.": (
+        "of fluorescence there is no other scan to give"
+    ),
     "This concerns … …s.": "a number; what is expected says what to do",
     "The first: …": "an example of a finding that has no advice of its own",
     "The first: ….": "an example of a finding that has no advice of its own",

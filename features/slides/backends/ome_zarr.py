@@ -20,6 +20,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from features.errors import CONTENT_ERRORS, SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
+from features.slides.backends.fluorescence import check_names
 from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
 from features.slides.backends.sample_bits import bits_of_maximum, resolve_bits, to_eight_bits
 from features.slides.backends.samples import rgb_order
@@ -126,6 +127,7 @@ class OmeZarrSlide(BlockReader):
             group = zarr.open_group(self._store, mode="r", path=folder)
             group, image = self._choose_image(group, scene)
             axes = _axes_of(image)
+            check_names(_channel_labels(_ome_of(group)), where=self._where)
             self._grids = list(self._read_grids(group, image["datasets"], axes))
             self.stated_mpp, notes = choose_mpp(self._read_mpp(image, folder))
             self.warnings += notes
@@ -491,11 +493,17 @@ def _rgb_order(ome: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Indices of red, green and blue by the labels and colours of 'omero'; None if not stated."""
     try:
         channels = ome["omero"]["channels"][:3]
-        names = [str(channel.get("label") or "") for channel in channels]
         colours = [int(str(channel.get("color") or "-1").strip("#"), 16) for channel in channels]
     except CONTENT_ERRORS:
         return None
-    return rgb_order(names, colours)
+    return rgb_order(_channel_labels(ome)[:3], colours)
+
+
+def _channel_labels(ome: Mapping[str, Any]) -> list[str]:
+    """Labels of all channels in 'omero', empty where a channel has none."""
+    with suppress(*CONTENT_ERRORS):
+        return [str(channel.get("label") or "") for channel in ome["omero"]["channels"]]
+    return []
 
 
 def _mean_mpp(image: Mapping[str, Any], axes: tuple[str, ...]) -> float | None:

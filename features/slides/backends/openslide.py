@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -11,10 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
-from features.errors import SlideError, TileError
+from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import GOLDEN_RATIO, MAX_SIDE_PX, RegionReader
+from features.slides.backends.fluorescence import check_names
 from features.slides.backends.level_content import AREA_PX, shows_something_else
-from features.slides.backends.openslide_properties import mpp_in_properties, read_properties
+from features.slides.backends.openslide_properties import (
+    illumination_in,
+    mpp_in_properties,
+    read_properties,
+)
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_scenes import slide_size_px
 from features.slides.backends.tiff_tags import largest_byte_count
@@ -60,6 +65,7 @@ class OpenSlideSlide(RegionReader):
         self._lock = Lock()
         self._handle = self._open()
         properties = read_properties(self._handle)
+        self._check_illumination(properties)
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
         self.levels = tuple(
             Level(width_px=width, height_px=height, downsample=downsample)
@@ -152,6 +158,14 @@ class OpenSlideSlide(RegionReader):
 
     def _read_inside(self, level: int, x_px: int, y_px: int, *, out: RgbArray) -> None:
         out[:] = self._read_region(level, x_px, y_px, out.shape[1], out.shape[0])
+
+    def _check_illumination(self, properties: Mapping[str, str]) -> None:
+        """Raise an error for fluorescence."""
+        try:
+            check_names(illumination_in(properties), where=self.path)
+        except UnsupportedFormatError:
+            self._handle.close()
+            raise
 
     def _check_sizes(self) -> None:
         """Raise an error for absurd sizes, as OpenSlide ends the process when memory runs out."""

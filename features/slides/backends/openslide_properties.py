@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,19 @@ from features.slides.backends.mpp_text import mpp_in_text
 from features.slides.base import MppKind, StatedMpp
 from features.slides.length_units import parse_number
 
-__all__ = ["VendorSlide", "mpp_in_properties", "read_properties", "read_vendor_slide"]
+__all__ = [
+    "VendorSlide",
+    "illumination_in",
+    "mpp_in_properties",
+    "read_properties",
+    "read_vendor_slide",
+]
 
 _GENERIC = "generic-tiff"
+_ILLUMINATION = re.compile(
+    r"(slide_type|illumination-source|\.dye|filterset[. ]?name)\Z", re.IGNORECASE
+)
+"""Ends of 3DHISTECH's, Leica's, Aperio's and Hamamatsu's properties on illumination."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +68,13 @@ def read_properties(handle: openslide.OpenSlide) -> dict[str, str]:
         for name in handle.properties
         if (text := handle.properties.get(name)) is not None
     }
+
+
+def illumination_in(properties: Mapping[str, str]) -> Iterator[str]:
+    """Yield what OpenSlide's properties say of the illumination of a slide, and of fluorophores."""
+    for name, text in properties.items():
+        if _ILLUMINATION.search(name):
+            yield text.replace("_", " ")
 
 
 def mpp_in_properties(properties: Mapping[str, str]) -> Iterator[StatedMpp]:

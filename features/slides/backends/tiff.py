@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,11 @@ import tifffile
 
 from features.errors import MultiImageError, SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
+from features.slides.backends.fluorescence import (
+    check_names,
+    check_ome_channels,
+    fluorophores_in,
+)
 from features.slides.backends.mpp_text import ome_channels, ome_pixels
 from features.slides.backends.openslide_properties import read_vendor_slide
 from features.slides.backends.sample_bits import resolve_bits
@@ -55,6 +60,9 @@ from features.slides.zeroed import ZEROED, RawPixels, has_zeroed_data, is_zeroed
 __all__ = ["TiffSlide"]
 
 _MAX_SEGMENT_PX = 1 << 28
+_MAX_CHANNELS = 64
+_TEXTS = {"ImageDescription", "IJMetadata", "PageName"}
+"""Tags in which writers name the channel that a page holds."""
 _MAX_OME_PLANES = 1_000_000
 _N_SAMPLED = 96
 _N_BIT_SAMPLES = 8
@@ -106,6 +114,8 @@ class TiffSlide(BlockReader):
 
     reader = "tiff"
     _block_noun = "TIFF tile"
+    _channels: Sequence[Mapping[str, str]] = ()
+    """Attributes of the channels of an OME-TIFF."""
     _has_alpha = True
     _is_ycbcr = False
     """Whether decoded samples are luma and chroma; JPEG and WebP are converted as they are
@@ -127,6 +137,7 @@ class TiffSlide(BlockReader):
             self.associated_images = chosen.choice.associated_images
             if self._is_cut:
                 self._check_cut(chosen.levels[0].keyframe)
+            self._check_channels(chosen.levels[0])
             self._grids = list(self._read_grids(chosen.levels))
             self.stated_mpp, notes = choose_mpp(self._read_mpp(chosen.levels[0]))
             self.warnings += notes
@@ -169,6 +180,21 @@ class TiffSlide(BlockReader):
         if fault == "loop":
             raise self._unsupported("directories that lead back to one another")
         self._is_cut = fault == "cut"
+
+    def _check_channels(self, level: tifffile.TiffPageSeries) -> None:
+        """Raise an error for channels of fluorescence, by the OME-XML or texts of grey pages."""
+        page: Any = level.keyframe
+        ome = self._file.ome_metadata
+        if ome:
+            self._channels = ome_channels(
+                ome, width_px=page.imagewidth, height_px=page.imagelength, name=level.name
+            )
+            check_ome_channels(self._channels, where=self.path)
+        elif page.photometric.name in {"MINISBLACK", "MINISWHITE"}:
+            pages: list[Any] = [each.aspage() for each in level.pages[:_MAX_CHANNELS] if each]
+            texts = [str(tag.value) for each in pages for tag in each.tags.values()
+                     if tag.name in _TEXTS]  # fmt: skip
+            check_names((" ".join(fluorophores_in(text)) for text in texts), where=self.path)
 
     def _check_cut(self, page: Any) -> None:
         """Raise an error for a file without its last pages, unless it begins with the slide."""
@@ -250,7 +276,7 @@ class TiffSlide(BlockReader):
                 self.path, actual=cause, expected="a picture", hint="Copy or export it again."
             )
         if may_be_ycbcr and page.dtype == np.uint8:
-            self._is_ycbcr = np.mean([is_ycbcr(part) for part in samples] or [0]) > 1 / 2
+            self._is_ycbcr = 2 * sum(map(is_ycbcr, samples)) > len(samples)
             if self._is_ycbcr and not states_ycbcr(page):
                 self.warnings += ("its tags state RGB, its samples are YCbCr: read as YCbCr",)
         hidden = [] if alpha is None else [hides_picture(p[..., : alpha + 1]) for p in samples]
@@ -338,7 +364,7 @@ class TiffSlide(BlockReader):
         if len(pages) == 1:
             self._check_single(count_images(level))
         else:
-            pages = self._in_rgb_order(pages, level.name)
+            pages = self._in_rgb_order(pages)
         if not 0 < width <= MAX_SIDE_PX or not 0 < height <= MAX_SIDE_PX:
             raise self._unsupported(f"{width} × {height} px")
         block_width = page.tilewidth if page.is_tiled else width
@@ -358,22 +384,17 @@ class TiffSlide(BlockReader):
             is_divided=part_rows is not None,
         )  # fmt: skip
 
-    def _in_rgb_order(self, pages: Sequence[Any], name: str) -> Sequence[Any]:
+    def _in_rgb_order(self, pages: Sequence[Any]) -> Sequence[Any]:
         """Pages of three channels in the order red, green, blue, if the OME-XML states another."""
-        first: Any = self._file.pages.first
-        channels = ome_channels(
-            self._file.ome_metadata or "", width_px=first.imagewidth, height_px=first.imagelength,
-            name=name,
-        )  # fmt: skip
         # Color is RGBA in a signed number of 32 bit.
         colours = [
             int(channel["Color"]) >> 8 & 0xFFFFFF
             if re.fullmatch(r"-?\d+", channel["Color"])
             else None
-            for channel in channels
+            for channel in self._channels
             if "Color" in channel
         ]
-        order = rgb_order([channel.get("Name", "") for channel in channels], colours)
+        order = rgb_order([channel.get("Name", "") for channel in self._channels], colours)
         return pages if order is None else [pages[index] for index in order]
 
     def _read_planes(

@@ -1,0 +1,115 @@
+"""Channels of fluorescence are refused, in every reader and with their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from features.errors import SlideError, UnsupportedFormatError
+from features.slides.backends.fluorescence import check_names, check_ome_channels
+from features.slides.backends.openslide_properties import illumination_in
+from features.slides.reader import open_slide
+
+PLANES = np.random.default_rng(0).integers(0, 256, (4, 256, 256), np.uint8)
+REFUSED = r"channels of fluorescence \(.*{}.*expected red, green and blue of a stained slide"
+
+
+def write_ome(path: Path, names: list[str], **channel: Any) -> Path:
+    tifffile.imwrite(
+        path, PLANES[: len(names)], photometric="minisblack", tile=(128, 128), ome=True,
+        metadata={"axes": "CYX", "Channel": {"Name": names, **channel}},
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["DAPI", "FITC", "Cy3"], ["Hoechst 33342", "AF488", "Alexa Fluor 647"], ["DAPI"],
+     ["DAPI", "Opal 520", "CD8", "Opal Polaris 780"], ["x", "eGFP", "mCherry"],
+     ["Spectrum Green", "Texas Red", "DAPI"]],
+)  # fmt: skip
+def test_an_ome_tiff_of_fluorescence_is_refused_by_its_names(
+    tmp_path: Path, names: list[str]
+) -> None:
+    path = write_ome(tmp_path / "s.ome.tif", names, Color=[0xFF, 0xFF00, 0xFF0000, 0][: len(names)])
+    with pytest.raises(UnsupportedFormatError, match=REFUSED.format(names[-1])):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"Fluor": "FITC"},
+        {"ContrastMethod": "Fluorescence"},
+        {"IlluminationType": "Epifluorescence"},
+    ],
+)
+def test_other_attributes_of_channels_say_fluorescence(attributes: dict[str, str]) -> None:
+    with pytest.raises(UnsupportedFormatError, match="channels of fluorescence"):
+        check_ome_channels([{"Name": "a"}, {"Name": "b", **attributes}], where="s.tif")
+
+
+@pytest.mark.parametrize("n_channels", [1, 3, 5])
+def test_pages_of_an_akoya_slide_of_fluorescence_are_refused(
+    tmp_path: Path, n_channels: int
+) -> None:
+    names = ["DAPI", "Opal 520", "Opal 570", "Opal 620", "Autofluorescence"][:n_channels]
+    path = tmp_path / "s.qptiff"
+    with tifffile.TiffWriter(path) as file:
+        for number, name in enumerate(names):
+            file.write(
+                PLANES[number % 4], photometric="minisblack", tile=(128, 128), metadata=None,
+                software="PerkinElmer-QPI", description="<?xml version='1.0'?><PerkinElmer-QPI-"
+                "ImageDescription><ImageType>FullResolution</ImageType>"
+                f"<Name>{name}</Name></PerkinElmer-QPI-ImageDescription>",
+            )  # fmt: skip
+    with pytest.raises(SlideError, match=REFUSED.format(names[-1])):
+        open_slide(path)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3, 4, 5])
+def test_an_ome_zarr_of_fluorescence_is_refused_by_its_labels(
+    tmp_path: Path, n_channels: int
+) -> None:
+    names = ["DAPI", "FITC", "Cy3", "Cy5", "CD45RO"][:n_channels]
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=2)
+    group.create_array("0", data=PLANES[[0] * n_channels], chunks=(1, 128, 128))
+    axes = [{"name": name, "type": "channel" if name == "c" else "space"} for name in "cyx"]
+    group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}]}]
+    group.attrs["omero"] = {"channels": [{"label": name, "color": "00FF00"} for name in names]}
+    with pytest.raises(UnsupportedFormatError, match=REFUSED.format(names[-1])):
+        open_slide(tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("mirax.GENERAL.SLIDE_TYPE", "SLIDE_TYPE_FLUORESCENCE"), ("aperio.Dye", "DAPI"),
+     ("leica.illumination-source", "fluorescence"), ("hamamatsu.FilterSet.Name", "FITC")],
+)  # fmt: skip
+def test_vendors_properties_that_say_fluorescence_are_looked_at(name: str, text: str) -> None:
+    with pytest.raises(UnsupportedFormatError, match="channels of fluorescence"):
+        check_names(illumination_in({name: text, "mirax.x": "y"}), where="s.mrxs")
+    others = {"leica.illumination-source": "brightfield", "aperio.Title": "no DAPI",
+              "mirax.GENERAL.SLIDE_TYPE": "SLIDE_TYPE_BRIGHTFIELD"}  # fmt: skip
+    check_names(illumination_in(others), where="s.mrxs")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["Red", "Green", "Blue"], ["H&E"], ["TL Brightfield"], ["Channel 0", "Channel 1", ""],
+     ["Haematoxylin"], ["R", "G", "B"], ["Dapictured", "Copal 520", "Cyan 3"], ["CDX"]],
+)  # fmt: skip
+def test_other_names_of_channels_are_no_fluorescence(names: list[str]) -> None:
+    check_names(names, where="s.tif")
+
+
+def test_a_grey_slide_whose_text_names_no_fluorophore_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, PLANES[0], photometric="minisblack", tile=(128, 128), metadata=None,
+                     description="grey scan of transmitted light")  # fmt: skip
+    open_slide(path).close()
