@@ -106,7 +106,7 @@ def preview(
     from features.tiling.tissue import TissueSettings
     from features.visualization.preview import PreviewWriter, preview_slide
 
-    search = resolve_slides(paths)
+    search = resolve_slides(paths, has_mpp=slide_mpp is not None or mpp_table is not None)
     slides = search.slides
     if out.resolve() in {path.parent.resolve() for path in slides}:
         # The picture of a slide that is a JPEG file would replace it.

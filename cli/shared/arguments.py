@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from cli.console import stderr
+from cli.console import options_elsewhere, stderr
 from cli.options import EngineName
 
 if TYPE_CHECKING:
@@ -80,15 +80,23 @@ def tile_settings(
     )  # fmt: skip
 
 
-def resolve_slides(paths: list[Path]) -> SlideSearch:
-    """Find the slides that files, folders, URLs and CSV tables name, and what is passed over."""
-    from features.slides.manifest import read_slide_table
+def resolve_slides(paths: list[Path], *, has_mpp: bool = False) -> SlideSearch:
+    """Find the slides that files, folders, URLs and CSV tables name, and what is passed over.
+
+    Warn of resolutions in such a table, unless options state some (``has_mpp``).
+    """
+    from features.slides.manifest import read_slide_table, states_resolutions
     from features.slides.search import search_slides
 
     tables = [path for path in paths if path.suffix.lower() == ".csv"]
-    search = search_slides([path for path in paths if path not in tables])
     listed = [slide for path in tables for slide in read_slide_table(path)]
-    return replace(search, slides=sorted({*search.slides, *listed}))
+    for table in tables:
+        if not has_mpp and states_resolutions(table):
+            text = f"its resolutions are read with --mpp-table {shlex.quote(str(table))} only"
+            stderr.print(
+                f"warning: {table}: {text}. {options_elsewhere(text)}".rstrip(), style="yellow"
+            )
+    return search_slides([*(path for path in paths if path not in tables), *listed])
 
 
 def select_shard(slides: list[T], shard: str | None) -> list[T]:

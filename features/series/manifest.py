@@ -13,8 +13,7 @@ import pandas as pd
 
 from features.bags.h5 import bag_path
 from features.errors import TableError
-from features.utils.files import path_exists
-from features.utils.tables import find_column, read_table
+from features.utils.tables import find_column, find_listed_file, read_table
 from features.utils.text import natural_key
 
 __all__ = ["SeriesEntry", "SeriesSpec", "read_series"]
@@ -102,9 +101,7 @@ def _read_rows(path: Path) -> tuple[SeriesSpec, ...]:
 
 
 def _entry(table: Path, text: str, order: str, row: int) -> SeriesEntry:
-    path = table.parent / text
-    if not path_exists(path):
-        raise TableError(f"{table}, row {row}", actual=f"no file {path}", expected="an image")
+    path = find_listed_file(table, row, text, expected="an image")
     source = path.name if Path(text).is_absolute() or ".." in Path(text).parts else text
     return SeriesEntry(path=path, source=source, order=_parse_order(table, order, row))
 

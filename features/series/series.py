@@ -123,8 +123,11 @@ def files_passed_over(source: Path, specs: Iterable[SeriesSpec]) -> dict[Path, P
                 reason = "beside the folders of the series, not in one of them"
                 passed[path] = PassedOver(reason=reason, is_slide=_is_image(path))
     for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not _is_system_file(path, folder) and not _is_image(path):
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        if not any(_is_image(path) and not _is_system_file(path, folder) for path in files):
+            passed[folder] = PassedOver(reason="a folder without images", is_slide=True)
+        for path in files:
+            if not _is_system_file(path, folder) and not _is_image(path):
                 kind = path.suffix.lower() or "no suffix"
                 passed[path] = PassedOver(reason=f"no image by its name ({kind})")
     return passed

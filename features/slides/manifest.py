@@ -11,48 +11,83 @@ from pathlib import Path
 
 from features.errors import SlideError, TableError
 from features.slides.reader import slide_id_of, split_scene
-from features.utils.files import path_exists
+from features.slides.resolution import SQUARE_FACTOR
 from features.utils.paths import parse_url
-from features.utils.tables import find_column, read_table
+from features.utils.tables import column_key, find_column, find_listed_file, read_table
 
-__all__ = ["check_unique_ids", "match_files", "read_mpp_table", "read_slide_table"]
+__all__ = [
+    "check_unique_ids",
+    "match_files",
+    "read_mpp_table",
+    "read_slide_table",
+    "states_resolutions",
+]
 
 
+_AXES = ("mpp_x", "mpp_y")
+_PATH_COLUMNS = ("path", "slide_path", "file")
 _DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 
 def read_mpp_table(path: Path) -> dict[str, float]:
     """Read µm per level-0 px by slide id, from a CSV with columns ``slide_id`` and ``mpp``.
 
-    Raises TableError if a column is missing, a value is not a positive number, or a slide has two.
+    Instead of ids there may be paths, as in a table of slides, and instead of ``mpp`` the columns
+    ``mpp_x`` and ``mpp_y``, of which the geometric mean counts. Raises TableError if a column is
+    missing, a value is not a positive number, a slide has two, or pixels are no squares.
     """
     table = read_table(path)
-    slide_column = find_column(table, ["slide_id", "image_id"], where=path, what="slide ids")
-    mpp_column = find_column(table, ["mpp"], where=path, what="µm per level-0 pixel")
+    slide_column = find_column(
+        table, ["slide_id", "image_id", *_PATH_COLUMNS], where=path, what="slide ids"
+    )
+    stated = set(map(column_key, table.columns))
+    along_axes = "mpp" not in stated and stated >= set(_AXES)
+    names = [
+        find_column(table, [name], where=path, what="µm per level-0 pixel")
+        for name in (_AXES if along_axes else ["mpp"])
+    ]
     values: dict[str, float] = {}
-    columns = zip(table.index + 2, table[slide_column], table[mpp_column], strict=True)
-    for row, slide, text in columns:
+    rows = zip(table.index + 2, table[slide_column], table[names].to_numpy().tolist(), strict=True)
+    for row, slide, cells in rows:
         if not slide:
             raise _empty_cell(path, row, slide_column)
-        with suppress(ValueError):
-            mpp = float(text)
-            if math.isfinite(mpp) and mpp > 0:
-                if values.setdefault(slide_id_of(Path(slide)), mpp) != mpp:
-                    raise TableError(
-                        f"{path}, row {row}",
-                        actual=f"mpp {text!r} of slide {slide!r}, which has another above",
-                        expected="one per slide",
-                    )
-                continue
-        raise TableError(
-            f"{path}, row {row}",
-            actual=f"mpp {text!r}",
-            expected="a number of µm per pixel, above 0",
-            hint="Write it with a decimal point, such as 0.25."
-            if _DECIMAL_COMMA.fullmatch(text)
-            else "Write one number without a unit, such as 0.25 for a 40x scan.",
-        )
+        where = f"{path}, row {row}"
+        along = [_parse_mpp(where, *pair) for pair in zip(names, cells, strict=True)]
+        if max(along) >= SQUARE_FACTOR * min(along):
+            raise TableError(
+                where,
+                actual=f"{along[0]:g} x {along[1]:g} µm per pixel",
+                expected="squares, as scanners have",
+                hint="Write one column 'mpp' with the right number.",
+            )
+        mpp = along[0] if len(set(along)) == 1 else math.sqrt(math.prod(along))
+        if values.setdefault(slide_id_of(Path(slide)), mpp) != mpp:
+            raise TableError(
+                where,
+                actual=f"{names[0]} {cells[0]!r} of slide {slide!r}, which has another above",
+                expected="one per slide",
+            )
     return values
+
+
+def states_resolutions(path: Path) -> bool:
+    """Return whether a table of slides has a column of µm per px, see :func:`read_mpp_table`."""
+    return not {"mpp", *_AXES}.isdisjoint(map(column_key, read_table(path).columns))
+
+
+def _parse_mpp(where: str, name: str, text: str) -> float:
+    with suppress(ValueError):
+        mpp = float(text)
+        if math.isfinite(mpp) and mpp > 0:
+            return mpp
+    raise TableError(
+        where,
+        actual=f"{name} {text!r}",
+        expected="a number of µm per pixel, above 0",
+        hint="Write it with a decimal point, such as 0.25."
+        if _DECIMAL_COMMA.fullmatch(text)
+        else "Write one number without a unit, such as 0.25 for a 40x scan.",
+    )
 
 
 def read_slide_table(path: Path) -> list[Path]:
@@ -62,16 +97,15 @@ def read_slide_table(path: Path) -> list[Path]:
     """
     table = read_table(path)
     column = find_column(
-        table, ["path", "slide_path", "file"], where=path, what="paths of slides",
+        table, _PATH_COLUMNS, where=path, what="paths of slides",
         otherwise="Name the folder of the slides instead, or add a column 'path' of their files.",
     )  # fmt: skip
     if (table[column] == "").any():
         raise _empty_cell(path, table.index[table[column] == ""][0] + 2, column)
-    slides = [Path(text) if parse_url(text) else path.parent / text for text in table[column]]
-    for row, slide in zip(table.index + 2, slides, strict=True):
-        if parse_url(slide) is None and not path_exists(slide):
-            raise TableError(f"{path}, row {row}", actual=f"no file {slide}", expected="a slide")
-    return slides
+    return [
+        Path(text) if parse_url(text) else find_listed_file(path, row, text, expected="a slide")
+        for row, text in zip(table.index + 2, table[column], strict=True)
+    ]
 
 
 def _empty_cell(path: Path, row: int, column: str) -> TableError:

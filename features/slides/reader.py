@@ -95,12 +95,25 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
             path, actual=reason, expected="a slide",
             hint="Name the file of its pixels, or the folder of its series.",
         )  # fmt: skip
+    whole = _slide_of_part(path)
     raise SlideError(
         path,
         actual=f"no reader can open it ({'; '.join(reasons)})",
         expected="a whole-slide image",
-        hint="Copy it again, or export it as tiled TIFF.",
+        hint=f"It is a part of a slide: name {whole}."
+        if whole
+        else "Copy it again, or export it as tiled TIFF.",
     )
+
+
+def _slide_of_part(path: Path) -> Path | None:
+    """Return the slide of a file in the folder of an OME-Zarr or the data folder of an MRXS."""
+    for folder in reversed(path.parents):
+        if (mirax := Path(f"{folder}.mrxs")).is_file():
+            return mirax
+        if is_zarr_folder(folder):
+            return folder
+    return None
 
 
 def slide_id_of(path: Path | str, scene: int | None = None) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "ASSUMED_MPP",
     "OUTLIER_FACTOR",
     "PLAUSIBLE_MPP",
+    "SQUARE_FACTOR",
     "MppSource",
     "Resolution",
     "choose_mpp",
@@ -35,7 +36,7 @@ PLAUSIBLE_MPP = (0.05, 20.0)
 MppSource = Literal["file", "derived", "given", "assumed"]
 """Source of a resolution: the file, a magnification in it, the user, or :data:`ASSUMED_MPP`."""
 
-_SQUARE_FACTOR = 1.1
+SQUARE_FACTOR = 1.1
 """Ratio of the resolutions along x and y; those of scanners differ by 2 % at most."""
 _UM_AT_1X = 10.0
 """µm per px times magnification: scanners have 0.5 at 20x and 0.25 at 40x, within some 10 %."""
@@ -93,7 +94,7 @@ def choose_mpp(candidates: Iterable[StatedMpp]) -> tuple[StatedMpp | None, tuple
         for stated in (found if used is None else found[: found.index(used)])
         if stated.kind != "tags" or min(stated.x, stated.y) < low
     ]
-    if used and not 1 / _SQUARE_FACTOR < used.x / used.y < _SQUARE_FACTOR:
+    if used and not 1 / SQUARE_FACTOR < used.x / used.y < SQUARE_FACTOR:
         warnings.append(
             f"{used.x:.4g} x {used.y:.4g} µm/px in {used.field} are no squares, as scanners have"
         )

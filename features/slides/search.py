@@ -43,6 +43,7 @@ _ARCHIVES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"
 _OTHERS = _BY_BIO_FORMATS | _BY_VENDOR | _PICTURES | _ARCHIVES
 """Suffixes of files that are never DICOM, and need not be opened."""
 _VMS_FILE = re.compile(r"^[^=\r\n]+=[ \t]*(\S[^\r\n]*)", re.MULTILINE)
+_MIRAX_INDEX = "slidedat.ini"
 _VMS_BYTES = 1 << 18
 _N_NAMED = 5
 
@@ -101,7 +102,7 @@ def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
         elif not path_exists(path):
             raise SlideError(path, actual="there is no such file or folder", expected="slides")
         elif path.is_dir() and not is_zarr_folder(path):
-            _search(path, search, dicom)
+            _search_named(path, search, dicom)
         elif _may_be_dicom(path):
             named.append(path)
         else:
@@ -137,24 +138,32 @@ def describe_passed_over(passed_over: Mapping[Path, PassedOver]) -> list[str]:
     return lines
 
 
+def _search_named(folder: Path, search: SlideSearch, dicom: list[Path]) -> None:
+    """Search a folder that was named; it is passed over if there is no slide in it."""
+    if (slide := Path(f"{folder}.mrxs")).is_file():
+        search.slides.append(slide)
+        return
+    n_before = len(search.slides) + len(dicom) + len(search.passed_over)
+    _search(folder, search, dicom)
+    if len(search.slides) + len(dicom) + len(search.passed_over) == n_before:
+        search.passed_over[folder] = PassedOver(reason="a folder without slides", is_slide=True)
+
+
 def _search(folder: Path, search: SlideSearch, dicom: list[Path]) -> None:
     """Add what is in a folder and below it; DICOM files, which are grouped later, to ``dicom``."""
     entries = _list_entries(folder)
+    if _MIRAX_INDEX in map(str.lower, entries):
+        search.passed_over[folder] = PassedOver(
+            reason="the data folder of a MIRAX slide without its .mrxs file beside it",
+            is_slide=True,
+        )
+        return
     parts = set(_parts_of_vms(folder, entries))
     for name in sorted(entries):
         path, suffix = folder / name, _suffix_of(name)
         if _is_folder(entries[name]):
-            if suffix == ".zarr" or (not entries[name].is_symlink() and is_zarr_folder(path)):
-                search.slides.append(path)
-            elif f"{name}.mrxs" in entries:
-                continue
-            elif entries[name].is_symlink():
-                search.passed_over[path] = PassedOver(
-                    reason="a link to a folder, which is searched only if it is named",
-                    is_slide=True,
-                )
-            else:
-                _search(path, search, dicom)
+            if f"{name}.mrxs" not in entries:
+                _take_folder(path, entries[name], search, dicom)
         elif name.lower() in SYSTEM_FILES:
             continue
         elif name in parts:
@@ -165,6 +174,21 @@ def _search(folder: Path, search: SlideSearch, dicom: list[Path]) -> None:
             search.slides.append(path)
         else:
             search.passed_over[path] = _passed_over(suffix)
+
+
+def _take_folder(
+    folder: Path, entry: os.DirEntry[str], search: SlideSearch, dicom: list[Path]
+) -> None:
+    """Add a folder in another as a slide, or what is in it, or why it is passed over."""
+    is_link = entry.is_symlink()
+    if folder.suffix.lower() == ".zarr" or (not is_link and is_zarr_folder(folder)):
+        search.slides.append(folder)
+    elif is_link:
+        search.passed_over[folder] = PassedOver(
+            reason="a link to a folder, which is searched only if it is named", is_slide=True
+        )
+    else:
+        _search(folder, search, dicom)
 
 
 def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:

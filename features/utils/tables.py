@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from features.errors import TableError
 from features.utils.file_kinds import START_BYTES, find_foreign_kind
-from features.utils.files import atomic_write
+from features.utils.files import atomic_write, path_exists
 from features.utils.text import (
     LINE_BREAKS,
     is_missing_word,
+    nearest_names,
     normalize_name,
     shown_form,
     strip_blanks,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "column_key",
     "find_column",
+    "find_listed_file",
     "list_columns",
     "read_table",
     "suggest_column",
@@ -378,6 +380,34 @@ def find_column(
         actual=f"no column {' or '.join(map(repr, names))} among {list_columns(table)}",
         expected=what,
         hint=hint,
+    )
+
+
+def find_listed_file(table: Path, row: int, text: str, *, expected: str) -> Path:
+    """Return the file or folder that a cell names, from the folder of its table on.
+
+    Names are compared in one form of Unicode, and a path may have the separators of Windows. Raises
+    TableError if there is none; the message names the row and the nearest name in the folder.
+    """
+    for stated in dict.fromkeys((text, text.replace("\\", "/"))):
+        path = table.parent / stated
+        if path_exists(path):
+            return path
+        with suppress(OSError):
+            beside = {normalize_name(one.name): one for one in path.parent.iterdir()}
+            if same := beside.get(normalize_name(path.name)):
+                return same
+    path = table.parent / text
+    near: Sequence[str] = ()
+    with suppress(OSError):
+        near = nearest_names(path.name, [one.name for one in path.parent.iterdir()], n=1)
+    raise TableError(
+        f"{table}, row {row}",
+        actual=f"no file {path}",
+        expected=expected,
+        hint=f"Did you mean {near[0]!r}?"
+        if near
+        else "Paths are relative to the folder of the table.",
     )
 
 

@@ -39,12 +39,23 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.full((240, 240, 3), 245, np.uint8)
         pixels[40:200, 40:200] = tissue(number, 160)
         Image.fromarray(pixels).save(folder / "slides" / f"{number:03d}.png")
-    (folder / "train.csv").write_text("image_id,patient_id,label\n000,p0,CE\n001,p1,LAA\n")
-    (folder / "paths.csv").write_text("path\nslides/000.png\nslides/001.png\n")
-    (folder / "comma.csv").write_text('image_id,mpp\n000,"0,5"\n001,"0,5"\n')
-    (folder / "mpp.csv").write_text("image_id,mpp\n000,0.5\n001,0.5\n")
-    (folder / "odd.toml").write_text("[embedding]\nmpp = 0.5\n")
-    (folder / "embed.toml").write_text("[embed]\nmpp = 0.5\n")
+    for name, text in {
+        "train.csv": "image_id,patient_id,label\n000,p0,CE\n001,p1,LAA\n",
+        "paths.csv": "path\nslides/000.png\nslides/001.png\n",
+        "comma.csv": 'image_id,mpp\n000,"0,5"\n001,"0,5"\n',
+        "unit.csv": "image_id,mpp\n000,0.5 um\n001,0.5 um\n",
+        "oblong.csv": "image_id,mpp_x,mpp_y\n000,0.5,1\n001,0.5,1\n",
+        "elsewhere.csv": "path\nscans/000.png\nscans/001.png\n",
+        "misspelt.csv": "path\nslides/000\nslides/001.png\n",
+        "stated.csv": "path,mpp\nslides/000.png,0.5\nslides/001.png,0.5\n",
+        "mpp.csv": "image_id,mpp\n000,0.5\n001,0.5\n",
+        "odd.toml": "[embedding]\nmpp = 0.5\n",
+        "embed.toml": "[embed]\nmpp = 0.5\n",
+        "far.csv": "image_id,mpp\n000,500\n001,500\n",
+    }.items():
+        (folder / name).write_text(text)
+    (folder / "a.zarr").mkdir()
+    (folder / "a.zarr" / "0").write_bytes(b"of a chunk")
     rows = ["path,label,slide_id"]
     for number in range(3):
         for name, paint in (("keep", tissue), ("drop", pen)):
@@ -52,7 +63,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"{name}{number}.png,{name},s{number}")
     (folder / "examples.csv").write_text("\n".join(rows) + "\n")
     (folder / "few.csv").write_text("\n".join(rows[:3]) + "\n")
-    (folder / "far.csv").write_text("image_id,mpp\n000,500\n001,500\n")
     (folder / "odd").mkdir()
     first = folder / "slides" / "000.png"
     for name in ("000.png", "000", "000.jpg.zip"):
@@ -66,6 +76,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.asarray(Image.open(first))
     write_pages(folder / "pages.tif", (pixels, TILED), (pixels[:, ::-1], TILED))
     write_pages(folder / "scenes.tif", (pixels, TILED), (pixels[:200, :200], TILED))
+    noise = np.random.default_rng(0).integers(0, 256, PIXELS.shape, np.uint16)
+    deep = (PIXELS.astype(np.uint16) << 8) + noise
+    write_tiff(folder / "deep.tif", [deep])
+    write_tiff(folder / "swapped.tif", [deep.byteswap()])
     lose(write_tiff(folder / "holes.tif", [PIXELS]), 0, [(6, 6), (6, 7), (7, 6), (7, 7)])
     pixels = np.full((240, 240, 3), 245, np.uint8)
     pixels[40:200, 40:200] = tissue(0, 160)
@@ -136,6 +150,15 @@ def test_advice_on_usage_is_usage_that_works(
         (f"{EMBED} --scene 2", "Leave --scene out.", EMBED),
         (without("--slide-mpp 0.5") + " --mpp-table comma.csv", "Write it with a decimal point",
          without("--slide-mpp 0.5") + " --mpp-table mpp.csv"),
+        (without("--slide-mpp 0.5") + " --mpp-table unit.csv",
+         "Write one number without a unit, such as 0.25 for a 40x scan.",
+         without("--slide-mpp 0.5") + " --mpp-table mpp.csv"),
+        (without("--slide-mpp 0.5") + " --mpp-table oblong.csv",
+         "Write one column 'mpp' with the right number.",
+         without("--slide-mpp 0.5") + " --mpp-table mpp.csv"),
+        ("inspect elsewhere.csv", "Paths are relative to the folder of the table.",
+         "inspect paths.csv"),
+        ("inspect misspelt.csv", "Did you mean '000.png'?", "inspect paths.csv"),
         (f"{EMBED} --config odd.toml", "Did you mean [embed]?", f"{EMBED} --config embed.toml"),
         (without("--tile-px 64") + " --set tile=64", "Did you mean 'tile_px'?",
          without("--tile-px 64") + " --set tile_px=64"),
@@ -197,6 +220,8 @@ def test_previews_replace_no_slide(tmp_path: Path) -> None:
         ("inspect scenes.tif --scene 3", "Choose another with --scene, or leave it out",
          "inspect scenes.tif"),
         ("inspect packed.zarr.zip", "Unpack it, and name the folder.", "inspect slides"),
+        ("inspect swapped.tif", "expected a picture. Copy or export it again.", "inspect deep.tif"),
+        ("inspect a.zarr/0", "It is a part of a slide: name", "inspect slides"),
         ("inspect odd/no.tif", "Copy it again, or export it as tiled TIFF.", "inspect slides"),
         ("embed slides odd/000.png {more}", "or write into different folders with --bags.",
          "embed odd/000.png {more}"),
@@ -223,6 +248,10 @@ def test_advice_on_files_leads_to_slides(
     ("wrong", "advice", "then"),
     [
         ("inspect odd", "read only if it is named", "inspect odd/000"),
+        (EMBED.replace("slides", "stated.csv").replace("--slide-mpp 0.5", ""),
+         "its resolutions are read with --mpp-table stated.csv only.",
+         EMBED.replace("slides", "stated.csv").replace("--slide-mpp 0.5", "--mpp-table stated.csv")
+         + "/again"),
         ("inspect odd", "unpack it first", "inspect slides"),
         ("inspect odd", "convert to OME-TIFF with bfconvert", "inspect slides"),
         ("inspect odd", "export as TIFF with the vendor's software", "inspect slides"),

@@ -56,6 +56,20 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("one_class.csv", "patient_id", [row[1] for row in rows if row[2] == "CE"])
     write("third.csv", "patient_id,CE,LAA,X", patients, *half, ["0.5"] * len(patients))
     write("three.csv", "patient_id,any,CE,LAA", patients, both[0], *both)
+    logits = [[f"{4 * float(cell) - 3:.2f}" for cell in column] for column in both]
+    write("logits.csv", "patient_id,CE,LAA", patients, *logits)
+    write("prefixed.csv", "patient_id,prob_CE,prob_LAA", patients, *both)
+    kinds = [["CE", "LAA"][p > 0.5] for p in proba]
+    write("kinds.csv", "patient_id,CE,LAA", patients, kinds, kinds)
+    write("again.csv", "patient_id,CE,LAA", *[[*column, column[0]] for column in (patients, *both)])
+    write("total.csv", "patient_id,CE,LAA", [*patients, "Mean"], *[[*b, "0.5"] for b in both])
+    write("gap.csv", "patient_id,CE,LAA", patients, *[["", *column[1:]] for column in both])
+    write("rest.csv", "patient_id,CE,LAA", *[column[1:] for column in (patients, *both)])
+    of_slides = [[column[int(row[1])] for row in rows] for column in both]
+    write("slides.csv", "image_id,CE,LAA", [row[0] for row in rows], *of_slides)
+    write("mixed_up.csv", "image_id,CE,LAA", patients, *both)
+    write("mixed_down.csv", "patient_id,CE,LAA", [row[0] for row in rows], *of_slides)
+    write("rows_twice.csv", "image_id,patient_id,label", *zip(*rows, rows[0], strict=True))
     write("plain.csv", "slide,case,kind", *zip(*rows, strict=True))
     write("scans.csv", "image_id,patient_id,label", [f"{row[0]}.svs.h5" for row in rows],
           *[[row[n] for row in rows] for n in (1, 2)])  # fmt: skip
@@ -87,6 +101,8 @@ def odd_tables(study: Path) -> None:
         "letter": b"{\\rtf1 a letter}", "json": b'[{"image_id": "s1"}]', "pdf": b"%PDF-1.7 a page",
         "page": b"<!DOCTYPE html><html>log in</html>", "packed": b"\x1f\x8b\x08 of gzip",
         "._good": b"\x00\x05\x16\x07 of macOS", "zero": good.replace("p3", "p\0").encode(),
+        "blanks": good.replace(",", " ").encode(),
+        "separated": good.replace("\ns3", "\u2028s3").encode(),
         "latin": good.replace("p3", "p\u00e4").encode("latin-1"),
         "joined": (good + good).encode(), "titled": ("A study\n\n" + good).encode(),
     }.items():  # fmt: skip
@@ -98,6 +114,9 @@ def odd_tables(study: Path) -> None:
         change(name, 3, column, cell)
     write("whole", [["s0", '"p0\ns1', 'p1"', *COHORT[0][2:]], *COHORT[2:]],
           HEADER.replace("patient_id", "patient_id,more"))  # fmt: skip
+    write("total", [*COHORT, ["Total", "24", "", "", ""]])
+    write("headless", COHORT[1:], ",".join(COHORT[0]))
+    write("misread", [[cell.replace("c1", "c\ufffd1") for cell in row] for row in COHORT])
     write("single", [[*row[:2], "A", *row[3:]] for row in COHORT])
     write("reserved", [[*row[:2], row[2].replace("A", "patient_id"), *row[3:]] for row in COHORT])
     write("both", [[*row, row[0]] for row in COHORT], f"{HEADER},Label")
@@ -164,6 +183,16 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
          "fewer.csv --patients fewer.csv"),
         ("dated.csv", "is a date that a spreadsheet made of an id such as 1-2, save the", "p.csv"),
         ("other.csv", "name them as the labels do, such as 000, 001", "p.csv"),
+        ("logits.csv", "If these are logits, turn each row into probabilities by the softmax.",
+         "p.csv"),
+        ("prefixed.csv", "If 'prob_CE' holds its probability, rename it to 'CE'.", "p.csv"),
+        ("kinds.csv", "Scores need probabilities, not predicted classes.", "p.csv"),
+        ("again.csv", "Delete all rows of each but one.", "p.csv"),
+        ("total.csv", "expected one slide or patient per row. Delete the row.", "p.csv"),
+        ("gap.csv", ("To leave its patient out, delete the row; 'mil score' takes the others by "
+         "--patients."), "rest.csv --patients rest.csv"),
+        ("mixed_up.csv", "They are ids of patients: name their column 'patient_id'.", "p.csv"),
+        ("mixed_down.csv", "They are ids of slides: name their column 'slide_id'.", "slides.csv"),
         ("p.csv --prior 0.5", "shares that sum to 1 such as CE=0.5,LAA=0.5",
          "p.csv --prior CE=0.5,LAA=0.5"),
     ],
@@ -215,7 +244,15 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
          "good.csv"),
         ("date.csv", "Save the table again with ids as text", "good.csv"),
         ("number.csv", "Save the table again with ids as text", "good.csv"),
-        ("both.csv", "Rename or delete one in the table, or name one", "good.csv"),
+        ("both.csv", "Rename or delete one in the table, or name one with --column label=label.",
+         "good.csv"),
+        ("total.csv", "Delete the row.", "good.csv"),
+        ("headless.csv",
+         "The first row looks like values: write the names of the columns above it.", "good.csv"),
+        ("blanks.csv", "Put commas, semicolons or tabs between the cells.", "good.csv"),
+        ("misread.csv", "Export the table again as UTF-8, or correct the cell.", "good.csv"),
+        ("separated.csv", "Replace U+2028, which is in it, by the end of a line.", "good.csv"),
+        (".", "a folder; expected a CSV table. Name the file in it.", "good.csv"),
         ("both.csv", "or name one with --column label=label.", "both.csv --column label=label"),
         ("pid.csv", "Rename it in the table, or name it with --column patient='patient no'.",
          "pid.csv --column patient='patient no'"),
@@ -348,6 +385,8 @@ def test_advice_on_options_is_usage_that_works(
         ("describe plain.csv --out {out}/page.html", ("Rename it in the table, or name it with "
          "--column slide=slide."), ("describe plain.csv --out {out}/page.html "
          "--column patient=case --column slide=slide --column label=kind")),
+        ("score p.csv --cohort rows_twice.csv --resamples 100", "Delete all rows of it but one.",
+         f"score p.csv {SCORE}"),
         ("audit train.csv --bags nowhere", "or name another folder of bags",
          "audit train.csv --bags bags"),
         ("audit train.csv --bags .", "Name one folder of bags, such as bags.",

@@ -17,24 +17,6 @@ NOT_FOLLOWED = {
     ", but it ranks patients better than chance: see 'mil recalibrate'": (
         "a note on the page of mil evaluate; the command is followed in test_advice_on_runs.py"
     ),
-    **dict.fromkeys((
-        ", or name one with ….",
-        "Copy or export it again.",
-        "Delete all rows of each but one.",
-        "Delete all rows of it but one.",
-        "Delete the row.",
-        "Export the table again as UTF-8, or correct the cell.",
-        "If these are logits, turn each row into probabilities by the softmax.",
-        "If … holds its probability, rename it to ….",
-        "Name the file in it.",
-        "Put commas, semicolons or tabs between the cells.",
-        "Scores need probabilities, not predicted classes.",
-        "The first row looks like values: write the names of the columns above it.",
-        "They are ids of patients: name their column 'patient_id'.",
-        "They are ids of slides: name their column 'slide_id'.",
-        "To leave its patient out, delete the row; 'mil score' takes the others by --patients.",
-        "Write one number without a unit, such as 0.25 for a 40x scan.",
-    ), "only the message is checked so far"),
 }  # fmt: skip
 """Texts of the source, with … for values, and why no test does what they say."""
 

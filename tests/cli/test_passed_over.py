@@ -79,13 +79,13 @@ def test_a_folder_of_nothing_readable_is_an_error_with_the_reasons(tmp_path: Pat
 
 def test_what_a_folder_of_series_leaves_out_is_listed(tmp_path: Path) -> None:
     for name in ("s1/1.png", "s1/notes.txt", "s1/.hidden.txt", "s1/DICOMDIR", "s2/Thumbs.db",
-                 "s2/1.jpg", "s2/scan", "beside.png", "table.xlsx"):  # fmt: skip
+                 "s2/1.jpg", "s2/scan", "s3/.hidden.png", "beside.png", "table.xlsx"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     passed = files_passed_over(tmp_path, read_series(tmp_path))
     listed = {path.relative_to(tmp_path).as_posix(): why for path, why in passed.items()}
-    assert sorted(listed) == ["beside.png", "s1/notes.txt", "s2/scan", "table.xlsx"]
-    assert [name for name, why in listed.items() if why.is_slide] == ["beside.png"]
+    assert sorted(listed) == ["beside.png", "s1/notes.txt", "s2/scan", "s3", "table.xlsx"]
+    assert [name for name, why in listed.items() if why.is_slide] == ["beside.png", "s3"]
     assert listed["s1/notes.txt"].reason == "no image by its name (.txt)"
 
 

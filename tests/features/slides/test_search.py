@@ -136,6 +136,35 @@ def test_the_pictures_of_a_vms_slide_are_its_parts(tmp_path: Path) -> None:
     )
 
 
+def test_a_named_folder_without_slides_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.svs", "b/.hidden", "c/m/Slidedat.ini", "c/m/Data0001.dat")
+    search = search_slides([tmp_path / name for name in "abc"])
+    assert search.slides == [tmp_path / "a" / "1.svs"]
+    assert {path.name: why.reason for path, why in search.unread.items()} == {
+        "b": "a folder without slides",
+        "m": "the data folder of a MIRAX slide without its .mrxs file beside it",
+    }
+
+
+def test_the_data_folder_of_a_mirax_slide_stands_for_it(tmp_path: Path) -> None:
+    touch(tmp_path, "m.mrxs", "m/Slidedat.ini", "m/Data0001.dat")
+    for named in ([tmp_path / "m"], [tmp_path / "m", tmp_path / "m.mrxs"], [tmp_path]):
+        search = search_slides(named)
+        assert (search.slides, search.passed_over) == ([tmp_path / "m.mrxs"], {})
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [("m/Data0001.dat", "m.mrxs"), ("m/Slidedat.ini", "m.mrxs"), ("a.zarr/0/0.0", "a.zarr"),
+     ("b/0/c/0/0", "b"), ("a.zarr/.zattrs", "a.zarr")],
+)  # fmt: skip
+def test_a_file_in_a_slide_is_called_its_part(tmp_path: Path, part: str, whole: str) -> None:
+    touch(tmp_path, "m.mrxs", part, "b/zarr.json")
+    (tmp_path / part).write_text("a part")
+    with pytest.raises(SlideError, match=f"It is a part of a slide: name .*/{whole}[.]$"):
+        open_slide(tmp_path / part)
+
+
 def test_a_folder_of_what_cannot_be_read_is_an_error_that_says_so(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{number}.vsi" for number in range(7)))
     with pytest.raises(
