@@ -55,7 +55,6 @@ _ESCAPE_SEQUENCE = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BLANKS_AT_BREAK = re.compile(r" *\n[\n ]*")
-_MAX_CHARS = {"where": 400, "actual": 800, "expected": 400, "hint": 600}
 
 
 def one_line(text: str, *, max_chars: int = 1000) -> str:
@@ -112,25 +111,22 @@ class MilError(Exception):
 
     def __init__(self, where: object, *, actual: str, expected: str = "", hint: str = "") -> None:
         self.where = str(where)
-        self.actual = actual
-        self.expected = expected
-        self.hint = hint
+        # Texts of libraries may quote anything from a file, and parts are shown by themselves too.
+        self.actual = one_line(actual, max_chars=800)
+        self.expected = one_line(expected, max_chars=400)
+        self.hint = one_line(hint, max_chars=600)
         super().__init__(where, actual, expected, hint)
 
     def __str__(self) -> str:
         """Return one line: where, the present state, what was expected, what to do.
 
-        Texts of libraries may quote anything from a file, so each part goes through
-        :func:`one_line`; none of them can displace the advice at the end.
+        Each part went through :func:`one_line`; none of them can displace the advice at the end.
         """
-        where, actual, expected, hint = (
-            one_line(getattr(self, name), max_chars=most) for name, most in _MAX_CHARS.items()
-        )
-        text = f"{where}: {actual}"
-        if expected:
-            text = f"{_without_full_stop(text)}; expected {expected}"
-        if hint:
-            text = f"{_without_full_stop(text)}. {hint}"
+        text = f"{one_line(self.where, max_chars=400)}: {self.actual}"
+        if self.expected:
+            text = f"{_without_full_stop(text)}; expected {self.expected}"
+        if self.hint:
+            text = f"{_without_full_stop(text)}. {self.hint}"
         return text
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -279,14 +279,9 @@ def _print_report(report: FolderReport, bags_dir: Path) -> None:
     keys = ("n_bags", "n_bad", "n_empty", "n_imported", "n_tiles", "n_fingerprints")
     table.add_row(*(f"{summary[key]:,}" for key in keys))
     stdout.print(table)
-    if report.n_bad:
-        bad = Table(title="Bad bags", title_justify="left")
-        bad.add_column("slide")
-        bad.add_column("problem")
-        for bag in report.bags:
-            for problem in bag.problems:
-                bad.add_row(bag.slide_id, problem)
-        stdout.print(bad)
+    _print_first(
+        "bad", (f"{bag.slide_id}: {problem}" for bag in report.bags for problem in bag.problems)
+    )
     if report.constant_features:
         stdout.print(
             f"{pluralize(len(report.constant_features), 'features')} with the same number on all "

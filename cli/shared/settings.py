@@ -114,6 +114,13 @@ def _read_tables(path: Path) -> dict[str, Any]:
             )  # fmt: skip
         return tomllib.loads(text)
     if path.is_dir():
+        if not (path / SETTINGS_FILE).is_file():
+            raise MilError(
+                path, actual=f"a folder without {SETTINGS_FILE}",
+                expected="a run that 'mil train' made",
+                hint="Runs of Python and of earlier versions state none: give the options "
+                "themselves, by --set where there is none, as 'settings' in model.json has them.",
+            )  # fmt: skip
         path /= SETTINGS_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -18,7 +18,6 @@ from features.errors import SlideError
 from features.slides.base import Slide
 from features.slides.reader import open_slide, scene_of
 from features.tiling.grid import read_tile
-from features.utils.text import printable
 from features.visualization.deepzoom import DeepZoom, DeepZoomReader, Region
 from features.visualization.heatmap import TileLayout, grid_from_layout, tile_layout
 from mil.inference.attention import SlideAttention
@@ -153,7 +152,7 @@ def view_slide(
                     check_slide_size(opened.slide, attention.meta)
                 zoom = opened.zoom.zoom
         except SlideError as error:
-            notes.append(printable(f"No picture: {error.actual}; expected {error.expected}."))
+            notes.append(f"No picture: {error.actual}; expected {error.expected}.")
             path = None
     return ViewedSlide(
         slide_id=slide_id,

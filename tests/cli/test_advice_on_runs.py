@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -274,6 +275,22 @@ def test_settings_of_training_are_those_of_a_run(tmp_path: Path) -> None:
         "A run states the settings of 'mil train', each of its bags those of 'mil embed'.",
         f"{train} {tmp_path}/run",
     )
+
+
+def test_settings_of_a_run_from_python_are_given_as_its_model_states_them(tmp_path: Path) -> None:
+    train = f"train --bags bags/a --cohort train.csv --run {tmp_path}/again --folds 3"
+    settings = json.loads(Path("runs/a/model.json").read_text())["settings"]
+    stated = shlex.join(
+        f"--set={name}={settings[name]}" for name in ("head", "n_members", "n_components",
+                                                      "fixed_steps", "device")
+    )  # fmt: skip
+    follow_advice(
+        f"{train} --config runs/a",
+        "give the options themselves, by --set where there is none, as 'settings' in model.json",
+        f"{train} {stated}",
+    )
+    again = json.loads((tmp_path / "again" / "model.json").read_text())["settings"]
+    assert {name: again[name] for name in settings} == settings
 
 
 def test_a_run_that_is_there_is_replaced_with_overwrite(tmp_path: Path) -> None:

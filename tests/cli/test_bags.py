@@ -24,6 +24,18 @@ def folder(tmp_path: Path) -> Path:
     return bags_dir
 
 
+def test_many_bad_bags_take_a_few_lines(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}.h5").write_bytes(b"no HDF5")
+    write_bag(tmp_path / "good.h5", make_bag("good"))
+    result = mil("bags", "verify", tmp_path)
+    assert result.exit_code == 3
+    told = [line for line in result.stderr.splitlines() if line.startswith("bad: ")]
+    assert [line.split(":")[1] for line in told[:5]] == [f" {number:02}" for number in range(5)]
+    assert told[5:] == ["bad: 35 more; --json lists all"]
+    assert len(json.loads(mil("bags", "verify", tmp_path, "--json").stdout)["problems"]) == 40
+
+
 @pytest.mark.parametrize("command", ["verify", "pack", "import", "export"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = mil_ok("bags", command, "--help")
@@ -32,7 +44,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 def test_good_bags_are_exit_code_0(folder: Path) -> None:
     result = mil_ok("bags", "verify", folder)
-    assert "Bad bags" not in result.output
+    assert "bad: " not in result.output
 
 
 def test_some_bad_bags_are_exit_code_3_and_listed(folder: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,11 @@ import zarr
 from PIL import Image
 from safetensors.torch import save_file
 
+from features.bags.isolated_reader import IsolatedReader
 from features.encoders import checkpoints
+from features.errors import BagError
 from mil.training.config import TrainConfig
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.cli.test_filter import tissue
 from tests.features.slides.test_absent_pixels import PIXELS
 from tests.features.slides.test_ome_zarr import write as write_zarr
@@ -53,6 +58,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, quick_runs: pytest.MonkeyPat
     table = write_encoded_cohort(folder, "train", n_patients=12, encoders={"a": 1.2})
     write_encoded_cohort(folder, "new", n_patients=4, encoders={"a": 1.2}, prefix="x")
     train_on(folder, table, "a", config=QUICK)
+    shutil.copy(folder / "runs" / "a" / "out_of_fold.csv", folder / "a.csv")
+    mil_ok("bags", "pack", folder / "bags" / "a", "--out", folder / "pack.zarr")
     Image.fromarray(tissue(0, 160)).save(folder / "a.png")
     text = "Aperio Image Library v11.2.1 \r\n768x768 (64x64) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"
     for name, description in (("a.svs", text), ("other.tif", None)):  # OpenSlide knows no JPEG XL
@@ -73,7 +80,8 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study)
 
 
-FAULTS: dict[str, tuple[Any, str, type[BaseException], str]] = {
+Fault = tuple[Any, str, Callable[[str], BaseException], str]
+FAULTS: dict[str, Fault] = {
     "h5py, import": (h5py, "File", RuntimeError, "bags import bags/a --from clam --bags {out}/b"),
     "h5py, pack": (h5py, "File", KeyError, "bags pack bags/a --out {out}/b.zarr"),
     "h5py, export": (h5py, "File", ValueError, "bags export bags/a --to clam --out {out}/b"),
@@ -86,6 +94,14 @@ FAULTS: dict[str, tuple[Any, str, type[BaseException], str]] = {
                        "describe train.csv --bags bags/a --out {out}/p.html"),
     "h5py, evaluate": (h5py, "File", OSError,
                        "evaluate runs/a --cohort new.csv --bags bags/a --out {out}/p.html"),
+    "h5py, view": (h5py, "File", OSError,
+                   f"view runs/a {NEW} --port 0 --no-browser"),
+    "h5py, verify": (IsolatedReader, "read", lambda text: BagError("a.h5", actual=text),
+                     "bags verify bags/a"),
+    "json, verify": (json, "loads", ValueError, "bags verify pack.zarr"),
+    "json, compare": (json, "loads", ValueError, "compare runs/a a.csv --out {out}/p.html"),
+    "pandas, compare": (pd, "read_csv", pd.errors.ParserError,
+                        "compare runs/a a.csv --out {out}/p.html"),
     "h5py, recalibrate": (h5py, "File", OSError,
                           "recalibrate runs/a --cohort new.csv --bags bags/a --run {out}/r"),
     "openslide": (openslide, "OpenSlide", openslide.OpenSlideError, "inspect a.svs"),
@@ -111,9 +127,7 @@ FAULTS: dict[str, tuple[Any, str, type[BaseException], str]] = {
 }  # fmt: skip
 
 
-def said(
-    fault: tuple[Any, str, type[BaseException], str], text: str, out: Path
-) -> tuple[int, list[str]]:
+def said(fault: Fault, text: str, out: Path) -> tuple[int, list[str]]:
     """Return the exit code and the lines of a command while a library fails with a text."""
     owner, name, kind, command = fault
     out.mkdir()

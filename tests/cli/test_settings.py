@@ -120,13 +120,20 @@ def test_a_wrong_file_is_refused_in_one_line(study: Path, text: str, message: st
     assert not (study / "never").exists()
 
 
-@pytest.mark.parametrize("name", ["gone.toml", "bags", "noise.toml"])
+@pytest.mark.parametrize("name", ["gone.toml", "noise.toml"])
 def test_a_file_that_is_none_is_refused(study: Path, name: str) -> None:
     (study / "noise.toml").write_bytes(b"\xff\xfe\x00[train")
     result = mil("train", "--config", name)
     assert result.exit_code == 1
     assert name in result.output
     assert "expected settings in TOML" in result.output
+
+
+@pytest.mark.usefixtures("study")
+def test_a_folder_without_settings_is_called_that() -> None:
+    result = mil("train", "--config", "bags")
+    assert result.exit_code == 1
+    assert "bags: a folder without settings.toml; expected a run that" in result.output
 
 
 def test_a_run_states_no_settings_of_bags_and_a_bag_none_of_runs(study: Path) -> None:
