@@ -40,7 +40,7 @@ def inspect(
 ) -> None:
     """Print the metadata of slides: reader, size in px, levels, mpp and its source.
 
-    Only headers are read.
+    Headers are read, and some pixels to see whether the colours can be right.
 
     Example: `mil inspect slides/006388_0.tif`
 
@@ -83,6 +83,7 @@ def inspect(
 def _describe(slide: Slide, scene: int | None, slide_mpp: float | None) -> dict[str, Any]:
     from features.slides.reader import slide_id_of
     from features.slides.resolution import resolve_mpp
+    from features.tiling.colours import inspect_colours
 
     resolution = resolve_mpp(slide.stated_mpp, given_mpp=slide_mpp, where=slide.path)
     first = slide.levels[0]
@@ -99,7 +100,7 @@ def _describe(slide: Slide, scene: int | None, slide_mpp: float | None) -> dict[
         "mpp_field": "" if slide.stated_mpp is None else slide.stated_mpp.field,
         "mpp_used": [resolution.mpp_x, resolution.mpp_y],
         "mpp_source": resolution.source,
-        "warnings": list(slide.warnings),
+        "warnings": [*slide.warnings, *inspect_colours(slide, mpp=resolution.mpp)],
         "background_rgb": list(slide.background_rgb),
         "scene": slide.scene,
         "other_scenes": [asdict(other) for other in slide.other_scenes],

@@ -75,7 +75,7 @@ def _metadata(buffer: SlideBuffer[SlideTiles], encoder: Encoder, config: EmbedCo
         settings=config.settings,
         reader=slide.reader,
         tissue_rgb=tiles.tissue.tissue_rgb or UNKNOWN_RGB,
-        warnings=" | ".join(map(one_line, slide.warnings)),
+        warnings=" | ".join(map(one_line, tiles.warnings)),
     )
 
 

@@ -15,6 +15,7 @@ from features.slides.base import RgbArray, Slide
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import Resolution, resolve_mpp
 from features.tiling.artifacts import ArtifactDetector, artifact_detector
+from features.tiling.colours import colour_warnings
 from features.tiling.grid import (
     TileGrid,
     TileSettings,
@@ -46,6 +47,8 @@ class SlideTiles:
     n_tissue_tiles: int
     detect_artifact: ArtifactDetector
     chosen_scene: int | None = None
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the file or its colours although it can be read, a sentence each."""
 
     @property
     def slide_id(self) -> str:
@@ -130,6 +133,7 @@ def open_slide_tiles(
                 tissue=mask,
                 grid=subsample_tiles(grid, tiles.max_tiles, seed=seed),
                 n_tissue_tiles=len(grid.coords_px0),
+                warnings=(*slide.warnings, *colour_warnings(filled, mask)),
                 detect_artifact=artifact_detector(tiles.rules, glass_rgb=mask.background_rgb),
             )
         yield opened
