@@ -68,6 +68,8 @@ EXIT_INTERRUPTED = 130
 
 _RUNNING: ContextVar[Any] = ContextVar("_RUNNING", default=None)
 """Context of the command that runs."""
+_EXTRA = "Got unexpected extra argument"
+"""Beginning of the usage error for words that a command does not take."""
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 _SPEED_PERIOD_S = 300.0
@@ -125,6 +127,9 @@ class PlainCommand(_PlainHelp, TyperCommand):
                 if meant := option_meant(str(getattr(error, "option_name", "")), known):
                     error.possibilities = ()
                     error.message = f"{getattr(error, 'message', '')}. Did you mean {meant}?"
+            text = str(getattr(error, "message", ""))
+            if text.startswith(_EXTRA) and (named := _path_options(self.params)):
+                error.message = f"{text}. Name files and folders by {named}."
             raise
 
     def invoke(self, ctx: Any) -> Any:
@@ -172,6 +177,13 @@ def _names(parameter: Any) -> list[str]:
     return list(parameter.opts)
 
 
+def _path_options(parameters: list[Any]) -> str:
+    """Return the options that name tables and folders, for a command that has no arguments."""
+    if any(one.param_type_name == "argument" for one in parameters):
+        return ""
+    return ", ".join(one.opts[0] for one in parameters if one.metavar in {"CSV", "FOLDER"})
+
+
 def options_elsewhere(text: str) -> str:
     """Return which commands have the options of a text that the running one has not.
 
@@ -212,12 +224,17 @@ def print_next(*commands: str, **paths: Path | str | Sequence[Path | str]) -> No
     Paths are quoted for the shell where they have to be; none leave nothing at the end.
     """
     quoted = {
-        name: shlex.join(map(str, [path] if isinstance(path, Path | str) else path))
+        name: shlex.join(map(_argument, [path] if isinstance(path, Path | str) else path))
         for name, path in paths.items()
     }
     for number, command in enumerate(commands):
         start = "or:  " if number else "Next:"
         stderr.print(f"{start} {command.format(**quoted).rstrip()}", style="dim")
+
+
+def _argument(path: Path | str) -> str:
+    """Return a path as it is typed: one that begins as an option does is not taken for one."""
+    return f"./{path}" if isinstance(path, Path) and str(path).startswith("-") else str(path)
 
 
 def print_table(

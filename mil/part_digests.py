@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from features.errors import TableError, one_line
+from features.utils.files import missing_folder
 from mil.errors import CalibrationError, RunError
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "damaged_run",
     "hash_description",
     "hash_file",
+    "no_run_error",
     "with_digests",
 ]
 
@@ -40,6 +43,20 @@ FIRST_VERSION = {"mil-run": 3, "mil-combination": 1, "mil-label-run": 2}
 _PARTS = "parts_sha256"
 _DIGEST = "sha256"
 _SUFFIXES = frozenset({".csv", ".json", ".npz", ".safetensors"})
+
+
+def no_run_error(path: Path) -> RunError:
+    """Return the error on a path that is no folder of a finished run, with runs that are near."""
+    near = [path.parent] if path.name in MARKERS else []
+    near += sorted(file.parent for name in MARKERS for file in path.glob(f"*/{name}"))
+    return RunError(
+        path,
+        actual="no model.json in it" if path.is_dir() else missing_folder(path),
+        expected="the folder of a finished run",
+        hint=f"Name {shlex.quote(str(near[0]))}."
+        if near
+        else "Make one with 'mil train', or name the folder of another run.",
+    )
 
 
 def with_digests(described: Mapping[str, object], path: Path) -> dict[str, object]:

@@ -278,6 +278,7 @@ def embed(
     read_filter = None if tile_filter is None else _read_filter(tile_filter, slides)
     from features.embedding.config import EmbedConfig
     from features.embedding.finished import skip_if_all_finished
+    from features.slides.manifest import check_unique_ids
     from features.slides.reader import slide_id_of
     from features.tiling.augmentation import AugmentationConfig
 
@@ -296,6 +297,7 @@ def embed(
             )  # fmt: skip
             return
     if dry_run:
+        check_unique_ids(slides, option="--bags")
         print_passed_over(search.passed_over)
         print_estimate(slides, config, bags, given_mpp=given_mpp, scene=scene, as_json=as_json)
         if search.unread:

@@ -118,9 +118,15 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
 
 
 def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Raise if a file that a command is to write is one that it reads."""
+    """Raise if a file that a command is to write is one that it reads, or cannot be there."""
     read = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder; name a file in it", param_hint="--out")
+        if not path.parent.is_dir():
+            raise typer.BadParameter(
+                f"there is no folder {path.parent}; make it first", param_hint="--out"
+            )
         if path.resolve() in read:
             raise typer.BadParameter(
                 f"it would replace {path}, which is read; name another", param_hint="--out"

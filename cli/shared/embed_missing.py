@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cli.shared.arguments import resolve_mpp_table
 from cli.shared.embed_progress import print_failures
 from cli.shared.executors import embed_with_progress
+from features.errors import SlideError
+from features.utils.files import path_exists
+from features.utils.paths import parse_url
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -32,8 +35,14 @@ def embed_missing(
 ) -> int:
     """Embed what has no bag yet from ``slides`` or ``series``, and return the number of failures.
 
-    ``slide_mpp`` is in µm per level-0 px. Nothing is done without either.
+    ``slide_mpp`` is in µm per level-0 px. Nothing is done without either. Raises SlideError if
+    there is no such path, also if nothing is missing.
     """
+    for path in (slides, series):
+        if path is not None and parse_url(path) is None and not path_exists(path):
+            raise SlideError(
+                path, actual="there is no such file or folder", expected="slides or series"
+            )
     if missing and slides is not None:
         return embed_missing_slides(
             run, missing, slides, bags_dir, slide_mpp=slide_mpp, mpp_table=mpp_table, **options

@@ -14,7 +14,7 @@ from features.bags.formats.registry import BAG_FORMATS
 from features.bags.h5 import bag_path, read_bag_info, read_slide_bag, write_bag
 from features.bags.store import open_bags
 from features.errors import BagError, MilError, OutputError
-from features.utils.files import make_folder
+from features.utils.files import make_folder, missing_folder
 
 __all__ = ["ConversionResult", "OnSlide", "export_bags", "import_bags"]
 
@@ -53,7 +53,7 @@ def import_bags(
     """
     bag_format = BAG_FORMATS[layout]
     if not source.is_dir():
-        raise BagError(source, actual="there is no such folder", expected=f"bags of {layout}")
+        raise BagError(source, actual=missing_folder(source), expected=f"bags of {layout}")
     found = bag_format.find(source)
     _make_new_folder(bags_dir)
 

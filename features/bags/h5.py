@@ -43,6 +43,7 @@ from features.bags.embeddings import (
 )
 from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
+from features.utils.files import missing_folder
 
 __all__ = [
     "FORMAT",
@@ -114,7 +115,7 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
         )
     raise BagError(
         bags_dir,
-        actual="no bag (*.h5) in it" if bags_dir.is_dir() else "there is no such folder",
+        actual="no bag (*.h5) in it" if bags_dir.is_dir() else missing_folder(bags_dir),
         expected="a folder of bags, one per slide",
         hint="Make them with 'mil embed PATHS --bags DIR', or name another folder of bags.",
     )

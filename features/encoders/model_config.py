@@ -17,6 +17,7 @@ from features.encoders.names import WEIGHT_FILES, name_with_args, split_model_ar
 from features.encoders.pathology import find_pathology_encoder, require_of_timm
 from features.encoders.preprocessing import require_colours
 from features.errors import CONTENT_ERRORS, EncoderError
+from features.utils.files import missing_folder
 
 __all__ = [
     "POOLINGS",
@@ -166,7 +167,7 @@ def _from_folder(config: ModelConfig, folder: Path, beside: Path | None) -> Mode
     if not path.is_file():
         raise EncoderError(
             folder,
-            actual="no config.json" if folder.is_dir() else "there is no such folder",
+            actual="no config.json" if folder.is_dir() else missing_folder(folder),
             expected="a folder with config.json and " + " or ".join(WEIGHT_FILES),
             hint=f"If it has moved, give the weights where they are now, with config.json beside "
             f"them: --weights FOLDER/{WEIGHT_FILES[0]}.",

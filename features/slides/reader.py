@@ -174,8 +174,8 @@ def _check_readable(path: Path) -> None:
 
 def _missing_file(path: Path) -> str:
     """Why a path is no file that can be read."""
-    if path.exists() and not path.is_dir():
-        return "a pipe or a device, no file"
+    if path.exists():
+        return "a folder, no slide" if path.is_dir() else "a pipe or a device, no file"
     return "a link that leads to no file" if path.is_symlink() else "there is no such file"
 
 

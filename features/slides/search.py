@@ -22,6 +22,7 @@ __all__ = [
     "describe_passed_over",
     "find_slides",
     "search_slides",
+    "without_repeats",
 ]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -110,7 +111,7 @@ def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
     if len(named) == 1 and not dicom:
         search.slides.extend(named)
     else:
-        _add_dicom([*dicom, *named], search)
+        _add_dicom(without_repeats([*dicom, *named]), search)
     _pass_over_names(search)
     if paths and not search.slides:
         passed = describe_passed_over(search.passed_over)
@@ -120,9 +121,29 @@ def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
             expected="files such as .tif, .svs, .ndpi, .mrxs, .dcm, .zarr, .png",
         )
     return SlideSearch(
-        slides=sorted(dict.fromkeys(search.slides)),
+        slides=without_repeats(search.slides),
         passed_over=dict(sorted(search.passed_over.items())),
     )
+
+
+def without_repeats(paths: Iterable[Path]) -> list[Path]:
+    """Return paths sorted, without those that lead to another one's file under the same name.
+
+    A file may be named by a relative and an absolute path, or by way of a link to its folder.
+    """
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(set(paths)):
+        by_name.setdefault(path.name, []).append(path)
+    repeats = set()
+    for same in by_name.values():
+        first: dict[Path, Path] = {}
+        if len(same) > 1:
+            repeats |= {path for path in same if first.setdefault(_resolve(path), path) != path}
+    return sorted({path for same in by_name.values() for path in same} - repeats)
+
+
+def _resolve(path: Path) -> Path:
+    return path if parse_url(path) else path.resolve()
 
 
 def describe_passed_over(passed_over: Mapping[Path, PassedOver]) -> list[str]:

@@ -30,6 +30,10 @@ _KINDS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
         (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd"),
         "an archive", "Unpack it, and name what is in it.",
     ),
+    (
+        (b"\x89HDF\r\n\x1a\n",), "an HDF5 file, such as a bag of embeddings",
+        "Name the slides or the table that it was made of.",
+    ),
     ((b"%PDF",), "a PDF", "Export the picture in it as TIFF or PNG, a table as CSV."),
 )  # fmt: skip
 """Beginnings, in small letters if they are text, what they are of, and what to do."""

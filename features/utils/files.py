@@ -20,6 +20,7 @@ __all__ = [
     "find_temporary_files",
     "is_zarr_folder",
     "make_folder",
+    "missing_folder",
     "path_exists",
     "write_error",
 ]
@@ -118,6 +119,11 @@ def path_exists(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def missing_folder(path: Path) -> str:
+    """Return why a path is no folder, for an error."""
+    return "a file, no folder" if path_exists(path) else "there is no such folder"
 
 
 def make_folder(path: Path) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 __all__ = ["has_slide_suffix", "parse_url", "strip_slide_suffix"]
 
 _SUFFIX = re.compile(
-    r"\.((ome\.)?(tiff?|btf|tf[28])|ptiff?|qptiff|svs|svslide|ndpi|mrxs|scn|bif|vms|vmu|czi|dcm|dicom"
-    r"|png|jpe?g|jp2|j2k|jpf|jpx|bmp|webp|(ome\.)?zarr(\.zip)?|ozx)$",
+    r"(\.((ome\.)?(tiff?|btf|tf[28])|ptiff?|qptiff|svs|svslide|ndpi|mrxs|scn|bif|vms|vmu|czi|dcm|dicom"
+    r"|png|jpe?g|jp2|j2k|jpf|jpx|bmp|webp|(ome\.)?zarr(\.zip)?|ozx))+$",
     re.IGNORECASE,
 )
 _SCHEME = re.compile(r"(^|::)([A-Za-z][\w+.-]+):/+")
@@ -27,12 +27,14 @@ def has_slide_suffix(name: str) -> bool:
 
 
 def strip_slide_suffix(name: str) -> str:
-    """Return a name without the suffix of a slide; any other name unchanged.
+    """Return a name without the suffixes of a slide; any other name unchanged.
+
+    Converters add theirs to the scanner's, so several are left out.
 
     Examples
     --------
-    >>> strip_slide_suffix("006388_0.ome.zarr"), strip_slide_suffix("12.5")
-    ('006388_0', '12.5')
+    >>> [strip_slide_suffix(name) for name in ("006388_0.ome.zarr", "1.svs.tif", "12.5")]
+    ['006388_0', '1', '12.5']
     """
     return _SUFFIX.sub("", name)
 

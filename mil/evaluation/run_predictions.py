@@ -18,7 +18,7 @@ from features.utils.text import normalize_name
 from mil.arrays import Floats, Ints
 from mil.errors import RunError
 from mil.evaluation.metrics import Interval
-from mil.part_digests import check_run
+from mil.part_digests import check_run, no_run_error
 
 __all__ = [
     "RunPredictions",
@@ -168,12 +168,7 @@ def read_run_predictions(path: str | Path, *, kind: str = "calibrated") -> RunPr
     if (path / "labels.json").is_file():
         raise several_labels_error(path)
     if not any((path / name).is_file() for name in _MARKERS):
-        raise RunError(
-            path,
-            actual="no model.json in it" if path.is_dir() else "no such folder",
-            expected="the folder of a finished run",
-            hint="Make one with 'mil train', or name the folder of another run.",
-        )
+        raise no_run_error(path)
     check_run(path)
     try:
         table, slides = read_table(path / "judged.csv"), _read_slides(path / "slides.csv")

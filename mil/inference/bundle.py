@@ -41,7 +41,7 @@ from mil.inference.training_slides import (
     read_training_slides,
     write_training_slides,
 )
-from mil.part_digests import DAMAGE, check_digests, damaged_run, with_digests
+from mil.part_digests import DAMAGE, check_digests, damaged_run, no_run_error, with_digests
 from mil.typicality import TypicalityReference, read_reference, write_reference
 from mil.typicality.provenance import Provenance, read_provenance, write_provenance
 
@@ -369,12 +369,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             ) from error
         if (path / "labels").is_dir():
             raise several_labels_error(path) from error
-        raise RunError(
-            path,
-            actual="no model.json in it",
-            expected="the folder of a finished run",
-            hint="Make one with 'mil train', or name the folder of another run.",
-        ) from error
+        raise no_run_error(path) from error
     except CONTENT_ERRORS as error:
         raise damaged_run(path, f"model.json: {error}") from error
     if not isinstance(described, dict):

@@ -117,6 +117,24 @@ def test_advice_on_settings_and_covariates_works(study: Path, tmp_path: Path) ->
     assert "Write numbers without unit" in failed.output  # as ages.csv has them
 
 
+def test_where_the_output_cannot_be_is_said_before_the_work(study: Path, tmp_path: Path) -> None:
+    infer = ["infer", "--run", study / "runs" / "a", "--bags", study / "bags" / "a", "--patients",
+             study / "new.csv", "--out"]  # fmt: skip
+    follow_advice(
+        [*infer, tmp_path],
+        "is a folder; name a file in it",
+        [*infer, tmp_path / "p.csv"],
+        exit_code=2,
+    )
+    failed = mil(*infer, tmp_path / "new" / "p.csv")
+    assert failed.exit_code == 2
+    output = " ".join(failed.output.replace("│", " ").split())
+    assert "there is no folder" in output
+    assert "make it first" in output
+    (tmp_path / "new").mkdir()
+    mil_ok(*infer, tmp_path / "new" / "p.csv")
+
+
 def test_no_command_replaces_what_it_reads(study: Path, tmp_path: Path) -> None:
     """Also of what is written beside the page, under another suffix."""
     table, page, details = (tmp_path / f"t.{kind}" for kind in ("csv", "html", "details.csv"))

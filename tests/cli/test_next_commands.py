@@ -51,6 +51,14 @@ def test_embed_is_proposed_with_the_options_of_the_preview(
     assert sorted(proposed[1].split()) == sorted(embed.split())
 
 
+def test_a_path_that_begins_as_an_option_does_is_proposed_as_a_path(
+    slides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-a.tif").write_bytes(slides[0].read_bytes())
+    assert next_of("inspect", "./-a.tif") == ["mil preview ./-a.tif --out previews"]
+
+
 def test_slides_are_named_again(slides: list[Path], tmp_path: Path) -> None:
     assert next_of("preview", *slides[:2], "--rules", "none", "--out", tmp_path)[1] == (
         f"mil embed {slides[0]} '{slides[1]}' --bags bags --rules none"

@@ -38,6 +38,12 @@ def test_the_option_meant_is_named(words: str, meant: str) -> None:
     assert "Possible options" not in shown
 
 
+def test_words_of_a_command_without_arguments_lead_to_options() -> None:
+    shown = " ".join(mil("train", "train.csv", "bags").output.replace("│", " ").split())
+    assert "(train.csv bags). Name files and folders by --cohort, " in shown
+    assert "Name files" not in mil("report", "run", "bags").output  # it takes one
+
+
 def test_an_option_that_nobody_uses_keeps_the_similar_ones() -> None:
     assert "Possible options: --filter" in mil("train", "--filt", "x").output
     assert "Did you mean" not in mil("train", "--frobnicate", "x").output

@@ -30,7 +30,7 @@ from features.slides.base import RgbArray, StatedMpp
 from features.slides.length_units import um_per_unit
 from features.slides.pixels import hides_picture, to_rgb
 from features.slides.resolution import choose_mpp
-from features.utils.paths import parse_url
+from features.utils.paths import has_slide_suffix, parse_url
 
 __all__ = ["OmeZarrSlide"]
 
@@ -50,6 +50,7 @@ _MAX_SERIES = 1000
 _NO_IMAGES = {"OME", "labels"}
 """Groups of metadata, and of masks that OME-NGFF keeps apart from images."""
 _EXPECTED = "OME-Zarr, that is zarr with OME-NGFF metadata"
+_ZARR_NAMES = (".zarr", ".zarr.zip", ".ozx")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -147,6 +148,9 @@ class OmeZarrSlide(BlockReader):
                 self._where,
                 actual=f"cannot be opened ({_reason(error)})",
                 expected=_EXPECTED,
+                hint="Install what is missing with pip, or download it."
+                if isinstance(error, ImportError)
+                else "",
             ) from error
 
     def close(self) -> None:
@@ -398,6 +402,11 @@ def _open_store(path: Path | str) -> tuple[Store, str]:
     """The store, and the folder of the image within it."""
     url = parse_url(path)
     if url is not None:
+        if has_slide_suffix(url) and not url.lower().endswith(_ZARR_NAMES):
+            raise SlideError(
+                url, actual="the URL of a file", expected=_EXPECTED,
+                hint="Download it, and name the file.",
+            )  # fmt: skip
         return FsspecStore.from_url(url, read_only=True), ""
     path = Path(path)
     if path.is_dir():

@@ -17,6 +17,7 @@ import pytest
 import zarr
 
 from features.errors import SlideError, TileError
+from features.slides.backends import ome_zarr
 from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.pixels import to_rgb
 from features.slides.reader import open_slide, slide_id_of
@@ -303,6 +304,21 @@ def test_urls_that_lead_nowhere_are_named(url: str) -> None:
             open_slide(position)
         assert str(caught.value).startswith(f"{url}: cannot be opened")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://host/s.svs", "s3://bucket/a/s.ome.tif"])
+def test_files_behind_urls_have_to_be_downloaded(url: str) -> None:
+    with pytest.raises(SlideError, match=r"the URL of a file.*Download it, and name the file"):
+        open_slide(url)
+
+
+def test_a_package_that_a_url_needs_is_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(ome_zarr.FsspecStore, "from_url", fail)
+    with pytest.raises(SlideError, match=r"Install s3fs.*Install what is missing with pip"):
+        open_slide("s3://bucket/s.zarr")
 
 
 @pytest.mark.parametrize("inside", [False, True])

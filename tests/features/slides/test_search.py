@@ -54,6 +54,20 @@ def names(folder: Path, *more: Path) -> tuple[list[str], dict[str, str]]:
     return slides, passed
 
 
+def test_a_file_named_in_several_ways_is_one_slide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(touch(tmp_path, "slides/a.tif", "slides/b.tif", "other/a.tif"))
+    write_dicom(tmp_path / "slides" / "c.dcm", "1.2.3")
+    (tmp_path / "link").symlink_to("slides")
+    (tmp_path / "slides" / "d.tif").symlink_to("a.tif")  # another name is another slide
+    once = search_slides([Path("slides")]).slides
+    assert [path.name for path in once] == ["a.tif", "b.tif", "c.dcm", "d.tif"]
+    for again in (tmp_path / "slides", Path("other/../slides"), Path("link"), *once):
+        assert len(search_slides([Path("slides"), again]).slides) == len(once)
+    assert len(search_slides([Path("slides"), Path("other")]).slides) == len(once) + 1
+
+
 READ = ["a.qptiff", "b.SVSLIDE", "c.btf", "d.tf8", "e.jp2", "f.bmp", "g.webp", "h.ome.btf", "i.czi",
         "j.ptif", "k l.svs"]  # fmt: skip
 
@@ -309,6 +323,7 @@ def test_names_that_are_not_unicode_are_passed_over(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08" + b"\0" * 99, "an archive.*Unpack it"),
         (b"7z\xbc\xaf\x27\x1c" + b"\0" * 99, "an archive.*Unpack it"),
         (b"%PDF-1.7\n", "a PDF.*Export the picture"),
+        (b"\x89HDF\r\n\x1a\n\0\0", "such as a bag of embeddings.*Name the slides"),
         (b"\0" * 5000, "zeros where its header should be.*Copy it again"),
     ],
 )
