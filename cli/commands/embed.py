@@ -379,6 +379,7 @@ def print_estimate(
     """Print tiles, gigabytes and hours of a run on the first of its devices; writes nothing."""
     from features.bags.h5 import find_bags
     from features.embedding.estimate import estimate_embedding
+    from features.embedding.finished import check_finished_bag
     from features.embedding.sources import slide_sources
     from features.encoders.config import recorded_runtime
 
@@ -392,6 +393,7 @@ def print_estimate(
     sources = slide_sources(slides, config, given_mpp=given_mpp, scene=scene)
     left = [source for source in sources if source.bag_id not in finished]
     n_finished = len(slides) - len(left)
+    check_finished_bag(finished.intersection(s.bag_id for s in sources), bags, config)
     if not left:
         if as_json:
             print_json({"n_slides": 0, "n_tiles": 0, "hours": 0.0, "n_finished": n_finished})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from features.bags.bag import BagMeta, Fingerprint, check_fingerprint
@@ -14,7 +14,7 @@ from features.encoders.runtime_cache import read_encoder_record
 from features.errors import BagError
 from features.parallel.locks import shared_locks
 
-__all__ = ["read_finished_bag", "skip_if_all_finished"]
+__all__ = ["check_finished_bag", "read_finished_bag", "skip_if_all_finished"]
 
 
 def read_finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> BagMeta | None:
@@ -30,6 +30,18 @@ def read_finished_bag(bags_dir: Path, bag_id: str, fingerprint: Fingerprint) -> 
         source="the settings asked for (--overwrite embeds again, --bags names another folder)",
     )
     return meta
+
+
+def check_finished_bag(bag_ids: Collection[str], bags_dir: Path, config: BaseEmbedConfig) -> None:
+    """Raise BagError if the first of these bags was made with other settings.
+
+    An encoder that was never loaded, whose record is missing, is not checked.
+    """
+    record = None
+    if bag_ids and not config.overwrite and isinstance(config.encoder, str):
+        record = read_encoder_record(config.encoder, config.weights)
+    if record is not None:
+        read_finished_bag(bags_dir, min(bag_ids), config.make_fingerprint(record))
 
 
 def skip_if_all_finished(

@@ -192,6 +192,7 @@ def test_advice_on_other_settings_and_other_filters_leads_to_bags(tmp_path: Path
     other = f"{embed} --overlap 32"
     advice = "(--overwrite embeds again, --bags names another folder)"
     follow_advice(other, advice, other.replace("/bags", "/others"))
+    assert advice in mil(*shlex.split(f"{other} --dry-run")).output  # as it would end
     follow_advice(other, advice, f"{other} --overwrite")
     fit = f"filter fit examples.csv --out {tmp_path}/f.filter --tile-px 64 {MODEL}"
     mil_ok(*shlex.split(fit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from mil.evaluation.predictions import read_predictions
 from mil.inference.bundle import load_bundle
 from mil.multilabel.scoring import read_label_predictions
 from mil.multilabel.table import read_label_table
+from mil.part_digests import with_digests
 from mil.reporting.cohort_report.table import read_cohort_table
 from mil.reporting.run_report.data import read_report_data
 from mil.reporting.run_report.page import _read_history, _read_scores
@@ -149,7 +151,18 @@ def _run(folder: Path) -> None:
                  lambda: _read_history(run)):  # fmt: skip
         with suppress(MilError):
             read()
+    # Digests refuse nearly all that is spoilt: what they let pass, and what lies behind them.
+    with suppress(MilError):
+        load_bundle(run)
+    _tie_again(run)
     load_bundle(run)
+
+
+def _tie_again(run: Path) -> None:
+    """Write the digests of a spoilt run again, as far as its description can be read."""
+    path = run / "model.json"
+    with suppress(OSError, RecursionError, TypeError, ValueError):
+        path.write_text(json.dumps(with_digests(json.loads(path.read_text()), run)))
 
 
 def _cohort(folder: Path) -> None:

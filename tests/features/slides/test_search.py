@@ -335,6 +335,11 @@ def test_what_goes_by_the_name_of_a_slide_is_called_what_it_is(
         open_slide(tmp_path / "s.svs")
 
 
+def test_a_folder_is_no_slide(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="a folder, no slide"):
+        open_slide(tmp_path)
+
+
 def test_a_zip_of_slides_is_told_to_be_unpacked(tmp_path: Path) -> None:
     import zipfile
 
