@@ -253,8 +253,14 @@ def _score_files(
 
 
 def _print_warnings(files: Sequence[Path], tables: Sequence[Predictions]) -> None:
-    """Print which files predict classes that no patient has, or rows that do not sum to 1."""
+    """Print which files predict classes that no patient has, or hold no probabilities."""
     for path, table in zip(files, tables, strict=True):
+        if ((table.proba == 0) | (table.proba == 1)).all():
+            stderr.print(
+                f"warning: {path}: every probability is 0 or 1, as of predicted classes: only "
+                "accuracy, precision, recall and F1 say something",
+                style="yellow",
+            )
         if table.other_classes:
             stderr.print(
                 f"warning: {path} predicts {', '.join(table.other_classes)}, which no scored "

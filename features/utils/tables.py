@@ -60,6 +60,13 @@ _NO_TABLES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
         "Write it as CSV, such as with pandas' read_parquet and to_csv.",
     ),
     ((b"{\\rtf",), "a text document", "Save the table as CSV (UTF-8)."),
+    (
+        (b"\x89HDF", b"\x93NUMPY", b"SQLite format 3", b"$FL2", b"<stata_dta>", b"RDX", b"RDA",
+         *(bytes([0x80, version]) for version in range(2, 6))),
+        "data of another program (HDF5, NumPy, SQLite, SPSS, Stata, R or a pickle)",
+        "Export the table as CSV (UTF-8).",
+    ),
+    ((b"<",), "HTML or XML", "Open it in a spreadsheet, and save the sheet as CSV (UTF-8)."),
     ((b"{", b"["), "JSON", "Write it as CSV, such as with pandas' read_json and to_csv."),
 )  # fmt: skip
 """Beginnings of files that go by the name of a table."""
@@ -371,7 +378,9 @@ def find_column(
         hint = f"Row {row} looks like the header: make it the first row."
     elif any((table[name] == name).any() for name in columns):
         hint = "The first row looks like values: write the names of the columns above it."
-    elif len(columns) == 1 and re.search(r"\s", columns[0]):
+    elif len(columns) == 1 and re.search(r"[,;\t|]", columns[0]):
+        hint = "Delete quotation marks around whole rows, and a line sep= of another separator."
+    elif len(columns) == 1 and re.search(r"[\s\u3001\uff0c\uff1b]", columns[0]):
         hint = "Put commas, semicolons or tabs between the cells."
     else:
         hint = otherwise

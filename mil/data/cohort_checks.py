@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from features.utils.spreadsheet_dates import MONTH
-from features.utils.text import LINE_BREAKS, is_missing_word, pluralize
+from features.utils.text import LINE_BREAKS, is_missing_word, lookalikes, pluralize
 from mil.errors import CohortError
 
 __all__ = ["check_cells", "check_no_totals", "check_one_value", "check_unique_slides"]
@@ -154,12 +154,16 @@ def check_one_value(path: Path, rows: pd.DataFrame, column: str, *, per: str) ->
     several = n_values[n_values > 1]
     if len(several):
         own = rows[rows[per] == several.index[0]]
-        values = ", ".join(sorted(set(own[column])))
+        values = sorted(set(own[column]))
+        concerned = f"This concerns {len(several)} {per}s." if len(several) > 1 else ""
+        alike = lookalikes(values)
         raise CohortError(
             f"{path}, rows {_rows(own)}",
-            actual=f"{per} {several.index[0]!r} has {column}s {values}",
+            actual=f"{per} {several.index[0]!r} has {column}s {', '.join(values)}",
             expected=f"one {column} per {per}",
-            hint=f"This concerns {len(several)} {per}s." if len(several) > 1 else "",
+            hint=f"{concerned} They look alike: write it the same way in every row.".lstrip()
+            if alike
+            else concerned,
         )
 
 

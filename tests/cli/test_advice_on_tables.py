@@ -69,6 +69,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("slides.csv", "image_id,CE,LAA", [row[0] for row in rows], *of_slides)
     write("mixed_up.csv", "image_id,CE,LAA", patients, *both)
     write("mixed_down.csv", "patient_id,CE,LAA", [row[0] for row in rows], *of_slides)
+    alike = [row[2].lower() if number == 1 else row[2] for number, row in enumerate(rows)]
+    write("alike.csv", "image_id,patient_id,label", *[[row[n] for row in rows] for n in (0, 1)],
+          alike)  # fmt: skip
     write("rows_twice.csv", "image_id,patient_id,label", *zip(*rows, rows[0], strict=True))
     write("plain.csv", "slide,case,kind", *zip(*rows, strict=True))
     write("scans.csv", "image_id,patient_id,label", [f"{row[0]}.svs.h5" for row in rows],
@@ -103,6 +106,9 @@ def odd_tables(study: Path) -> None:
         "._good": b"\x00\x05\x16\x07 of macOS", "zero": good.replace("p3", "p\0").encode(),
         "blanks": good.replace(",", " ").encode(),
         "separated": good.replace("\ns3", "\u2028s3").encode(),
+        "rows": "".join(f'"{row}"\n' for row in good.splitlines()).encode(),
+        "sep": ("sep=;\n" + good).encode(), "web": b"<table><tr><td>image_id</td></tr></table>",
+        "array": b"\x93NUMPY of rows",
         "latin": good.replace("p3", "p\u00e4").encode("latin-1"),
         "joined": (good + good).encode(), "titled": ("A study\n\n" + good).encode(),
     }.items():  # fmt: skip
@@ -249,6 +255,10 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
         ("total.csv", "Delete the row.", "good.csv"),
         ("headless.csv",
          "The first row looks like values: write the names of the columns above it.", "good.csv"),
+        ("rows.csv", "Delete quotation marks around whole rows, and a line sep= of", "good.csv"),
+        ("sep.csv", "and a line sep= of another separator.", "good.csv"),
+        ("web.csv", "Open it in a spreadsheet, and save the sheet as CSV (UTF-8).", "good.csv"),
+        ("array.csv", "Export the table as CSV (UTF-8).", "good.csv"),
         ("blanks.csv", "Put commas, semicolons or tabs between the cells.", "good.csv"),
         ("misread.csv", "Export the table again as UTF-8, or correct the cell.", "good.csv"),
         ("separated.csv", "Replace U+2028, which is in it, by the end of a line.", "good.csv"),
@@ -385,6 +395,8 @@ def test_advice_on_options_is_usage_that_works(
         ("describe plain.csv --out {out}/page.html", ("Rename it in the table, or name it with "
          "--column slide=slide."), ("describe plain.csv --out {out}/page.html "
          "--column patient=case --column slide=slide --column label=kind")),
+        ("score p.csv --cohort alike.csv --resamples 100",
+         "They look alike: write it the same way in every row.", f"score p.csv {SCORE}"),
         ("score p.csv --cohort rows_twice.csv --resamples 100", "Delete all rows of it but one.",
          f"score p.csv {SCORE}"),
         ("audit train.csv --bags nowhere", "or name another folder of bags",

@@ -12,7 +12,6 @@ NOT_FOLLOWED = {
         "of fluorescence there is no other scan to give"
     ),
     "Install what is missing with pip, or download it.": "it needs the network",
-    "This concerns … …s.": "a number; what is expected says what to do",
     "The first: …": "an example of a finding that has no advice of its own",
     "The first: ….": "an example of a finding that has no advice of its own",
     ", but it ranks patients better than chance: see 'mil recalibrate'": (

@@ -157,6 +157,16 @@ def test_a_part_without_a_class_is_scored_with_that_class_in_the_sums(
         assert json.loads(again.stdout)["files"] == data["files"]
 
 
+def test_predicted_classes_written_as_numbers_are_called_that(tables: tuple[Path, Path]) -> None:
+    words = "every probability is 0 or 1, as of predicted classes"
+    assert words not in " ".join(score(tables).stderr.split())
+    rows = pd.read_csv(tables[1], dtype=str).drop_duplicates("patient_id")
+    rows.assign(p=1 * (rows["label"] == "LAA"))[["patient_id", "p"]].to_csv(tables[0], index=False)
+    result = score(tables)
+    assert result.exit_code == 0
+    assert words in " ".join(result.stderr.split())
+
+
 def test_rows_that_do_not_sum_to_one_are_told_and_scored_as_rescaled(
     three_classes: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -181,6 +181,10 @@ def test_a_decimal_comma_is_told_with_its_row(tmp_path: Path) -> None:
         ),
         (b"<!DOCTYPE html><html>Sign in</html>", "a web page, as after a failed download"),
         (b"%PDF-1.4 \xff", "a PDF, no table"),
+        (b"\x89HDF\r\n\x1a\n\x00", "data of another program .HDF5, NumPy"),
+        (b"\x80\x04\x95\x00", "data of another program .*or a pickle"),
+        (b'<?xml version="1.0"?><Workbook></Workbook>', "HTML or XML, no table"),
+        (b"<table><tr><td>image_id</td></tr></table>", "HTML or XML, no table.*spreadsheet"),
     ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(

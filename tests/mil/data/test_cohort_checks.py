@@ -142,3 +142,18 @@ def test_a_hundred_thousand_rows_are_read_and_a_fault_in_the_last_is_told(
                           ("s100000,,A,c", "row 100001: no patient")):  # fmt: skip
         with pytest.raises(CohortError, match=message):
             read_cohort(write(tmp_path, *rows[:-1], last), labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("center_id", ("Zürich", "Zurich")), ("label", ("A", "a"))]
+)
+def test_two_spellings_at_one_patient_are_called_alike(
+    tmp_path: Path, column: str, values: tuple[str, str]
+) -> None:
+    rows = [f"{slide},p{n // 2},{value if column == 'label' else 'AB'[n // 2]},"
+            f"{value if column == 'center_id' else 'Bern'}"
+            for n, (slide, value) in enumerate(zip("abcd", 2 * values, strict=True))]  # fmt: skip
+    with pytest.raises(
+        CohortError, match=r"patient 'p0' has .* They look alike: write it the same"
+    ):
+        read_cohort(write(tmp_path, *rows), labelled=True)

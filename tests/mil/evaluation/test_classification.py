@@ -108,3 +108,54 @@ def test_scores_of_odd_predictions_are_those_of_scikit_learn(
         found = list(scores.classes.values()) if average is None else [scores.averages[average]]
         actual = [[score.value for _, score in one.items()] for one in found]
         np.testing.assert_allclose(np.squeeze(np.transpose(actual)), expected, atol=1e-12)
+
+
+def scores_by_counting(
+    predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray, mixes: np.ndarray
+) -> np.ndarray:
+    """Precision, recall and F1, by class and as means over classes, shape (3, classes + 2)."""
+    scores = np.zeros((3, mixes.shape[1]))
+    for index in range(mixes.shape[1]):
+        hits, found, there = (
+            weights[which].sum()
+            for which in ((predicted == index) & (labels == index), predicted == index,
+                          labels == index)
+        )  # fmt: skip
+        scores[:, index] = hits / found if found else 0, hits / there, 2 * hits / (found + there)
+    return np.column_stack([scores, scores @ mixes.T])
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_intervals_are_those_of_patients_drawn_and_counted_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(2, 60, rng.integers(2, 6))
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    n_others, n_repeats, n_resamples = rng.integers(0, 3), rng.integers(1, 4), 60
+    proba = rng.dirichlet(np.ones(len(counts) + n_others), (n_repeats, len(labels)))
+    proba[..., : len(counts)] += rng.random() * np.eye(len(counts))[labels]
+    shares = rng.dirichlet(3 * np.ones(len(counts))) if seed % 2 else None
+    given = counts / counts.sum() if shares is None else shares
+    weights = (given / counts)[labels]
+    mixes = np.stack([np.full(len(counts), 1 / len(counts)), given])
+    of_class = [np.flatnonzero(labels == index) for index in range(len(counts))]
+    drawn = np.random.default_rng(seed).integers(
+        0, np.repeat(counts, counts), size=(n_resamples, len(labels))
+    )
+    samples = []
+    for number, places in enumerate(drawn):
+        ends = np.cumsum(counts)
+        rows = np.concatenate([
+            own[places[end - len(own) : end]] for own, end in zip(of_class, ends, strict=True)
+        ])  # fmt: skip
+        predicted = proba[number % n_repeats].argmax(axis=1)
+        samples.append(scores_by_counting(predicted[rows], labels[rows], weights[rows], mixes))
+    low, high = np.percentile(samples, [2.5, 97.5], axis=0)
+    names = [f"class {index}" for index in range(len(counts))]
+    scores = score_classification(
+        proba, labels, names, shares=shares, n_resamples=n_resamples, seed=seed
+    )
+    found = [*scores.classes.values(), *scores.averages.values()]
+    for column, one in enumerate(found):
+        for row, (_, interval) in enumerate(one.items()):
+            assert interval.low == pytest.approx(low[row, column], abs=1e-12)
+            assert interval.high == pytest.approx(high[row, column], abs=1e-12)
