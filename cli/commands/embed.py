@@ -297,7 +297,7 @@ def embed(
             )  # fmt: skip
             return
     if dry_run:
-        check_unique_ids(slides, option="--bags")
+        check_unique_ids(slides, option="--bags", results_dir=bags)
         print_passed_over(search.passed_over)
         print_estimate(slides, config, bags, given_mpp=given_mpp, scene=scene, as_json=as_json)
         if search.unread:

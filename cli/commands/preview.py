@@ -112,7 +112,7 @@ def preview(
         # The picture of a slide that is a JPEG file would replace it.
         raise typer.BadParameter(f"slides are read from {out}; name another", param_hint="--out")
     mpp_of = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
-    check_unique_ids(slides, option="--out")
+    check_unique_ids(slides, option="--out", results_dir=out)
     writer = PreviewWriter(out)
     rows: list[PreviewRow] = []
     with progress_bar("tiles") as progress:

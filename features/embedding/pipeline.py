@@ -194,7 +194,7 @@ def embed_slides(
     >>> results = embed_slides(["slides"], "bags", EmbedConfig(device="cuda"))  # doctest: +SKIP
     """
     slides = find_slides(paths)
-    check_unique_ids(slides, option="--bags")
+    check_unique_ids(slides, option="--bags", results_dir=Path(bags_dir))
     if config.engine == "ray":  # Other machines have other working directories.
         slides = [path if parse_url(path) else path.absolute() for path in slides]
     given_mpp = given_mpp or {}

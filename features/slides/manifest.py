@@ -12,6 +12,7 @@ from pathlib import Path
 from features.errors import SlideError, TableError
 from features.slides.reader import slide_id_of, split_scene
 from features.slides.resolution import SQUARE_FACTOR
+from features.utils.files import ignores_case
 from features.utils.paths import parse_url
 from features.utils.tables import column_key, find_column, find_listed_file, read_table
 
@@ -135,15 +136,21 @@ def match_files(
     return {slide_id: found[0] for slide_id, found in matched.items()}
 
 
-def check_unique_ids(paths: Sequence[Path], *, option: str) -> None:
+def check_unique_ids(
+    paths: Sequence[Path], *, option: str, results_dir: Path | None = None
+) -> None:
     """Raise SlideError for slides of the same id, whose results would have the same name.
 
-    The message names ``option``, the command-line option of the results folder.
+    So have those of ``a`` and ``A`` if the file system of ``results_dir`` ignores case. The message
+    names ``option``, the command-line option of that folder.
     """
-    counts = Counter(slide_id_of(path) for path in paths)
-    for slide_id, n_paths in counts.items():
+    has_one_case = results_dir is not None and ignores_case(results_dir)
+    names = [
+        slide_id.casefold() if has_one_case else slide_id for slide_id in map(slide_id_of, paths)
+    ]
+    for slide_id, n_paths in Counter(names).items():
         if n_paths > 1:
-            same = [str(path) for path in paths if slide_id_of(path) == slide_id]
+            same = [str(path) for path, name in zip(paths, names, strict=True) if name == slide_id]
             raise SlideError(
                 f"slide {slide_id!r}",
                 actual=f"{n_paths} files of that name: {', '.join(same[:3])}",

@@ -18,6 +18,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "find_temporary_files",
+    "ignores_case",
     "is_zarr_folder",
     "make_folder",
     "missing_folder",
@@ -124,6 +125,18 @@ def path_exists(path: Path) -> bool:
 def missing_folder(path: Path) -> str:
     """Return why a path is no folder, for an error."""
     return "a file, no folder" if path_exists(path) else "there is no such folder"
+
+
+def ignores_case(folder: Path) -> bool:
+    """Return whether names in a folder are found in any case, as on Windows, macOS and many shares.
+
+    Tried with the name of the folder, or of the nearest one above that exists.
+    """
+    path = folder.absolute()
+    while not path_exists(path):
+        path = path.parent
+    other = path.with_name(path.name.swapcase()) if path.name else path
+    return other != path and path_exists(other) and other.samefile(path)
 
 
 def make_folder(path: Path) -> Path:

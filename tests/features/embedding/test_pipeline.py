@@ -26,7 +26,7 @@ from features.encoders.base import AsyncResult, Encoder
 from features.encoders.encoder import TimmEncoder
 from features.errors import BagError, SlideError, TableError
 from features.slides.file_info import content_hash
-from features.slides.manifest import read_mpp_table, read_slide_table
+from features.slides.manifest import check_unique_ids, read_mpp_table, read_slide_table
 from features.slides.search import find_slides
 from features.tiling.augmentation import AugmentationConfig
 from features.tiling.grid import TileSettings
@@ -212,6 +212,17 @@ def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
     assert {p.name: p.read_bytes() for p in (tmp_path / "bags").glob("*.h5")} == before
     with pytest.raises(BagError, match=r"views is '.*\"seed\":3.*expected ''"):
         run(slides, tmp_path / "bags", encoder)
+
+
+def test_names_that_differ_in_case_alone_are_refused_where_files_have_none(
+    tmp_path: Path,
+) -> None:
+    slides = [tmp_path / "a" / "S.TIF", tmp_path / "b" / "s.tif"]
+    check_unique_ids(slides, option="--bags", results_dir=tmp_path / "bags" / "new")
+    other = tmp_path.with_name(tmp_path.name.swapcase())  # what such a file system shows
+    other.symlink_to(tmp_path)
+    with pytest.raises(SlideError, match="slide 's': 2 files of that name"):
+        check_unique_ids(slides, option="--bags", results_dir=tmp_path / "bags" / "new")
 
 
 def test_two_slides_of_one_name_are_refused(slides: Path, tmp_path: Path, encoder: Encoder) -> None:
