@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,9 @@ from features.utils.image_headers import jpeg_scan
 __all__ = [
     "ZEROED", "RawPixels", "has_zeroed_data", "hole_warning", "is_zeroed_jpeg", "is_zeroed_picture",
 ]  # fmt: skip
+
+ReadAt = Callable[[int, int], bytes]
+"""Function of a number of bytes and an offset in a file."""
 
 ZEROED = "its data were overwritten by zeros, as by an interrupted copy"
 """What is wrong with such a block, for messages."""
@@ -31,6 +37,9 @@ _TAIL = bytes(16)
 _JPEG_END = b"\xff\xd9"
 """End marker of JPEG and of JPEG 2000."""
 _SECTOR_BYTES = 512
+_FEW = 0.25
+_STAIR_ROWS = 16
+"""Rows of pixels in which a slanted border of fill gets beyond a TIFF tile."""
 _DARK = 32
 """Largest byte that noise and compression leave in the pixels beside black fill."""
 _READ_BYTES = 1 << 16
@@ -73,15 +82,30 @@ def is_zeroed_jpeg(stream: bytes, *, tables: bytes = b"") -> bool:
 
 
 def is_zeroed_picture(file: bytes) -> bool:
-    """Return whether zeros lie among the coded pixels of a file of JPEG or lossy WebP.
+    """Return whether zeros lie among the pixels of a file of JPEG, lossy WebP or BMP.
 
     Others have checksums (PNG), or may hold zeros; chunks around the pixels are not looked at.
     """
     if file.startswith(b"\xff\xd8"):
         return is_zeroed_jpeg(file)
+    if file.startswith(b"BM"):
+        return _is_zeroed_bmp(file)
     start = file.find(b"VP8 ") if file.startswith(b"RIFF") else -1
     n_bytes = int.from_bytes(file[start + 4 : start + 8], "little")
     return start >= 0 and file.find(_RUN, start + 8, start + 8 + n_bytes) >= 0
+
+
+def _is_zeroed_bmp(file: bytes) -> bool:
+    """Whether zeros lie in the pixels of an uncompressed BMP of 24 or 32 bit."""
+    offset, _, width, height = struct.unpack_from("<IIii", file, 10)
+    n_bits, compression = struct.unpack_from("<HI", file, 28)
+    if n_bits not in {24, 32} or compression or width <= 0 or not 0 < offset < len(file):
+        return False
+    raw = RawPixels(
+        offsets=np.array([offset], np.uint64), columns=1, block_rows=abs(height), sample_bytes=1,
+        pixel_bytes=n_bits // 8, row_bytes=-(-width * n_bits // 32) * 4,
+    )  # fmt: skip
+    return raw.are_zeroed(lambda n, at: file[at : at + n], offset, file[offset:])
 
 
 def has_zeroed_data(stream: bytes) -> bool:
@@ -102,63 +126,153 @@ def has_zeroed_data(stream: bytes) -> bool:
 class RawPixels:
     """Places of uncompressed pixels in a file, where zeros may as well be a scanner's black fill.
 
-    A fill ends between pixels. A copy that stopped ends anywhere within them, or where a sector of
-    the disk does. ``starts`` are the offsets of all TIFF tiles or strips, sorted, shape (n,);
+    A fill ends between pixels, along straight lines of the picture. A copy that stopped ends
+    anywhere within them, or where a page or sector of the disk does, and beside what it left are
+    other pixels. ``offsets`` are those of all TIFF tiles or strips in the order of the picture,
+    shape (n,), of which ``columns`` are side by side, each of ``block_rows`` rows;
     ``sample_bytes``, ``pixel_bytes`` and ``row_bytes`` are those of a sample of a pixel, of a pixel
     and of a row of one of them. Short runs must be cut at both ends: a stain may lack one colour.
+    Where zeros are white or an index of a palette, ``is_zero_black`` is false.
     """
 
-    starts: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.uint64]
+    columns: int
+    block_rows: int
     sample_bytes: int
     pixel_bytes: int
     row_bytes: int
+    is_zero_black: bool = True
     _known: list[tuple[int, int]] = field(default_factory=list)
     """Runs of zeros beyond a single TIFF tile, start and end in the file."""
 
-    def are_zeroed(self, descriptor: int, offset: int, stream: bytes) -> bool:
-        """Return whether a run of zeros in the bytes at an offset of a file is no black fill."""
+    def are_zeroed(self, read: ReadAt, offset: int, stream: bytes) -> bool:
+        """Return whether a run of zeros in the bytes at an offset of a file is no black fill.
+
+        ``read`` returns so many bytes from an offset of the file on, fewer at its end.
+        """
         for match in _RAW_RUN.finditer(stream):
             start, end = offset + match.start(), offset + match.end()
             if start == offset or end == offset + len(stream):
-                start, end = self._whole_run(descriptor, start, end)
+                start, end = self._whole_run(read, start, end)
             is_long = end - start > 2 * self.row_bytes
             is_cut = [
-                self._is_within_pixel(descriptor, edge, beside)
+                self._is_within_pixel(read, edge, beside)
                 or (is_long and edge % _SECTOR_BYTES == 0 and self._place(edge) % self.row_bytes)
                 for edge, beside in ((start, start - 1), (end, end))
             ]
             if all(is_cut) or (is_long and any(is_cut)):
                 return True
+            if is_long and self.is_zero_black and self._is_hole(read, start, end):
+                return True
         return False
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        return np.argsort(self.offsets, kind="stable")
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.uint64]:
+        return self.offsets[self._order]
+
+    def _find(self, position: int) -> tuple[int, int]:
+        """Index of the TIFF tile that a position is in, or behind, and the bytes from its start.
+
+        The index is -1 before the first.
+        """
+        rank = int(np.searchsorted(self._starts, np.uint64(position), "right")) - 1
+        return (
+            (int(self._order[rank]), position - int(self._starts[rank])) if rank >= 0 else (-1, 0)
+        )
 
     def _place(self, position: int) -> int:
         """Bytes from the start of a TIFF tile to a position in the file; 0 before the first."""
-        index = int(np.searchsorted(self.starts, np.uint64(position), "right")) - 1
-        return position - int(self.starts[index]) if index >= 0 else 0
+        return self._find(position)[1]
 
-    def _is_within_pixel(self, descriptor: int, edge: int, beside: int) -> bool:
+    def _is_within_pixel(self, read: ReadAt, edge: int, beside: int) -> bool:
         """Whether zeros end in the middle of a pixel, one of whose other bytes is not dark."""
-        byte = os.pread(descriptor, 1, beside) if beside >= 0 else b""
+        byte = read(1, beside) if beside >= 0 else b""
         # A sample of 16 bit may have a zero byte.
         n_bytes = self._place(edge) % self.pixel_bytes
         is_cut = self.sample_bytes <= n_bytes <= self.pixel_bytes - self.sample_bytes
         return bool(byte) and byte[0] > _DARK and is_cut
 
-    def _whole_run(self, descriptor: int, start: int, end: int) -> tuple[int, int]:
+    def _is_hole(self, read: ReadAt, start: int, end: int) -> bool:
+        """Whether zeros are beside other pixels where black fill of their shape would go on.
+
+        Fill has straight borders that reach the border of the scan, or goes on in the rows of TIFF
+        tiles on other sides, which are elsewhere in the file. Zeros of a copy may begin amid a row
+        of pixels or of tiles, and lie between other pixels.
+        """
+        first, place = self._find(start)
+        last, behind = self._find(end - 1)
+        if first < 0:
+            return False
+        row, column = divmod(place, self.row_bytes)
+        last_row, last_column = divmod(min(behind, self._block_bytes - 1), self.row_bytes)
+        edge, lower, upper = self.block_rows - 1, first + self.columns, last - self.columns
+        part, one = self.row_bytes - column, self.pixel_bytes
+        is_wide = lower <= last
+        beside = [(first - 1, edge, self.row_bytes - one, one)] if first % self.columns else []
+        is_staircase = bool(beside) and row + _STAIR_ROWS < edge and column >= one
+        if is_staircase and self._are_bright(read, beside):
+            return True
+        if beside and is_wide and last + self.columns >= len(self.offsets):
+            beside.append((first - 1, edge, 0, self.row_bytes))
+        else:
+            beside.append(
+                (last, last_row + 1, 0, last_column + 1)
+                if last_row < edge
+                else (last + self.columns, 0, 0, last_column + 1)
+            )
+        beside.append(
+            (first, row - 1, column, part) if row else (first - self.columns, edge, column, part)
+        )
+        if first % self.columns:
+            beside.append((first - 1, min(row + 1, edge), self.row_bytes - one, one))
+        if (last + 1) % self.columns:
+            beside.append((last + 1, max(last_row - 1, 0), 0, one))
+        if first < last and not is_wide:  # also below its first TIFF tile, and above its last
+            beside += [
+                (lower, 0, 0, self.row_bytes),
+                (upper, edge, 0, self.row_bytes),
+            ]
+        return self._are_bright(read, beside)
+
+    @property
+    def _block_bytes(self) -> int:
+        return self.block_rows * self.row_bytes
+
+    def _are_bright(self, read: ReadAt, parts: Sequence[tuple[int, int, int, int]]) -> bool:
+        """Whether parts of TIFF tiles are no fill: index, row, first byte of it, and bytes.
+
+        What is outside of the picture may be.
+        """
+        return all(
+            0 <= index < len(self.offsets)
+            and _is_bright(read(n, int(self.offsets[index]) + row * self.row_bytes + at))
+            for index, row, at, n in parts
+        )
+
+    def _whole_run(self, read: ReadAt, start: int, end: int) -> tuple[int, int]:
         """Start and end of the run of zeros in the file that contains these zeros."""
         for known in self._known:
             if known[0] <= start and end <= known[1]:
                 return known
         while start:
-            before = os.pread(descriptor, min(_READ_BYTES, start), max(0, start - _READ_BYTES))
+            before = read(min(_READ_BYTES, start), max(0, start - _READ_BYTES))
             n_zeros = len(before) - len(before.rstrip(b"\0"))
             start -= n_zeros
             if n_zeros < len(before) or not before:
                 break
-        while behind := os.pread(descriptor, _READ_BYTES, end):
+        while behind := read(_READ_BYTES, end):
             n_zeros = len(behind) - len(behind.lstrip(b"\0"))
             end += n_zeros
             if n_zeros < len(behind):
                 break
         self._known.append((start, end))
         return start, end
+
+
+def _is_bright(samples: bytes) -> bool:
+    """Whether pixels are other than black fill and the noise in it."""
+    return bool(samples) and sum(byte > _DARK for byte in samples) > _FEW * len(samples)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ class TiffSlide(BlockReader):
                 ome, width_px=page.imagewidth, height_px=page.imagelength, name=level.name
             )
             check_ome_channels(self._channels, where=self.path)
-        elif page.photometric.name in {"MINISBLACK", "MINISWHITE"}:
+        elif getattr(page.photometric, "name", "") in {"MINISBLACK", "MINISWHITE"}:
             pages: list[Any] = [each.aspage() for each in level.pages[:_MAX_CHANNELS] if each]
             texts = [str(tag.value) for each in pages for tag in each.tags.values()
                      if tag.name in _TEXTS]  # fmt: skip
@@ -423,6 +424,7 @@ class TiffSlide(BlockReader):
                     self.path, actual=actual if is_counted else "no byte counts of its TIFF tiles",
                     expected="as many as its size needs", hint="Copy or export the slide again.",
                 )  # fmt: skip
+            rows = keyframe.tilelength if keyframe.is_tiled else part_rows or keyframe.rowsperstrip
             for first in range(0, n_expected, n_segments):
                 own_offsets = offsets[first : first + n_segments]
                 own_counts = counts[first : first + n_segments]
@@ -432,7 +434,7 @@ class TiffSlide(BlockReader):
                     )
                 yield _SegmentTable(
                     page=page, first=first, offsets=own_offsets, byte_counts=own_counts,
-                    jpeg_tables=page.jpegtables, raw=_raw_pixels(keyframe, own_offsets),
+                    jpeg_tables=page.jpegtables, raw=_raw_pixels(keyframe, own_offsets, rows),
                 )  # fmt: skip
 
     def _too_large(self, page: Any, width_px: int, height_px: int) -> SlideError:
@@ -524,7 +526,7 @@ class TiffSlide(BlockReader):
                 raise ValueError(message)
             shown_rows = grid.height_px - index // grid.columns * grid.block_height_px
             shown = stream[: shown_rows * plane.raw.row_bytes]
-            if plane.raw.are_zeroed(descriptor, offset, shown):
+            if plane.raw.are_zeroed(partial(_read_at, descriptor), offset, shown):
                 raise EOFError(ZEROED)
         return stream
 
@@ -601,14 +603,23 @@ class TiffSlide(BlockReader):
         return np.flatnonzero(is_above), (red, green, blue)
 
 
-def _raw_pixels(page: Any, offsets: Sequence[int]) -> RawPixels | None:
-    """Places of the pixels of a plane that is not compressed, at these offsets; None for others."""
+def _raw_pixels(page: Any, offsets: Sequence[int], rows: int) -> RawPixels | None:
+    """Places of the pixels of a plane that is not compressed, at these offsets; None for others.
+
+    ``rows`` are those of a TIFF tile, a strip or a part of one, px.
+    """
     if page.compression != tifffile.COMPRESSION.NONE or page.bitspersample not in {8, 16}:
         return None
     is_contiguous = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
     pixel_bytes = page.bitspersample // 8 * (page.samplesperpixel if is_contiguous else 1)
     width_px = page.tilewidth if page.is_tiled else page.imagewidth
     return RawPixels(
-        starts=np.sort(np.array(offsets, np.uint64)), sample_bytes=page.bitspersample // 8,
+        offsets=np.array(offsets, np.uint64), sample_bytes=page.bitspersample // 8,
+        columns=-(-page.imagewidth // width_px), block_rows=rows,
         pixel_bytes=pixel_bytes, row_bytes=width_px * pixel_bytes,
+        is_zero_black=getattr(page.photometric, "name", "") not in {"MINISWHITE", "PALETTE"},
     )  # fmt: skip
+
+
+def _read_at(descriptor: int, n_bytes: int, offset: int) -> bytes:
+    return os.pread(descriptor, n_bytes, offset)

@@ -77,10 +77,77 @@ def test_zeros_over_many_uncompressed_tiles_are_lost_in_each(tmp_path: Path) -> 
         slide.read(level=0, x_px=0, y_px=256, width_px=256, height_px=64)
 
 
+@pytest.mark.parametrize(
+    ("tile", "rows", "n_tiles"),
+    [(4, (0, 256), 1), (4, (100, 256), 1), (4, (0, 90), 1), (4, (60, 200), 1), (3, (10, 256), 2)],
+)
+@pytest.mark.parametrize("planar", [False, True])
+def test_zeros_that_end_with_rows_or_tiles_amid_a_scan_are_lost(
+    tmp_path: Path, tile: int, rows: tuple[int, int], n_tiles: int, planar: bool
+) -> None:
+    pixels = np.moveaxis(PIXELS, -1, 0) if planar else PIXELS
+    path = write(tmp_path / "s.tif", pixels, planarconfig="separate" if planar else "contig")
+    with tifffile.TiffFile(path) as file:
+        offsets = file.pages[0].dataoffsets
+    row_bytes = BLOCK * (1 if planar else 3)
+    first = offsets[tile] + rows[0] * row_bytes
+    last = offsets[tile + n_tiles - 1] + rows[1] * row_bytes
+    with path.open("r+b") as stream:
+        stream.seek(first)
+        stream.write(bytes(last - first))
+    with closing(open_slide(path)) as slide:
+        for index in range(tile, tile + n_tiles):
+            with pytest.raises(TileError, match="overwritten by zeros"):
+                slide.read(
+                    level=0, x_px=BLOCK * (index % 3), y_px=BLOCK, width_px=9, height_px=BLOCK
+                )
+        slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=BLOCK)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (20, 0), (20, 40), (0, 9)])
+def test_zeros_from_amid_a_row_of_tiles_or_pixels_to_the_end_are_lost(
+    tmp_path: Path, row: int, column: int
+) -> None:
+    path = write(tmp_path / "s.tif", tile=(64, 64))
+    with tifffile.TiffFile(path) as file:
+        offsets, counts = file.pages[0].dataoffsets, file.pages[0].databytecounts
+    first = 9 * 12 + 4
+    start, end = offsets[first] + 64 * 3 * row + 3 * column, offsets[-1] + counts[-1]
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + bytes(end - start) + data[end:])
+    with closing(open_slide(path)) as slide:
+        for index in (first, first + 1, first + 20, 143):
+            with pytest.raises(TileError, match="overwritten by zeros"):
+                slide.read(level=0, x_px=index % 12 * 64, y_px=index // 12 * 64, width_px=64,
+                           height_px=64)  # fmt: skip
+        slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=9 * 64)
+
+
+def test_a_bitmap_in_which_zeros_lie_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.bmp"
+    Image.fromarray(PIXELS).save(path)
+    data, row = path.read_bytes(), SIDE * 3
+    for start, end in ((300, 400), (300.5, 401), (300, 768), (767.2, 768)):
+        first, last = 54 + int(start * row), 54 + int(end * row)
+        if end == 768:  # the end of the file, from a page of the disk on
+            first = -(-first // 4096) * 4096
+        if last - first < 2 * row:
+            continue
+        path.write_bytes(data[:first] + bytes(last - first) + data[last:])
+        with pytest.raises(SlideError, match="a BMP: its data were overwritten by zeros"):
+            open_slide(path)
+    filled = PIXELS.copy()
+    filled[:300] = filled[:, :211] = filled[400:, 500:] = 0
+    Image.fromarray(filled).save(path)
+    np.testing.assert_array_equal(read_image(path), filled)
+
+
 @pytest.mark.parametrize("options", [{}, {"tile": None, "rowsperstrip": 1}, {"tile": (64, 64)}])
 def test_black_fill_is_no_damage(tmp_path: Path, options: dict[str, Any]) -> None:
     filled = PIXELS.copy()
     filled[:300] = filled[:, :211] = 0
+    filled[512:, 256:] = 0
+    filled[400:, 700:] = 0
     path = write(tmp_path / "s.tif", filled, **options)
     with closing(open_slide(path)) as slide:
         result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
