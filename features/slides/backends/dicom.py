@@ -10,6 +10,8 @@ from features.errors import SlideError, UnsupportedFormatError
 from features.slides.backends.base import BlockGrid, BlockReader
 from features.slides.backends.dicom_frames import (
     FrameGrid,
+    FrameStreams,
+    files_by_level,
     frame_grids,
     instances_of_series,
     mpp_in_frames,
@@ -55,6 +57,8 @@ def open_with_openslide(path: Path, scene: int | None = None) -> Slide:
     except UnsupportedFormatError:
         slide.close()
         raise
+    parts = files_by_level(levels, sizes)
+    slide.streams = {size: FrameStreams(files) for size, files in parts.items()}
     grids = frame_grids(levels, sizes)
     if grids is not None:
         return IncompleteDicomSlide(slide, grids)

@@ -8,14 +8,18 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from features.slides.base import StatedMpp
+from features.slides.zeroed import has_zeroed_data, is_zeroed_jpeg
 
 __all__ = [
-    "DicomInstance", "FrameGrid", "frame_grids", "instances_of_series", "mpp_in_frames",
+    "DicomInstance", "FrameGrid", "FrameStreams", "files_by_level", "frame_grids",
+    "instances_of_series", "mpp_in_frames",
 ]  # fmt: skip
 
 _TAGS = [
@@ -36,6 +40,7 @@ _FIELDS = re.compile(
 """In explicit VR, little endian, the only one that OpenSlide reads: column and row of a frame from
 1, PerFrameFunctionalGroupsSequence, PixelSpacing, and PixelData."""
 _ITEM = b"\xfe\xff\x00\xe0"
+_JPEG_START = b"\xff\xd8"
 _START_BYTES = 1 << 16
 _Place = tuple[int, int]
 
@@ -46,7 +51,8 @@ class DicomInstance:
 
     ``places_px`` are left and top of each frame in its level, empty where frames follow one another
     in rows. ``spacings_mm`` are all values of PixelSpacing among frames, row then column.
-    ``first_stream`` is the beginning of the first compressed frame.
+    ``first_stream`` is the beginning of the first compressed frame, ``pixels_at`` the offset of the
+    pixels in the file, behind their tag.
     """
 
     path: Path
@@ -54,6 +60,7 @@ class DicomInstance:
     places_px: tuple[_Place, ...]
     spacings_mm: frozenset[tuple[float, ...]]
     first_stream: bytes
+    pixels_at: int = 0
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -116,10 +123,7 @@ def frame_grids(
     ``level_sizes_px`` are widths and heights, px. Of a level of which no file is found, all frames
     are taken to be there. Files of one concatenation are parts of one level.
     """
-    parts: dict[tuple[int, int], list[DicomInstance]] = {}
-    for instance in instances:
-        if instance.size_px in level_sizes_px:
-            parts.setdefault(instance.size_px, []).append(instance)
+    parts = files_by_level(instances, level_sizes_px)
     grids = {size: _read_grid(files, size) for size, files in parts.items()}
     if all(grid.stored is None for grid in grids.values()):
         return None
@@ -131,6 +135,17 @@ def frame_grids(
         )
         for size in level_sizes_px
     ]  # fmt: skip
+
+
+def files_by_level(
+    instances: Sequence[DicomInstance], level_sizes_px: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], list[DicomInstance]]:
+    """Return the files of each level by its width and height, px."""
+    parts: dict[tuple[int, int], list[DicomInstance]] = {}
+    for instance in instances:
+        if instance.size_px in level_sizes_px:
+            parts.setdefault(instance.size_px, []).append(instance)
+    return parts
 
 
 def mpp_in_frames(instances: Sequence[DicomInstance]) -> tuple[StatedMpp, ...]:
@@ -157,11 +172,12 @@ def _read_frames(path: Path, header: Any) -> DicomInstance:
     """Find what is stated for each frame; the lists are long, and read without parsing them."""
     places: list[_Place] = []
     spacings: set[tuple[float, ...]] = set()
-    is_among_frames, stream = False, b""
+    is_among_frames, stream, pixels_at = False, b"", 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for match in _FIELDS.finditer(content):
             if match["pixels"] is not None:
-                stream = _first_stream(content, match.end())
+                pixels_at = match.end()
+                stream = _first_stream(content, pixels_at)
                 break
             if match["x"] is not None:
                 places.append(tuple(struct.unpack("<i", match[axis])[0] - 1 for axis in "xy"))
@@ -173,8 +189,74 @@ def _read_frames(path: Path, header: Any) -> DicomInstance:
     n_frames = int(header.get("NumberOfFrames") or 1)
     return DicomInstance(
         path=path, header=header, places_px=tuple(places) if len(places) == n_frames else (),
-        spacings_mm=frozenset(spacings), first_stream=stream,
+        spacings_mm=frozenset(spacings), first_stream=stream, pixels_at=pixels_at,
     )  # fmt: skip
+
+
+class FrameStreams:
+    """Compressed frames of one level, shape (frame_height_px, frame_width_px), for what they lack.
+
+    Decoders of JPEG and JPEG 2000 notice no zeros in them. ``files`` are those of the level.
+    """
+
+    def __init__(self, files: Sequence[DicomInstance]) -> None:
+        self._files = files
+        self._verdicts: dict[_Place, bool] = {}
+
+    def is_zeroed(self, x_px: int, y_px: int, width_px: int, height_px: int) -> bool:
+        """Return whether zeros lie in the stream of any frame of a region, px of the level."""
+        header = self._files[0].header
+        rows = range(y_px // int(header.Rows), (y_px + height_px - 1) // int(header.Rows) + 1)
+        columns = range(
+            x_px // int(header.Columns), (x_px + width_px - 1) // int(header.Columns) + 1
+        )
+        return any(self._is_zeroed_at((row, column)) for row in rows for column in columns)
+
+    def _is_zeroed_at(self, place: _Place) -> bool:
+        if place not in self._verdicts:
+            found = self._spans.get(place)
+            stream = b""
+            if found is not None:
+                with found[0].open("rb") as file:
+                    file.seek(found[1])
+                    stream = file.read(found[2] - found[1])
+            self._verdicts[place] = bool(stream) and (
+                is_zeroed_jpeg(stream)
+                if stream.startswith(_JPEG_START)
+                else has_zeroed_data(stream)
+            )
+        return self._verdicts[place]
+
+    @cached_property
+    def _spans(self) -> dict[_Place, tuple[Path, int, int]]:
+        """File, start and end, bytes, of the stream at each place; none where they are unclear."""
+        spans = {}
+        for part in self._files:
+            with suppress(Exception):  # what cannot be parsed, the library that decodes it reports
+                places = _places_in(part, part.grid[1])
+                for place, (start, end) in zip(places, _find_streams(part), strict=True):
+                    spans[place] = part.path, start, end
+        return spans
+
+
+def _find_streams(part: DicomInstance) -> list[tuple[int, int]]:
+    """Start and end, bytes, of each compressed frame of a file; empty for other pixels."""
+    with part.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        position, items = part.pixels_at + 4, []
+        if data[part.pixels_at : position] != b"\xff\xff\xff\xff":
+            return []
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        table = struct.unpack(f"<{length // 4}I", data[position + 8 : position + 8 + length])
+        first = position + 8 + length
+        if len(table) == part.n_frames:
+            ends = [first + offset for offset in (*table[1:], len(data) - first)]
+            return [(first + offset + 8, end) for offset, end in zip(table, ends, strict=True)]
+        position = first
+        while data[position : position + 4] == _ITEM:
+            length = int.from_bytes(data[position + 4 : position + 8], "little")
+            items.append((position + 8, position + 8 + length))
+            position += 8 + length
+    return items if len(items) == part.n_frames else []
 
 
 def _first_stream(content: mmap.mmap, position: int) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.slides.resolution import choose_mpp
-from features.slides.zeroed import hole_warning
+from features.slides.zeroed import ZEROED, hole_warning
 
 __all__ = ["OpenSlideSlide"]
 
@@ -47,6 +48,13 @@ _LEAST_SQUARE_PX = 256
 """Side down to which what cannot be read is narrowed down."""
 
 
+class CompressedStreams(Protocol):
+    """Compressed pixels of a level."""
+
+    def is_zeroed(self, x_px: int, y_px: int, width_px: int, height_px: int) -> bool:
+        """Return whether zeros lie in the stream of any part of a region, px of the level."""
+
+
 class OpenSlideSlide(RegionReader):
     """A slide read by OpenSlide, as pixels of shape (height, width, 3), uint8.
 
@@ -56,12 +64,15 @@ class OpenSlideSlide(RegionReader):
     """
 
     reader = "openslide"
+    streams: Mapping[tuple[int, int], CompressedStreams]
+    """Compressed pixels of levels, by width and height in px, whose decoder notices no zeros."""
 
     def __init__(
         self, path: Path, scene: int | None = None, *, more_mpp: Iterable[StatedMpp] = ()
     ) -> None:
         require_single_scene(scene, where=path)
         self.path = path
+        self.streams = {}
         self._lock = Lock()
         self._handle = self._open()
         properties = read_properties(self._handle)
@@ -320,4 +331,11 @@ class OpenSlideSlide(RegionReader):
                     f"read ({error})",
                     expected="pixels",
                 ) from error
-        return to_rgb(np.asarray(image), background_rgb=self.background_rgb)
+        pixels = np.asarray(image)
+        streams = self.streams.get((self.levels[level].width_px, self.levels[level].height_px))
+        if streams is not None and streams.is_zeroed(x_px, y_px, width, height) and np.ptp(pixels):
+            raise TileError(
+                self.path, actual=f"{width} × {height} px at {corner} px0 of level {level}: "
+                f"{ZEROED}", expected="pixels",
+            )  # fmt: skip
+        return to_rgb(pixels, background_rgb=self.background_rgb)

@@ -8,12 +8,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numcodecs
 import numpy as np
 import pytest
 import tifffile
 import zarr
 from PIL import Image
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import JPEG2000Lossless
 
 from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.series.images import read_image
@@ -21,6 +25,7 @@ from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.reader import open_slide
 from features.slides.zeroed import is_zeroed_jpeg
 from tests.features.slides.test_absent_pixels import GLASS, PIXELS, SIDE, write_zarr
+from tests.features.slides.test_dicom_frames import write_level
 
 BLOCK = 256
 MIDDLE = {"x_px": BLOCK, "y_px": BLOCK, "width_px": BLOCK, "height_px": BLOCK}
@@ -249,3 +254,36 @@ def test_a_slide_of_openslide_with_a_part_that_was_never_written_is_warned_of(
             pytest.skip("this disk keeps no account of holes")
     with closing(OpenSlideSlide(path)) as slide:
         assert f"65,536 bytes from byte {start:,} on were never written" in slide.warnings[0]
+
+
+@pytest.mark.parametrize("coding", ["JPEG", "JPEG 2000"])
+@pytest.mark.parametrize("n_in_table", [0, 144])
+def test_frames_of_dicom_in_which_zeros_lie_are_lost_and_all_others_are_read(
+    tmp_path: Path, coding: str, n_in_table: int
+) -> None:
+    path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5, sparse=n_in_table == 0)
+    dataset = dcmread(path)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=144))
+    if coding == "JPEG 2000":
+        frames = [
+            imagecodecs.jpeg2k_encode(imagecodecs.jpeg_decode(frame), codecformat="j2k", mct=True,
+                                      reversible=True, level=0)
+            for frame in frames
+        ]  # fmt: skip
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        dataset.PhotometricInterpretation = "YBR_RCT"
+    damaged = 5 * 12 + 5
+    middle = len(frames[damaged]) // 2
+    frames[damaged] = frames[damaged][:middle] + bytes(600) + frames[damaged][middle + 600 :]
+    dataset.PixelData = encapsulate(frames, has_bot=n_in_table > 0)
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path, enforce_file_format=True)
+    with closing(open_slide(path)) as slide:
+        with pytest.raises(TileError, match="overwritten by zeros"):
+            slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
+        slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=320)
+        slide.read(level=0, x_px=384, y_px=0, width_px=384, height_px=SIDE)
+        slide.overview(downsample=4)
+        assert slide.unreadable_px0
+        lost = [box for box in slide.unreadable_px0 if not (box[0] <= 330 < box[0] + box[2])]
+        assert not lost
