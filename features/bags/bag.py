@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from features.bags.tile_keys import TileKeys, hash_tiles, make_tile_keys, sketch_tiles
 from features.errors import CONTENT_ERRORS, BagError, MilError
-from features.utils.paths import strip_slide_suffix
+from features.utils.paths import slide_name
 from features.utils.spreadsheet_dates import date_hint
-from features.utils.text import nearest_names, normalize_name
+from features.utils.text import nearest_names
 
 __all__ = [
     "IMAGE",
@@ -323,7 +323,7 @@ def bag_id(name: str) -> str:
     >>> bag_id("006388_0.svs")
     '006388_0'
     """
-    return normalize_name(strip_slide_suffix(name))
+    return slide_name(name)
 
 
 def no_bag_error(where: object, slide_ids: Sequence[str], bags: Collection[str]) -> BagError:

@@ -20,8 +20,9 @@ from features.slides.file_info import content_hash
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import resolve_mpp
 from features.tiling.grid import TileGrid, read_tile
-from features.utils.paths import parse_url, strip_slide_suffix
+from features.utils.paths import parse_url, slide_name
 from features.utils.tables import find_column, read_table
+from features.utils.text import normalize_name
 
 __all__ = ["ExampleRow", "embed_examples", "read_example_table"]
 
@@ -122,8 +123,8 @@ def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> Example
     return ExampleRow(
         where=where,
         drop=_LABELS[label.lower()],
-        slide_id=strip_slide_suffix(named) if named else slide_id_of(slide),
-        patient_id=cells.get("patient_id", ""),
+        slide_id=slide_name(named) if named else slide_id_of(slide),
+        patient_id=normalize_name(cells.get("patient_id", "")),
         image_path=folder / image if image else None,
         slide_path=None if not slide else Path(slide) if parse_url(slide) else folder / slide,
         corner_px0=None if image else _corner(where, cells),

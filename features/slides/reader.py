@@ -21,8 +21,7 @@ from features.slides.base import Slide
 from features.slides.dicom_series import group_dicom_files, is_dicom
 from features.utils.file_kinds import START_BYTES, find_foreign_kind
 from features.utils.files import ZARR_METADATA, is_zarr_folder
-from features.utils.paths import parse_url, strip_slide_suffix
-from features.utils.text import normalize_name
+from features.utils.paths import parse_url, slide_name
 
 __all__ = ["open_slide", "scene_of", "slide_id_of", "split_scene"]
 
@@ -129,7 +128,7 @@ def slide_id_of(path: Path | str, scene: int | None = None) -> str:
     '006388_0_scene2'
     """
     file_name = path.name if isinstance(path, Path) else Path(path).name
-    name = normalize_name(strip_slide_suffix(file_name))
+    name = slide_name(file_name)
     return name if scene is None else f"{name}_scene{scene}"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["has_slide_suffix", "parse_url", "strip_slide_suffix"]
+from features.utils.text import normalize_name, strip_blanks
+
+__all__ = ["has_slide_suffix", "parse_url", "slide_name", "strip_slide_suffix"]
 
 _SUFFIX = re.compile(
     r"(\.((ome\.)?(tiff?|btf|tf[28])|ptiff?|qptiff|svs|svslide|ndpi|mrxs|scn|bif|vms|vmu|czi|dcm|dicom"
@@ -37,6 +39,20 @@ def strip_slide_suffix(name: str) -> str:
     ['006388_0', '1', '12.5']
     """
     return _SUFFIX.sub("", name)
+
+
+def slide_name(name: str) -> str:
+    """Return the one form of a slide's name: without suffixes and blanks around it, composed (NFC).
+
+    Tables lose blanks around their cells, so no id can begin or end with one.
+
+    Examples
+    --------
+    >>> slide_name("006388_0 .svs")
+    '006388_0'
+    """
+    stem = strip_slide_suffix(name)
+    return normalize_name(strip_blanks(stem) or stem)
 
 
 def parse_url(path: Path | str) -> str | None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.errors import TableError
-from features.utils.paths import strip_slide_suffix
+from features.utils.paths import slide_name
 from features.utils.spreadsheet_dates import mixed_date_note
 from features.utils.tables import column_key, find_column, read_table
 from features.utils.text import (
@@ -373,7 +373,7 @@ def match_ids(
 
 def without_suffix(slide: str) -> str:
     """Return a slide id without the suffixes of slide and bag files, composed (NFC)."""
-    return normalize_name(strip_slide_suffix(_BAG_SUFFIX.sub("", slide)))
+    return slide_name(_BAG_SUFFIX.sub("", slide))
 
 
 def _one_form(text: str) -> str:

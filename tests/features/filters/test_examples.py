@@ -85,6 +85,15 @@ def test_images_are_cut_into_whole_tiles_with_one_answer(tmp_path: Path) -> None
     assert examples.features.dtype == np.float16
 
 
+def test_ids_of_examples_are_those_of_cohorts(tmp_path: Path) -> None:
+    """Decomposed as macOS writes them: the same patient must not be on both sides of a fold."""
+    header = "path,label,slide_id,patient_id"
+    rows = read_example_table(
+        table_of(tmp_path, "a.png,keep,u\u0308.svs.tif,A\u0308", header=header)
+    )
+    assert [(row.slide_id, row.patient_id) for row in rows] == [("\u00fc", "\u00c4")]
+
+
 def test_tiles_of_slides_are_cut_as_they_are_embedded_later(tmp_path: Path) -> None:
     pixels = np.full((300, 300, 3), 255, np.uint8)
     pixels[128:256, :128] = (200, 60, 90)  # one tile at 0.5 µm/px of a slide at 0.25

@@ -22,6 +22,11 @@ def test_a_table_and_a_folder_name_a_slide_alike(suffix: str) -> None:
         assert without_suffix(name) == without_suffix(f"{slide_id}.h5") == slide_id
 
 
+@pytest.mark.parametrize("name", ["a .svs", " a.tif", "\u00a0a\u200b.png", "\ta\n.ndpi"])
+def test_blanks_around_the_name_of_a_file_are_not_of_its_id(name: str) -> None:
+    assert slide_id_of(name) == without_suffix(name.strip()) == bag_id(name) == "a"
+
+
 @pytest.mark.parametrize("name", ["a.svs.tif", "a.ndpi.ome.tiff", "a.tif.tif", "a.mrxs.zarr.zip"])
 def test_a_converted_slide_has_one_id_in_folders_tables_and_bags(name: str) -> None:
     scanned = name[: name.index(".", 2)]  # a.svs
