@@ -20,7 +20,13 @@ import numpy.typing as npt
 from features.utils.image_headers import jpeg_scan
 
 __all__ = [
-    "ZEROED", "RawPixels", "has_zeroed_data", "hole_warning", "is_zeroed_jpeg", "is_zeroed_picture",
+    "ZEROED",
+    "RawPixels",
+    "has_zeroed_data",
+    "hole_warning",
+    "is_bright",
+    "is_zeroed_jpeg",
+    "is_zeroed_picture",
 ]  # fmt: skip
 
 ReadAt = Callable[[int, int], bytes]
@@ -249,7 +255,7 @@ class RawPixels:
         """
         return all(
             0 <= index < len(self.offsets)
-            and _is_bright(read(n, int(self.offsets[index]) + row * self.row_bytes + at))
+            and is_bright(read(n, int(self.offsets[index]) + row * self.row_bytes + at))
             for index, row, at, n in parts
         )
 
@@ -273,6 +279,6 @@ class RawPixels:
         return start, end
 
 
-def _is_bright(samples: bytes) -> bool:
-    """Whether pixels are other than black fill and the noise in it."""
+def is_bright(samples: bytes) -> bool:
+    """Return whether bytes of pixels are other than black fill and the noise in it."""
     return bool(samples) and sum(byte > _DARK for byte in samples) > _FEW * len(samples)

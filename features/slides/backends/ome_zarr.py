@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from features.slides.base import RgbArray, StatedMpp
 from features.slides.length_units import um_per_unit
 from features.slides.pixels import hides_picture, to_rgb
 from features.slides.resolution import choose_mpp
+from features.slides.zeroed import ZEROED, RawPixels, is_bright
 from features.utils.paths import has_slide_suffix, parse_url
 
 __all__ = ["OmeZarrSlide"]
@@ -42,6 +44,7 @@ _LEAST_CLEAR_OR_OPAQUE = 0.9
 """Share of pixels that are wholly transparent or opaque where a fourth channel is alpha."""
 _SLACK = 0.01
 """Difference of a level's size from its scale that rounding can bring."""
+_LEAST_ZEROS = 512
 _N_BIT_SAMPLES = 8
 _N_TRIED = 3
 """Chunks of a level that are tried when a slide is opened."""
@@ -61,6 +64,8 @@ class _ChunkGrid(BlockGrid):
     other_fill: zarr.Array[Any]
     """The same with another fill value, so that pixels that are not stored differ."""
     axes: tuple[str, ...]
+    is_raw: bool
+    """Whether chunks are stored as they are, without any compression."""
 
     @property
     def fill_value(self) -> int:
@@ -78,6 +83,8 @@ class _ChunkGrid(BlockGrid):
         is_filled = (channels == self.fill_value).all(axis=0)
         if is_filled.all():  # writers leave such chunks out, and mean the same
             return None
+        if self.is_raw and self._is_zeroed(pixels, row, column):
+            raise EOFError(ZEROED)
         if not is_filled.any():
             return pixels
         others = self._read(self.other_fill, row, column).reshape(channels.shape)
@@ -86,6 +93,33 @@ class _ChunkGrid(BlockGrid):
             message = f"{n_missing} of {channels.shape[1]} channels are not stored"
             raise EOFError(message)
         return pixels
+
+    def _is_zeroed(self, pixels: npt.NDArray[Any], row: int, column: int) -> bool:
+        """Whether zeros in an uncompressed chunk are no black fill.
+
+        Where they fill whole rows at its top or bottom, fill would go on in the next chunk.
+        """
+        is_planar = pixels.ndim == 3 and self.axes[-1] != "c"
+        for plane in np.moveaxis(pixels, -1, 0) if is_planar else [pixels]:
+            rows = np.ascontiguousarray(plane).reshape(len(plane), -1).view(np.uint8)
+            is_zero = np.logical_not(np.any(rows, axis=1))
+            if is_zero.all() or not is_zero.any():
+                continue
+            stream = rows.tobytes()
+            raw = RawPixels(
+                offsets=np.zeros(1, np.uint64), columns=1, block_rows=len(rows),
+                sample_bytes=pixels.dtype.itemsize, row_bytes=rows.shape[1],
+                pixel_bytes=plane[0, 0].nbytes,
+            )  # fmt: skip
+            if raw.are_zeroed(partial(_part_of, stream), 0, stream):
+                return True
+            n_lost = np.argmin(is_zero[::-1]), np.argmin(is_zero)
+            for n_rows, step, edge in zip(n_lost, (1, -1), (0, -1), strict=True):
+                if n_rows * rows.shape[1] >= _LEAST_ZEROS and 0 <= row + step < self.rows:
+                    beside = self._read(self.array, row + step, column)[edge]
+                    if is_bright(beside.tobytes()):
+                        return True
+        return False
 
     def _read(self, array: zarr.Array[Any], row: int, column: int) -> npt.NDArray[Any]:
         top, left = row * self.block_height_px, column * self.block_width_px
@@ -282,6 +316,7 @@ class OmeZarrSlide(BlockReader):
         chunks = dict(zip(axes, array.chunks, strict=True))
         return _ChunkGrid(
             array=with_size_limits(array), other_fill=_with_other_fill(array), axes=axes,
+            is_raw=_is_raw(array.metadata),
             width_px=width, height_px=height,
             block_width_px=chunks["x"], block_height_px=chunks["y"],
         )  # fmt: skip
@@ -437,6 +472,17 @@ def _read_text(path: Path, name: str) -> str:
         return (path / name).read_text(errors="replace")
     with zipfile.ZipFile(path) as file:
         return file.read(name).decode(errors="replace")
+
+
+def _part_of(stream: bytes, n_bytes: int, position: int) -> bytes:
+    return stream[position : position + n_bytes]
+
+
+def _is_raw(metadata: Any) -> bool:
+    """Whether chunks of an array are stored without compression, filters and shards."""
+    if metadata.zarr_format == 2:
+        return metadata.compressor is None and not metadata.filters
+    return all(codec.to_dict()["name"] == "bytes" for codec in metadata.codecs)
 
 
 def _with_other_fill(array: zarr.Array[Any]) -> zarr.Array[Any]:

@@ -229,6 +229,32 @@ def test_an_uncompressed_zarr_chunk_of_zeros_in_tissue_is_lost_and_not_black(
         slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("start", "end"), [(4096, 8192), (5000, 12_288), (6144, 12_288), (0, 3072), (1920, 7680)]
+)
+def test_an_uncompressed_zarr_chunk_that_holds_zeros_is_lost(
+    tmp_path: Path, zarr_format: int, start: int, end: int
+) -> None:
+    path = write_zarr(tmp_path / "s.zarr", (PIXELS,), zarr_format=zarr_format, compressors=None)
+    chunk = path / "0" / ("5.5.0" if zarr_format == 2 else "c/5/5/0")
+    data = chunk.read_bytes()
+    chunk.write_bytes(data[:start] + bytes(end - start) + data[end:])
+    with closing(open_slide(path)) as slide:
+        with pytest.raises(TileError, match="overwritten by zeros"):
+            slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
+        slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=320)
+
+
+def test_black_fill_in_an_uncompressed_zarr_is_no_damage(tmp_path: Path) -> None:
+    filled = PIXELS.copy()
+    filled[:300] = filled[:, :211] = filled[470:] = filled[:, 680:] = 0
+    path = write_zarr(tmp_path / "s.zarr", (filled,), compressors=None)
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=0, x_px=0, y_px=256, width_px=SIDE, height_px=256)
+    np.testing.assert_array_equal(result, filled[256:512])
+
+
 def test_a_zarr_of_empty_chunks_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", (PIXELS,))
     for chunk in (path / "0").glob("*.*.0"):
