@@ -88,12 +88,13 @@ def bag_path(bags_dir: Path, slide_id: str) -> Path:
 def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     """Return the paths of all bags of a folder by slide id, sorted.
 
-    Files named after the slide with its suffix, such as ``006388_0.svs.h5``, and names in
-    decomposed Unicode count as well, see :func:`features.bags.bag.bag_id`. Raises BagError if the
-    folder is missing or holds no bag, unless it may be empty, or if two files are of one slide.
+    Files named after the slide with its suffix, such as ``006388_0.svs.h5``, or with the suffix
+    ``.H5``, and names in decomposed Unicode count as well, see :func:`features.bags.bag.bag_id`.
+    Raises BagError if the folder is missing or holds no bag, unless it may be empty, or if two
+    files are of one slide.
     """
     paths: dict[str, Path] = {}
-    for path in sorted(bags_dir.glob("*.h5")):
+    for path in sorted(bags_dir.glob("*.[hH]5")):
         if path.name.startswith("."):
             continue
         if (first := paths.setdefault(bag_id(path.stem), path)) != path:
@@ -105,7 +106,7 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
             )
     if paths or may_be_empty:
         return paths
-    inner = next((path.parent for path in sorted(bags_dir.glob("*/*.h5"))), None)
+    inner = next((path.parent for path in sorted(bags_dir.glob("*/*.[hH]5"))), None)
     if inner is not None:
         raise BagError(
             bags_dir,

@@ -21,12 +21,18 @@ from features.slides.reader import open_slide, slide_id_of
 from features.slides.resolution import resolve_mpp
 from features.tiling.grid import TileGrid, read_tile
 from features.utils.paths import parse_url, slide_name
-from features.utils.tables import find_column, read_table
+from features.utils.tables import (
+    find_column,
+    find_listed_file,
+    find_optional_column,
+    read_table,
+)
 from features.utils.text import normalize_name
 
 __all__ = ["ExampleRow", "embed_examples", "read_example_table"]
 
 _BATCH_TILES = 64
+_COLUMNS = ("label", "path", "slide_path", "slide_id", "image_id", "patient_id", "x", "y")
 _LABELS = {"keep": False, "drop": True}
 
 
@@ -61,11 +67,15 @@ def read_example_table(path: Path) -> tuple[ExampleRow, ...]:
     table = read_table(path)
     find_column(table, ["label"], where=path, what="keep or drop in every row")
     find_column(table, ["path", "slide_path"], where=path, what="images of tiles, or slides")
+    columns = {
+        name: column
+        for name in _COLUMNS
+        if (column := find_optional_column(table, name, where=path))
+    }
     rows = tuple(
-        _parse_row(f"{path}, row {number}", {str(name): str(cell) for name, cell in cells.items()},
-                   folder=path.parent)
+        _parse_row(path, number, {name: str(cells[column]) for name, column in columns.items()})
         for number, cells in zip(table.index + 2, table.to_dict("records"), strict=True)
-    )  # fmt: skip
+    )
     _check_unique_tiles(rows)
     _check_one_per_slide(rows, "patient", lambda row: row.patient_id)
     _check_one_per_slide(rows, "file", lambda row: row.slide_path)
@@ -106,7 +116,14 @@ def embed_examples(
     )
 
 
-def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> ExampleRow:
+def _slide_path(path: Path, row: int, slide: str) -> Path:
+    if parse_url(slide):
+        return Path(slide)
+    return find_listed_file(path, row, slide, expected="a slide")
+
+
+def _parse_row(path: Path, row: int, cells: Mapping[str, str]) -> ExampleRow:
+    where = f"{path}, row {row}"
     label, image, slide = (cells.get(name, "") for name in ("label", "path", "slide_path"))
     if label.lower() not in _LABELS:
         raise TableError(where, actual=f"label {label!r}", expected="keep or drop")
@@ -125,9 +142,9 @@ def _parse_row(where: str, cells: Mapping[str, str], *, folder: Path) -> Example
         drop=_LABELS[label.lower()],
         slide_id=slide_name(named) if named else slide_id_of(slide),
         patient_id=normalize_name(cells.get("patient_id", "")),
-        image_path=folder / image if image else None,
-        slide_path=None if not slide else Path(slide) if parse_url(slide) else folder / slide,
         corner_px0=None if image else _corner(where, cells),
+        image_path=find_listed_file(path, row, image, expected="an image") if image else None,
+        slide_path=_slide_path(path, row, slide) if slide else None,
     )
 
 

@@ -13,8 +13,13 @@ import pandas as pd
 
 from features.bags.h5 import bag_path
 from features.errors import TableError
-from features.utils.tables import find_column, find_listed_file, read_table
-from features.utils.text import natural_key
+from features.utils.tables import (
+    find_column,
+    find_listed_file,
+    find_optional_column,
+    read_table,
+)
+from features.utils.text import natural_key, normalize_name
 
 __all__ = ["SeriesEntry", "SeriesSpec", "read_series"]
 
@@ -86,11 +91,13 @@ def _read_rows(path: Path) -> tuple[SeriesSpec, ...]:
     path_column = find_column(table, _PATH_COLUMNS, where=path, what="a file of each image")
     for column in (bag_column, path_column):
         _check_filled(path, table, column)
-    if "patient_id" in table:
-        _check_one_patient(path, table, bag_column)
-    orders = table["order"] if "order" in table else [""] * len(table)
+    bags = table[bag_column].map(normalize_name)
+    if patient_column := find_optional_column(table, "patient_id", where=path):
+        _check_one_patient(path, bags, table[patient_column].map(normalize_name))
+    order_column = find_optional_column(table, "order", where=path)
+    orders = table[order_column] if order_column else [""] * len(table)
     entries: dict[str, list[SeriesEntry]] = {}
-    columns = zip(table.index + 2, table[bag_column], table[path_column], orders, strict=True)
+    columns = zip(table.index + 2, bags, table[path_column], orders, strict=True)
     for row, bag_id, text, order in columns:
         entries.setdefault(bag_id, []).append(_entry(path, text, order, row))
     for bag_id, listed in entries.items():
@@ -124,8 +131,8 @@ def _check_filled(path: Path, table: pd.DataFrame, column: str) -> None:
         raise TableError(f"{path}, row {empty[0] + 2}", actual=f"no {column}", expected="a value")
 
 
-def _check_one_patient(path: Path, table: pd.DataFrame, bag_column: str) -> None:
-    counts = table.groupby(bag_column, sort=False)["patient_id"].nunique()
+def _check_one_patient(path: Path, bags: pd.Series[str], patients: pd.Series[str]) -> None:
+    counts = patients.groupby(bags, sort=False).nunique()
     if (counts > 1).any():
         bag = counts.index[counts > 1][0]
         raise TableError(

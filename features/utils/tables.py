@@ -34,6 +34,7 @@ __all__ = [
     "column_key",
     "find_column",
     "find_listed_file",
+    "find_optional_column",
     "list_columns",
     "read_table",
     "suggest_column",
@@ -390,6 +391,16 @@ def find_column(
         expected=what,
         hint=hint,
     )
+
+
+def find_optional_column(table: pd.DataFrame, name: str, *, where: object) -> str:
+    """Return the column of a table, shape (rows, columns), of this name; empty without one.
+
+    Spellings count as for :func:`find_column`, and TableError is raised for two of them.
+    """
+    if name not in map(column_key, table.columns):
+        return ""
+    return find_column(table, [name], where=where, what=f"{name!r}")
 
 
 def find_listed_file(table: Path, row: int, text: str, *, expected: str) -> Path:

@@ -172,7 +172,7 @@ class PatientBags:
         for record in self.slides:
             sources = record.sources or [""] * record.n_tiles
             by_patient[record.patient_id] += [
-                labels.get((record.slide_id, source), -1) for source in sources
+                labels.get((record.slide_id, normalize_name(source)), -1) for source in sources
             ]
         if all(label < 0 for own in by_patient.values() for label in own):
             first = next(

@@ -168,7 +168,7 @@ def read_cohort(path: Path, *, labelled: bool, columns: Columns | None = None) -
     """
     table = read_table(path)
     named = _name_rows(path, table, labelled=labelled, columns=columns)
-    if _BAG in table:
+    if _has_bags(table):
         named = named.drop_duplicates()  # one row per image
     check_unique_slides(path, named)
     for column in ("label", "centre"):
@@ -247,7 +247,7 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     # In a table with a row per image of a series, image_id is the id of the image.
     names = ROLES[role]
     if role == "slide":
-        names = (_BAG,) if _BAG in table else names[1:]
+        names = (_BAG,) if _has_bags(table) else names[1:]
     otherwise = f"Name it with --column {role}=NAME."
     if role == "slide" and (own := _find_patients(table, columns)):
         otherwise += (
@@ -257,6 +257,11 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     return find_column(
         table, names, where=where, what=what, option=f"--column {role}={{}}", otherwise=otherwise
     )
+
+
+def _has_bags(table: pd.DataFrame) -> bool:
+    """Whether a table has a column of bags of series, and so may have a row per image."""
+    return _BAG in map(column_key, table.columns)
 
 
 def _find_patients(table: pd.DataFrame, columns: Columns | None) -> str:

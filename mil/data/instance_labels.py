@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from features.utils.tables import find_column, read_table
+from features.utils.text import normalize_name
 from mil.data.cohort import without_suffix
 from mil.errors import CohortError
 
 __all__ = ["InstanceLabels", "read_instance_labels"]
 
 InstanceLabels = Mapping[tuple[str, str], int]
-"""1 for positive images, 0 for negative ones, by bag and source."""
+"""1 for positive images, 0 for negative ones, by bag and source, both composed (NFC)."""
 
 
 def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, str], int]:
@@ -40,7 +41,7 @@ def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, st
             expected="0 or 1",
         )  # fmt: skip
     labels: dict[tuple[str, str], int] = {}
-    keys = zip(table[bag].map(without_suffix), table[source], strict=True)
+    keys = zip(table[bag].map(without_suffix), table[source].map(normalize_name), strict=True)
     for row, key, label in zip(table.index, keys, table[column].astype(int).tolist(), strict=True):
         if labels.setdefault(key, label) != label:
             raise CohortError(

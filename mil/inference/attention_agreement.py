@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features.utils.text import normalize_name
 from mil.data.instance_labels import InstanceLabels
 from mil.evaluation.metrics import as_two_columns, auroc
 from mil.inference.attention import Explanation
@@ -51,7 +52,7 @@ def measure_agreement(explanation: Explanation, labels: InstanceLabels) -> Patie
     attention, truth = [], []
     for slide in explanation.slides:
         for index, source in enumerate(slide.source or ()):
-            if (label := labels.get((slide.meta.slide_id, source))) is not None:
+            if (label := labels.get((slide.meta.slide_id, normalize_name(source)))) is not None:
                 attention.append(float(slide.attention[index]))
                 truth.append(label)
     if len(set(truth)) < 2:

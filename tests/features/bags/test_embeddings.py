@@ -159,6 +159,12 @@ def test_names_of_bags_are_composed(tmp_path: Path, form: str) -> None:
     assert len(read_slide_bag(slide_id, tmp_path / f"{name}.h5").features) == 4
 
 
+def test_bags_whose_suffix_is_in_capitals_are_found(tmp_path: Path) -> None:
+    write_bag(tmp_path / "x.h5", make_bag("x"))
+    (tmp_path / "x.h5").rename(tmp_path / "x.H5")
+    assert find_bags(tmp_path) == {"x": tmp_path / "x.H5"}
+
+
 def test_two_bags_of_one_slide_are_refused(tmp_path: Path) -> None:
     for name in ("x", "x.svs"):
         write_bag(tmp_path / f"{name}.h5", make_bag("x"))

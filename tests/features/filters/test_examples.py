@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,8 +130,27 @@ def test_a_row_that_cannot_be_used_is_named(
         read_example_table(table_of(tmp_path, row, header=header))
 
 
+def test_spellings_of_columns_and_ids_are_one(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name, (200, 60, 90))
+    apart = unicodedata.normalize("NFD", "é")
+    one, other = read_example_table(table_of(
+        tmp_path, f"a.png,keep,{apart}.svs,{apart}", "b.png,drop,é,é",
+        header="Path,Label,Slide ID,PatientId",
+    ))  # fmt: skip
+    assert (one.slide_id, one.patient_id) == (other.slide_id, other.patient_id) == ("é", "é")
+    with pytest.raises(TableError, match="columns 'patient_id' and 'Patient ID'"):
+        read_example_table(table_of(
+            tmp_path, "a.png,keep,s,p,q", header="path,label,slide_id,patient_id,Patient ID"
+        ))  # fmt: skip
+    with pytest.raises(TableError, match=r"row 2: no file .*/c.png; expected an image"):
+        read_example_table(table_of(tmp_path, "c.png,keep,s"))
+
+
 def test_contradictions_between_rows_are_refused(tmp_path: Path) -> None:
     header = "path,label,slide_id,patient_id"
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name, (200, 60, 90))
     with pytest.raises(TableError, match=r"row 3: the same tile as in .*row 2"):
         read_example_table(table_of(tmp_path, "a.png,keep,s,", "a.png,drop,s,", header=header))
     with pytest.raises(TableError, match=r"patient 'q' for slide 's', which has 'p' above"):
@@ -141,8 +161,9 @@ def test_images_that_cannot_be_cut_are_named(tmp_path: Path) -> None:
     picture(tmp_path / "small.png", (0, 0, 0), side_px=50)
     with pytest.raises(TableError, match=r"row 2: .*50 × 50 px; expected at least 64 × 64"):
         embed(table_of(tmp_path, "small.png,keep,s"))
-    with pytest.raises(SlideError, match=r"gone\.png"):
-        embed(table_of(tmp_path, "gone.png,keep,s"))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(SlideError, match=r"broken\.png"):
+        embed(table_of(tmp_path, "broken.png,keep,s"))
     outside = table_of(tmp_path, "small.png,50,0,keep", header="slide_path,x,y,label")
     with pytest.raises(TableError, match=r"\(50, 0\); expected a position on the slide of 50"):
         embed(outside)

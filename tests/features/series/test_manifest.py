@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,17 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_numbers_in_names_sort_by_value() -> None:
     assert sorted(["b", "a10", "a9", "a"], key=natural_key) == ["a", "a9", "a10", "b"]
+
+
+def test_spellings_of_columns_bags_and_patients_are_one(tmp_path: Path) -> None:
+    apart = unicodedata.normalize("NFD", "é")
+    table = write(
+        tmp_path, f"Bag ID,Path,Order,PatientId\né,a.png,2,{apart}\n{apart},b.png,1,é\n",
+        "a.png", "b.png",
+    )  # fmt: skip
+    (spec,) = read_series(table)
+    assert spec.bag_id == "é"
+    assert [entry.order for entry in spec.entries] == [2, 1]
+    write(tmp_path, "Bag ID,Path,PatientId\na,a.png,p\na,b.png,q\n")
+    with pytest.raises(TableError, match="bag 'a' has 2 patients"):
+        read_series(table)

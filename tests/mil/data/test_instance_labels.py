@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_bags_know_which_images_have_which_label(world: tuple) -> None:
     assert list(marked.subset(["p1"]).instance_labels) == ["p1"]
     with pytest.raises(BagError, match="1, and none is of an image of a bag"):
         bags.with_instance_labels({("s0", "another.png"): 1})
+
+
+def test_names_of_images_meet_in_one_form_of_unicode(world: tuple, tmp_path: Path) -> None:
+    _, bags, _ = world
+    slides = tuple(
+        replace(record, sources=[f"e\u0301{source}" for source in record.sources])
+        for record in bags.slides
+    )
+    first = bags.slides[0]
+    table = tmp_path / "labels.csv"
+    table.write_text(f"slide_id,source,label\n{first.slide_id},\u00e9{first.sources[0]},1\n")
+    marked = replace(bags, slides=slides).with_instance_labels(
+        read_instance_labels(table, ["label"])
+    )
+    assert marked.instance_labels[first.patient_id].tolist().count(1) == 1
 
 
 def test_the_attention_is_pulled_to_images_that_show_something() -> None:
