@@ -116,7 +116,8 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     OpenSlide that libvips copies, pixel sizes with a unit (Akoya, Huron, Micro-Manager), Zeiss' and
     MetaXpress' XML, and magnifications. Of several values of a field, the finest is the scan's.
     """
-    text = unicodedata.normalize("NFC", html.unescape(text))
+    # Texts that were escaped again when they were put into XML are as frequent as others.
+    text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))
     yield from _philips(text)
     yield from _named_sizes(text, _MPP)
     yield from _named_sizes(text, _PIXEL_SIZE)
@@ -230,8 +231,8 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
         um = um_per_unit(unit) or next(map(um_per_unit, filter(None, unit_in_name)), None)
-        if um is None and axis:
-            um = _unit_beside(text, name + axis)
+        if um is None:
+            um = _unit_beside(text, name, axis)
         if um is None and (pattern is _MPP or (name == "PhysicalSize" and axis)):
             um = 1.0  # OME's default, also where its names are in other texts
         if um is not None:
@@ -246,10 +247,13 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
         yield StatedMpp(x=x, y=y, field=field)
 
 
-def _unit_beside(text: str, name: str) -> float | None:
-    """µm of the unit in a field of its own, as PhysicalSizeXUnit beside PhysicalSizeX."""
-    match = re.search(rf"""\b{re.escape(name)}[-_ ]?unit{_IS}({_UNIT})""", text, re.IGNORECASE)
-    return um_per_unit(match[1]) if match else None
+def _unit_beside(text: str, name: str, axis: str) -> float | None:
+    """µm of the unit in a field of its own, as PixelSizeXUnit or PixelSizeUnit for PixelSizeX."""
+    for own in dict.fromkeys((name + axis, name)):
+        match = re.search(rf"""\b{re.escape(own)}[-_ ]?units?{_IS}({_UNIT})""", text, re.IGNORECASE)
+        if match is not None:
+            return um_per_unit(match[1])
+    return None
 
 
 def _per_px(text: str) -> Iterator[StatedMpp]:

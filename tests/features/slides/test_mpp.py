@@ -69,6 +69,11 @@ TEXTS = {
     "Huron": ("Resolution = 0.4 um\nObjective = 20", (0.4, 0.4), "stated"),
     "nm": ("Pixel size: 250 nm", (0.25, 0.25), "stated"),
     "entity": ("pixel size x = 0.3 &#181;m", (0.3, 0.3), "stated"),
+    "entity escaped twice": ("pixel size x = 0.3 &amp;#181;m", (0.3, 0.3), "stated"),
+    "unit of both axes": (
+        '<Image PixelSizeX="0.3" PixelSizeY="0.4" PixelSizeUnit="um"/>', (0.3, 0.4), "stated",
+    ),
+    "unit in JSON": ('{"pixel_size": 250, "pixel_size_unit": "nm"}', (0.25, 0.25), "stated"),
     "JSON": (json.dumps({"shape": [3], "mpp_x": 0.5, "mpp_y": 0.4}), (0.5, 0.4), "stated"),
     "list in JSON": (json.dumps({"mpp": [0.35, 0.35]}), (0.35, 0.35), "stated"),
     "pair": ("mpp = (0.35, 0.35)", (0.35, 0.35), "stated"),
