@@ -88,6 +88,7 @@ def test_images_are_cut_into_whole_tiles_with_one_answer(tmp_path: Path) -> None
 
 def test_ids_of_examples_are_those_of_cohorts(tmp_path: Path) -> None:
     """Decomposed as macOS writes them: the same patient must not be on both sides of a fold."""
+    picture(tmp_path / "a.png", (200, 60, 90))
     header = "path,label,slide_id,patient_id"
     rows = read_example_table(
         table_of(tmp_path, "a.png,keep,u\u0308.svs.tif,A\u0308", header=header)
