@@ -93,6 +93,8 @@ def _flatten_alpha(
     Both have shape (height, width, channels) in px. Computed in bands, because floats take
     sixteen times the memory.
     """
+    if pixels[..., -1].min() == 255:
+        return pixels[..., :-1]
     height, width = pixels.shape[:2]
     flat = np.empty((height, width, 3), np.uint8)
     step = max(1, _BAND_PX // max(1, width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -43,7 +44,8 @@ _N_TRIED = 3
 """Places of a level that are tried when a slide is opened."""
 _GUIDE_CELLS = 32
 _MAX_GUIDE_PX = 1 << 21
-"""Largest coarsest level of which these cells, to a side, show where there is structure."""
+"""Largest level that is read whole; these cells of the coarsest, to a side, show where there is
+structure."""
 _LEAST_SQUARE_PX = 256
 """Side down to which what cannot be read is narrowed down."""
 
@@ -84,7 +86,8 @@ class OpenSlideSlide(RegionReader):
                 self._handle.level_dimensions, self._handle.level_downsamples, strict=True
             )
         )
-        self._numbers = tuple(range(len(self.levels)))
+        self._numbers: tuple[int, ...] = tuple(range(len(self.levels)))
+        self._small_levels: dict[int, RgbArray | None] = {}
         self._check_sizes()
         self._check_byte_counts()
         self._check_picture()
@@ -161,6 +164,7 @@ class OpenSlideSlide(RegionReader):
             else:
                 kept.append(number)
         self.levels, self._numbers = tuple(whole[number] for number in kept), tuple(kept)
+        self._small_levels.clear()
 
     def close(self) -> None:
         """Close the file."""
@@ -206,11 +210,8 @@ class OpenSlideSlide(RegionReader):
             for number in range(_N_COMPARED)
         ]
         level, size = len(self.levels) - 1, self.levels[-1]
-        if size.width_px * size.height_px > _MAX_GUIDE_PX:
-            return spread
-        try:
-            pixels = self._read_region(level, 0, 0, size.width_px, size.height_px)
-        except TileError:  # it is reported where it is read
+        pixels = self._small_level(level)
+        if pixels is None:
             return spread
         n_cells = min(_GUIDE_CELLS, size.width_px, size.height_px)
         rows = [np.array_split(row, n_cells, axis=1) for row in np.array_split(pixels, n_cells)]
@@ -248,8 +249,24 @@ class OpenSlideSlide(RegionReader):
         """Mean colours of cells of a level, shape (rows, columns, 3), uint8; edges in px."""
         x0, y0, x1, y1 = (int(value) for value in (columns[0], rows[0], columns[-1], rows[-1]))
         means = AreaAccumulator(rows=rows, columns=columns)
-        means.add(self._read_region(level, x0, y0, x1 - x0, y1 - y0), x_px=x0, y_px=y0)
+        small = self._small_level(level)
+        if small is None:
+            pixels = self._read_region(level, x0, y0, x1 - x0, y1 - y0)
+        else:
+            pixels = small[y0:y1, x0:x1]
+        means.add(pixels, x_px=x0, y_px=y0)
         return means.mean_image(fill_rgb=self.background_rgb)
+
+    def _small_level(self, level: int) -> RgbArray | None:
+        """A whole level that is read as fast as two areas of it; None for others."""
+        size, number = self.levels[level], self._numbers[level]
+        if number not in self._small_levels:
+            pixels = None
+            if size.width_px * size.height_px <= _MAX_GUIDE_PX:
+                with suppress(TileError):  # then its areas are read, of which some can be
+                    pixels = self._read_region(level, 0, 0, size.width_px, size.height_px)
+            self._small_levels[number] = pixels
+        return self._small_levels[number]
 
     def _check_byte_counts(self) -> None:
         """Raise an error for TIFF tiles longer than the file, which OpenSlide would allocate."""
