@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -31,6 +34,9 @@ _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = {0xC0, 0xC1}
 """Baseline and extended JPEG: one pass over the blocks, in Huffman codes."""
 _HUFFMAN_TABLES, _SCAN = 0xC4, 0xDA
+_SCAN_START = bytes((0xFF, _SCAN))
+_N_HEADERS, _MOST_HEADER_BYTES = 64, 1 << 14
+"""Headers that are remembered: several slides are read at a time, each with few of them."""
 _JFIF, _ADOBE = 0xE0, 0xEE
 _CODING_STYLE = b"\xff\x52"
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd9\xff])")
@@ -113,24 +119,49 @@ def jpeg_scan(stream: bytes, tables: bytes = b"") -> tuple[int, int, bool]:
     The end is -1 where its marker is missing. Zero bits are flat where they are the codes of blocks
     that do not change, or if what they are is unknown. ``tables`` is a stream of tables alone.
     """
-    first_symbols: set[int] = set()
-    start, is_known = len(stream), False
-    for part in (tables, stream):
-        try:
-            for marker, position in _segments(part):
-                (length,) = struct.unpack_from(">H", part, position - 2)
-                if marker == _HUFFMAN_TABLES:
-                    first_symbols.update(_first_symbols(part[position : position + length - 2]))
-                elif marker in _FRAMES:
-                    is_known = marker in _HUFFMAN_FRAMES
-                elif marker == _SCAN:
-                    start = position + length - 2
-                    break
-        except (IndexError, struct.error):
-            continue
+    shared = _cached_header(tables)
+    # The stream up to its first scan, unless these bytes are in a table before it.
+    header = stream[: stream.find(_SCAN_START) + 4]
+    own = _cached_header(header) if len(header) <= _MOST_HEADER_BYTES else _read_header(header)
+    if own.end is None:
+        own = _read_header(stream)
+    start = len(stream) if own.end is None else own.end
     # The code of zeros is the first; its lower half is the size of a change, in bits.
-    is_flat = not is_known or not any(symbol & 0x0F for symbol in first_symbols)
+    symbols = shared.first_symbols | own.first_symbols
+    is_flat = not own.is_huffman or not any(symbol & 0x0F for symbol in symbols)
     return start, stream.find(_JPEG_END, start), is_flat
+
+
+class _Header(NamedTuple):
+    """First symbols of the Huffman tables before a scan, and where its coded pixels begin, bytes.
+
+    ``is_huffman`` states that the frame is in Huffman codes, one pass over the blocks; ``end`` is
+    None if there is no scan, or if the header is damaged.
+    """
+
+    first_symbols: frozenset[int]
+    is_huffman: bool
+    end: int | None
+
+
+def _read_header(stream: bytes) -> _Header:
+    first_symbols: set[int] = set()
+    is_huffman, end = False, None
+    with suppress(IndexError, struct.error):
+        for marker, position in _segments(stream):
+            (length,) = struct.unpack_from(">H", stream, position - 2)
+            if marker == _HUFFMAN_TABLES:
+                first_symbols.update(_first_symbols(stream[position : position + length - 2]))
+            elif marker in _FRAMES:
+                is_huffman = marker in _HUFFMAN_FRAMES
+            elif marker == _SCAN:
+                end = position + length - 2
+                break
+    return _Header(frozenset(first_symbols), is_huffman, end)
+
+
+_cached_header = lru_cache(_N_HEADERS)(_read_header)
+"""Most tiles of a slide have the same header, and reading it takes as long as a tenth of a tile."""
 
 
 def _first_symbols(tables: bytes) -> Iterator[int]:

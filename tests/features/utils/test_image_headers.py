@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from features.utils.image_headers import jpeg_dimensions, png_or_webp_dimensions
+from features.utils import image_headers
+from features.utils.image_headers import jpeg_dimensions, jpeg_scan, png_or_webp_dimensions
 
 GREY = np.zeros((20, 30), np.uint8)
 JPEG = imagecodecs.jpeg_encode(GREY)
@@ -93,3 +95,39 @@ def test_a_box_of_its_own_hides_no_codestream() -> None:
         hidden = BOXED[:start] + box + BOXED[start:]
         assert imagecodecs.jpeg2k_decode(hidden).shape == GREY.shape
         assert jpeg_dimensions(hidden) == (30, 20)
+
+
+COMMENT = b"\xff\xfe\x00\x08\xff\xda\x00\x0c\x01\x02"  # the bytes that begin a scan, in a comment
+
+
+def test_a_scan_begins_behind_its_header_whatever_a_comment_holds() -> None:
+    start, end, is_flat = jpeg_scan(JPEG)
+    assert JPEG[start - 10 :].startswith(b"\xff\xda")
+    assert end == len(JPEG) - 2
+    shift = len(COMMENT)
+    assert jpeg_scan(JPEG[:2] + COMMENT + JPEG[2:]) == (start + shift, end + shift, is_flat)
+
+
+@given(st.binary(max_size=30), st.integers(0, len(JPEG)))
+def test_a_header_that_is_remembered_is_read_as_by_the_first_time(noise: bytes, at: int) -> None:
+    stream = JPEG[:at] + noise + JPEG[at:]
+    header = image_headers._read_header(stream)
+    start, _, is_flat = jpeg_scan(stream)
+    assert start == (len(stream) if header.end is None else header.end)
+    assert is_flat == (
+        not header.is_huffman or not any(symbol & 15 for symbol in header.first_symbols)
+    )
+
+
+def test_one_header_of_many_tiles_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    segments = image_headers._segments
+
+    def watch(stream: bytes) -> Iterator[tuple[int, int]]:
+        read.append(stream)
+        return segments(stream)
+
+    monkeypatch.setattr(image_headers, "_segments", watch)
+    tiles = [imagecodecs.jpeg_encode(np.full((16, 24), grey, np.uint8)) for grey in range(50)]
+    assert len({jpeg_scan(tile)[0] for tile in tiles}) == 1
+    assert len(read) <= 2  # the header, and the tables that these streams do not share
