@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ LAPLACIAN = "kernel"
 """Laplacian kernel of values, of stacks of version 5."""
 
 _MOST_ANCHORS = 256
-_PATIENTS_PER_BLOCK = 512  # ranks of a patient take 0.1 MB with 1,280 numbers
+_PATIENTS_PER_BLOCK = 512  # values of a patient take 31 kB with 1,280 numbers
+_FEATURES_PER_BLOCK = 256  # products of ranks of so many features add up exactly in float32
+_FEW_PATIENTS = 24  # fewer are compared with each anchor: sorting them takes longer
 _MAX_DEVIATION = 8.0  # standard deviations
 _LEAST_DEVIATION = 1e-6  # of the largest: smaller ones are rounding errors
 _WIDTH_SHARES = {VALUES: 0.25, RANKS: 0.5}  # of the median squared distance; decision 0043
@@ -81,12 +83,14 @@ class PatientKernels:
         of_anchor = np.linspace(0, len(pooled) - 1, min(len(pooled), _MOST_ANCHORS)).astype(
             np.int64
         )
-        rows = _standardise(pooled, centre, scale)
-        widths = dict.fromkeys(_WIDTH_SHARES, 1.0)  # set below: distances need none
-        kernels = cls(centre=centre, scale=scale, anchors=_round(rows[of_anchor]), widths=widths)
-        models = {}
+        rows = _round(_standardise(pooled, centre, scale))
+        anchors = rows[of_anchor]
+        distances_of = {
+            VALUES: _squared(rows, anchors), RANKS: _rank_distances(rows, of_anchor, slice(None)),
+        }  # fmt: skip
+        widths, models = {}, {}
         pairs = np.triu_indices(len(of_anchor), 1)
-        for name, distances in kernels._distances(rows).items():
+        for name, distances in distances_of.items():
             of_pairs = distances[of_anchor][pairs]
             median = float(np.median(of_pairs)) if len(of_pairs) else 0.0
             widths[name] = _WIDTH_SHARES[name] * median or 1.0
@@ -94,7 +98,7 @@ class PatientKernels:
             models[name] = _fit_logistic(
                 similar, similar[of_anchor], labels, n_classes=n_classes, balanced=balanced
             )
-        return kernels, models
+        return cls(centre=centre, scale=scale, anchors=anchors, widths=widths), models
 
     def features(self, pooled: Floats) -> dict[str, Floats]:
         """Return the similarity to each anchor by each kernel, 0 to 1, shape (..., anchors).
@@ -110,52 +114,79 @@ class PatientKernels:
 
     def _distances(self, rows: Float32s) -> dict[str, Floats]:
         """Return distances of standardised rows to the anchors, shape (rows, anchors)."""
-        starts = range(0, len(rows), _PATIENTS_PER_BLOCK)
-        blocks = [self._distances_of(rows[at : at + _PATIENTS_PER_BLOCK]) for at in starts]
-        return {name: np.concatenate([of[name] for of in blocks]) for name in self.widths}
-
-    def _distances_of(self, rows: Float32s) -> dict[str, Floats]:
         if LAPLACIAN in self.widths:
             return {LAPLACIAN: np.asarray(cdist(rows, self.anchors, "cityblock"), np.float64)}
         rounded = _round(rows)
         return {
-            VALUES: _squared(rounded, self.anchors),
-            RANKS: _squared(self._ranks(rounded), self._anchor_ranks),
-        }
+            VALUES: _squared(rounded, self.anchors), RANKS: self._distances_of_ranks(rounded),
+        }  # fmt: skip
+
+    def _distances_of_ranks(self, rounded: Float32s) -> Floats:
+        anchors = self.anchors
+        every = np.arange(len(anchors))
+        if len(rounded) >= _FEW_PATIENTS:
+            both = np.concatenate([anchors, rounded])
+            return _rank_distances(both, every, slice(len(anchors), None))
+        below, up_to = (
+            np.array([compare(anchors, row).sum(axis=0, dtype=np.int16) for row in rounded])
+            for compare in (np.less, np.less_equal)
+        )
+        ranks = below + up_to - len(anchors)
+        return _squared(ranks, self._anchor_ranks.T) / (2 * len(anchors)) ** 2
 
     @cached_property
-    def _anchor_ranks(self) -> Float32s:
-        return self._ranks(self.anchors)
+    def _anchor_ranks(self) -> npt.NDArray[np.int16]:
+        return _ranks(self.anchors, np.arange(len(self.anchors)))
 
-    @cached_property
-    def _ascending(self) -> tuple[Floats, npt.NDArray[np.int16]]:
-        """Values of the anchors in one ascending row, feature after feature, for one search of all.
 
-        Each feature is moved beyond the one before, which is exact for float16 numbers. With them,
-        how often each value occurs.
-        """
-        values = (np.sort(self.anchors.T, axis=1) + self._moved_by).ravel()
-        counts = np.diff(np.flatnonzero(np.diff(values, prepend=-np.inf)), append=len(values))
-        return np.asarray(values, np.float64), np.repeat(counts, counts).astype(np.int16)
+def _rank_distances(values: Float32s, of_anchor: Ints, own: slice) -> Floats:
+    """Return distances of the ranks of some rows to those of the anchors, shape (rows, anchors).
 
-    @property
-    def _moved_by(self) -> Floats:
-        return np.arange(self.anchors.shape[1], dtype=np.float64)[:, None] * (4 * _MAX_DEVIATION)
+    ``own`` are the rows of ``values``, shape (patients, features), that are meant; those of the
+    anchors are among them. All sums are of integers, and exact.
+    """
+    shape = len(values[own]), len(of_anchor)
+    products, squares = np.zeros(shape), np.zeros(len(values))
+    for start in range(0, values.shape[1], _FEATURES_PER_BLOCK):
+        block = values[:, start : start + _FEATURES_PER_BLOCK]
+        ranks = _ranks(block, of_anchor).astype(np.float32)
+        products += ranks[:, own].T @ ranks[:, of_anchor]
+        squares += (ranks**2).sum(axis=0)
+    sums = squares[own, None] + squares[of_anchor] - 2 * products
+    return np.asarray(sums / (2 * len(of_anchor)) ** 2, np.float64)
 
-    def _ranks(self, rows: Float32s) -> Float32s:
-        """Return mid-ranks of rounded values among the anchors, 0 to 1, shape (rows, features)."""
-        n_anchors, n_features = self.anchors.shape
-        known, counts = self._ascending
-        values = rows.T + self._moved_by
-        order = values.argsort(axis=1)  # ascending values are found several times as fast
-        ascending = np.take_along_axis(values, order, axis=1)
-        found = np.searchsorted(known, ascending)
-        twice = 2 * (found - n_anchors * np.arange(n_features)[:, None])
-        is_known = known.take(found, mode="clip") == ascending
-        twice += is_known * counts.take(found, mode="clip")
-        ranks = np.empty(twice.shape, np.float32)
-        np.put_along_axis(ranks, order, (twice / (2 * n_anchors)).astype(np.float32), axis=1)
-        return np.ascontiguousarray(ranks.T)
+
+def _ranks(values: Float32s, of_anchor: Ints) -> npt.NDArray[np.int16]:
+    """Return twice the mid-ranks of rounded values among the anchors, less the number of anchors.
+
+    ``values`` have shape (patients, features), ``of_anchor`` are rows of them, and the result has
+    shape (features, patients), so that a feature's numbers lie side by side.
+    """
+    # One integer for each value: the float16 number, whose bits are made to ascend with it, the
+    # patient, and a last bit for an anchor. Integers are sorted several times as fast as by
+    # argsort, and zero has no sign once zero is added.
+    shift, tag_type = (16, "int32") if 2 * len(values) <= 2**16 else (32, "int64")
+    tags: Ints = np.arange(0, 2 * len(values), 2)
+    tags[of_anchor] += 1
+    bits = np.ascontiguousarray(values.T + 0.0).astype(np.float16).view(np.int16)
+    packed: Ints = (bits ^ ((bits >> 15) & 0x7FFF)).astype(tag_type) << shift
+    packed |= tags.astype(tag_type)
+    packed.sort(axis=1)
+    # A mid-rank is the mean of the numbers of anchors below a value and up to it: those before the
+    # first of equal values, and up to the last.
+    counts = np.cumsum(packed & 1, axis=1, dtype=np.int16)
+    is_last = np.ones(packed.shape, np.bool_)
+    np.not_equal(packed[:, 1:] >> shift, packed[:, :-1] >> shift, out=is_last[:, :-1])
+    n_anchors = np.int16(len(of_anchor))
+    up_to = np.where(is_last, counts, n_anchors)
+    np.minimum.accumulate(up_to[:, ::-1], axis=1, out=up_to[:, ::-1])
+    below = np.zeros_like(counts)
+    np.multiply(counts[:, :-1], is_last[:, :-1], out=below[:, 1:])
+    np.maximum.accumulate(below, axis=1, out=below)
+    ranks = np.empty_like(counts)
+    patients = (packed & (2**shift - 1)) >> 1
+    np.put_along_axis(ranks, patients, below + up_to - n_anchors, axis=1)
+    return ranks
 
 
 def _fit_logistic(
@@ -192,8 +223,12 @@ def _round(rows: Float32s) -> Float32s:
     return rows.astype(np.float16).astype(np.float32)
 
 
-def _squared(rows: Float32s, anchors: Float32s) -> Floats:
-    """Return sums of squared differences, shape (rows, anchors), by one matrix product."""
-    x, y = rows.astype(np.float64), anchors.astype(np.float64)
-    sums = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
-    return np.asarray(np.maximum(sums, 0.0), np.float64)
+def _squared(rows: npt.NDArray[Any], anchors: npt.NDArray[Any]) -> Floats:
+    """Return sums of squared differences, shape (rows, anchors), by matrix products."""
+    y = anchors.astype(np.float64)
+    of_anchors = (y**2).sum(axis=1)
+    sums = np.empty((len(rows), len(y)))
+    for start in range(0, len(rows), _PATIENTS_PER_BLOCK):
+        x = rows[start : start + _PATIENTS_PER_BLOCK].astype(np.float64)
+        sums[start : start + len(x)] = (x**2).sum(axis=1)[:, None] + of_anchors - 2 * x @ y.T
+    return np.maximum(sums, 0.0, out=sums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import Self
 
 import numpy as np
@@ -25,6 +26,7 @@ _JITTER = 1e-10  # of the mean squared norm: centred patients have a singular Gr
 _MOST_NEWTON_STEPS = 50
 _LEAST_STEP = 1e-4
 _LEAST_GAIN = 1e-12  # of the value; a Newton step with this gain has squared the error
+_ONE_AT_A_TIME = Lock()  # scikit-learn's Newton steps set the filters of warnings of all threads
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,7 +141,9 @@ def _fit_logistic(
         solver="newton-cholesky" if n_coefficients <= _MOST_NEWTON_COEFFICIENTS else "lbfgs",
         tol=1e-6,
         max_iter=1000,
-    ).fit(x, labels)
+    )
+    with _ONE_AT_A_TIME:
+        model.fit(x, labels)
     weights, bias = model.coef_.T, model.intercept_
     if n_classes == 2:
         weights, bias = np.hstack([-weights, weights]) / 2, np.array([-bias[0], bias[0]]) / 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from features.errors import BagError
 from mil.data.features import Features
 from mil.heads.tile_moments import TileMoments
+from mil.threads import map_single_threaded
 
 __all__ = ["Whitening", "fit_pca_whitening", "fit_pca_whitenings"]
 
@@ -92,7 +93,7 @@ def fit_pca_whitenings(
         moments = TileMoments.of(bags, names, number, device=device)
         for index in sets:
             moments_of[index].append(moments)
-    return [_from_moments(own, n_components) for own in moments_of]
+    return map_single_threaded(lambda own: _from_moments(own, n_components), moments_of)
 
 
 def _tiles_per_patient(n_patients: int) -> int:

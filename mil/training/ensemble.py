@@ -22,6 +22,7 @@ from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.heads.ensemble import logit_spread
 from mil.heads.whitening import fit_pca_whitening, fit_pca_whitenings
+from mil.threads import map_single_threaded
 from mil.training.config import N_INNER_FOLDS, TrainConfig
 from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches, length_buckets
 from mil.training.trainer import EpochRecord, TrainSplit, tiles_per_batch, train_heads
@@ -180,10 +181,10 @@ def _train_together(
         splits += _inner_splits(spec, seed, config, first_index=starts[-1])
         starts.append(starts[-1] + len(spec.patient_ids))
     caches = build_caches(specs)
-    base_learners = [
-        _fit_base_learners(spec, cache, n_classes=n_classes, config=config)
-        for spec, cache in zip(specs, caches, strict=True)
-    ]
+    base_learners = map_single_threaded(
+        lambda pair: _fit_base_learners(*pair, n_classes=n_classes, config=config),
+        list(zip(specs, caches, strict=True)),
+    )
     cache = FeatureCache.concatenate(caches)
     del caches  # the tiles are in memory once
     # A fork of the global random state leaves the caller's untouched.

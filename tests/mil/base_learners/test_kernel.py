@@ -43,6 +43,18 @@ def test_a_new_value_ranks_between_those_of_training_patients() -> None:
     np.testing.assert_allclose(kernels.features(new)[RANKS], expected)
 
 
+@pytest.mark.parametrize("n_new", [60, 33_000])
+def test_many_patients_rank_as_each_by_itself(n_new: int) -> None:
+    rng = np.random.default_rng(0)
+    pooled = np.round(rng.normal(size=(30, 40)), 1)  # many ties
+    pooled[:, :9] -= pooled[:, :9].mean(axis=0)
+    kernels, _ = fit(pooled)
+    few = np.concatenate([pooled, rng.normal(size=(20, 40)), np.full((1, 40), -1e-30)])
+    many = np.resize(few, (n_new, 40))
+    alone = np.concatenate([kernels.features(one[None])[RANKS] for one in few])
+    np.testing.assert_array_equal(kernels.features(many)[RANKS], np.resize(alone, (n_new, 30)))
+
+
 def test_features_that_do_not_vary_count_for_nobody() -> None:
     pooled = np.random.default_rng(0).normal(size=(8, 3))
     pooled[:, 1] = 5

@@ -1,0 +1,33 @@
+"""Several small problems of linear algebra at once, each with one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
+
+__all__ = ["map_single_threaded"]
+
+_MOST_AT_ONCE = 4  # each needs memory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_single_threaded(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the result of each item, computed by one thread, at most four of them at once.
+
+    Threads that share a small decomposition wait for each other at every block of it: with two, it
+    takes as long on an idle machine, and several times as long on a busy one. Their number, that of
+    torch, changes no result.
+    """
+    n_threads = max(1, min(len(items), torch.get_num_threads(), _MOST_AT_ONCE))
+    with (
+        threadpool_limits(1, user_api="blas"),
+        # The number that torch uses is one of the calling thread.
+        ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        return list(pool.map(function, items))
