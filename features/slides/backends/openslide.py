@@ -24,6 +24,7 @@ from features.slides.backends.openslide_properties import (
 )
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_scenes import slide_size_px
+from features.slides.backends.tiff_streams import tiff_streams
 from features.slides.backends.tiff_tags import largest_byte_count
 from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
@@ -74,7 +75,6 @@ class OpenSlideSlide(RegionReader):
     ) -> None:
         require_single_scene(scene, where=path)
         self.path = path
-        self.streams = {}
         self._lock = Lock()
         self._handle = self._open()
         properties = read_properties(self._handle)
@@ -86,6 +86,7 @@ class OpenSlideSlide(RegionReader):
                 self._handle.level_dimensions, self._handle.level_downsamples, strict=True
             )
         )
+        self.streams = tiff_streams(path, self.vendor)
         self._numbers: tuple[int, ...] = tuple(range(len(self.levels)))
         self._small_levels: dict[int, RgbArray | None] = {}
         self._check_sizes()

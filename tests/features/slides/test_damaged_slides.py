@@ -566,7 +566,7 @@ def test_any_damage_to_the_header_ends_in_a_slide_or_a_clear_error(
 
 def test_a_folder_named_like_a_slide_is_no_slide(tmp_path: Path) -> None:
     (tmp_path / "slide.tif").mkdir()
-    assert "no such file" in refusal(tmp_path / "slide.tif")
+    assert "a folder, no slide" in refusal(tmp_path / "slide.tif")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

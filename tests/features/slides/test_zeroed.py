@@ -313,3 +313,23 @@ def test_frames_of_dicom_in_which_zeros_lie_are_lost_and_all_others_are_read(
         assert slide.unreadable_px0
         lost = [box for box in slide.unreadable_px0 if not (box[0] <= 330 < box[0] + box[2])]
         assert not lost
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
+def test_tiles_that_openslide_reads_are_lost_where_zeros_lie(
+    tmp_path: Path, compression: str
+) -> None:
+    text = f"Aperio Image Library v11.2.1 \r\n{SIDE}x{SIDE} (256x256) |MPP = 0.5"
+    path = write(
+        tmp_path / "s.svs", compression=compression, description=text, software=None,
+        tile=(64, 64),
+    )  # fmt: skip
+    if compression == "jpeg2000":
+        with tifffile.TiffFile(path, mode="r+") as file:
+            file.pages[0].tags["Compression"].overwrite(33005)
+    zero(path, start=0.4, end=0.8, tile=5 * 12 + 5)
+    with closing(OpenSlideSlide(path)) as slide:
+        assert slide.vendor == "aperio"
+        with pytest.raises(TileError, match=r"overwritten by zeros|Corrupt JPEG"):
+            slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
+        slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=320)
