@@ -105,10 +105,10 @@ def learner_details(prediction: PatientPrediction) -> dict[str, float]:
 def bag_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
     """Return warnings of patients that got the prior or lack slides, and why bags were not used."""
     caveats = []
-    counts = Counter(p.status for p in predictions)
     for status, words in _STATUS_CAVEATS.items():
-        if n_patients := counts[status]:  # type: ignore[index]
-            caveats.append(f"warning: {pluralize(n_patients, 'patients')} {words}")
+        if of_status := [p for p in predictions if p.status == status]:
+            count = pluralize(len(of_status), "patients")
+            caveats.append(f"warning: {count} {words} ({_name_first(of_status)})")
     problems = [error for p in predictions for error in p.problems.values()]
     caveats += [f"warning: not used: {error}" for error in problems[:_MAX_NAMED]]
     if len(problems) > _MAX_NAMED:
@@ -281,14 +281,19 @@ def _unlike_caveat(
     """Return the warning on patients who are unlike the training patients."""
     level = max(p.typicality.level for p in unlike if p.typicality is not None)
     n_scored = sum(p.typicality is not None for p in predictions)
-    names = ", ".join(p.patient_id for p in unlike[:_MAX_NAMED])
-    more = "" if len(unlike) <= _MAX_NAMED else f" and {len(unlike) - _MAX_NAMED} more"
     return (
         f"warning: {len(unlike)} of {pluralize(n_scored, 'patients')} unlike the training patients "
         f"(typicality at most {level:.3g}; of patients like them {level * n_scored:.1f} would be "
-        f"marked by chance): {names}{more}. Their prediction sets hold all classes; look at their "
-        "slides"
+        f"marked by chance): {_name_first(unlike)}. Their prediction sets hold all classes; look "
+        "at their slides"
     )
+
+
+def _name_first(predictions: Sequence[PatientPrediction]) -> str:
+    """Return the ids of the first few patients and the number of the others."""
+    more = len(predictions) - _MAX_NAMED
+    names = ", ".join(p.patient_id for p in predictions[:_MAX_NAMED])
+    return names + (f" and {more} more" if more > 0 else "")
 
 
 def _details(prediction: PatientPrediction, classes: Sequence[str]) -> dict[str, object]:

@@ -131,7 +131,7 @@ def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
     assert result.exit_code == 3
     assert "no bag of 'none_0'" in result.output
     assert "prior of CE 0.500, LAA 0.500 (balanced)" in result.output
-    assert "1 patient without a readable slide got the prior" in result.output
+    assert "1 patient without a readable slide got the prior (049194)" in result.output
     assert "was trained on 1 of these patients" in result.output
     rows = pd.read_csv(out, dtype={"patient_id": str})
     assert rows["patient_id"].tolist() == ["001", "049194"]
