@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mil.arrays import Floats, Ints
 
-__all__ = ["TILES_PER_BLOCK", "bag_blocks", "joined_bags", "segment_sums"]
+__all__ = ["TILES_PER_BLOCK", "about_means", "bag_blocks", "joined_bags", "segment_sums"]
 
 TILES_PER_BLOCK = 8192
 """Tiles at once, so that large bags and many bags need little memory."""
@@ -41,3 +41,11 @@ def bag_blocks(n_tiles: Sequence[int], most: int) -> Iterator[slice]:
 def segment_sums(rows: Floats, starts: Ints) -> Floats:
     """Return the sums of the rows of each bag, shape (bags, ...); a bag begins at each start."""
     return np.asarray(np.add.reduceat(rows, starts, axis=0), np.float64)
+
+
+def about_means(tiles: Tensor, starts: Ints) -> Floats:
+    """Return tiles less the mean of their bag, shape (tiles, ...), float64."""
+    rows: Floats = tiles.double().cpu().numpy()
+    lengths = np.diff(starts, append=len(rows))
+    means = segment_sums(rows, starts) / lengths[:, None]
+    return np.asarray(rows - np.repeat(means, lengths, axis=0), np.float64)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mil.arrays import Float32s, Floats, Ints
 from mil.base_learners import BASE_LEARNERS
+from mil.base_learners.directions import fit_directions
 from mil.base_learners.kernel import PatientKernels
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
 from mil.base_learners.second_order import (
     covariance_contributions,
     covariances,
-    fit_directions,
     tail_statistics,
 )
 from mil.data.features import Features
@@ -32,22 +32,23 @@ class BaseLearners:
     """Convex models of pooled embeddings, fitted on the training patients of an ensemble.
 
     ``models`` are by name, in the order of the logits. ``mean`` uses the mean embedding,
-    ``projections`` the tails of the distribution of whitened tiles along ``directions``, shape
-    (n_components, classes), see :func:`mil.base_learners.second_order.fit_directions`, and the two
-    kernels the similarity to training patients. Whitened components are those of the ensemble's
-    heads.
+    ``projections`` the tails of the distribution of tiles along ``directions``, shape (dim,
+    classes), see :func:`mil.base_learners.directions.fit_directions`, and the two kernels the
+    similarity to training patients.
 
     Stored ones of earlier versions have :data:`mil.base_learners.EARLIER_LEARNERS`, or the first
     seven or five: ``mean + logistic`` uses the mean embedding, ``extremes`` the maximum and minimum
     of each dimension, ``spread`` the log standard deviations of components over tiles,
     ``histogram`` the mean occupancy of the cluster centres of ``codebook``, and ``covariance`` the
-    covariance of components over tiles.
+    covariance of components over tiles. Components are those of the ensemble's heads; so are those
+    of the directions up to version 6, ``component_directions``, shape (n_components, classes).
     """
 
     models: Mapping[str, LinearModel]
     directions: Floats | None
     kernels: PatientKernels | None
     codebook: Codebook | None = None
+    component_directions: Floats | None = None
 
     @classmethod
     def fit(
@@ -58,6 +59,8 @@ class BaseLearners:
         *,
         n_classes: int,
         balanced: bool,
+        whitening: Whitening,
+        n_leading: int,
     ) -> Self:
         """Fit all base learners to training patients only.
 
@@ -74,10 +77,15 @@ class BaseLearners:
             Number of classes.
         balanced
             Give every class the same total weight.
+        whitening
+            What the tiles were whitened by.
+        n_leading
+            Components that few patients can learn from, as the heads do: see
+            :func:`mil.base_learners.directions.fit_directions`.
         """
-        within = covariances(components)
-        directions = fit_directions(within, labels, n_classes=n_classes, balanced=balanced)
-        del within  # 32 kB per patient
+        directions = fit_directions(
+            components, labels, n_classes=n_classes, balanced=balanced, n_leading=n_leading
+        )
         tails = tail_statistics(components, directions)
         kernels, of_kernels = PatientKernels.fit(
             pooled.reshape(len(pooled), -1), labels, n_classes=n_classes, balanced=balanced
@@ -93,7 +101,7 @@ class BaseLearners:
         }
         return cls(
             models={name: models[name] for name in BASE_LEARNERS},
-            directions=directions,
+            directions=whitening.matrix.double().cpu().numpy() @ directions,
             kernels=kernels,
         )
 
@@ -108,16 +116,21 @@ class BaseLearners:
         ``whitening`` is that of the ensemble's heads, on the CPU; there is at least one tile.
         """
         raw, components = whiten_tiles(tiles, whitening)
-        return np.asarray(self.logits_of([mean_and_extremes(raw)], [components])[0], np.float64)
+        pooled = mean_and_extremes(raw)
+        return np.asarray(self.logits_of([pooled], [raw], [components])[0], np.float64)
 
     def logits_of(
-        self, pooled: Sequence[Floats | Float32s], components: Sequence[Tensor]
+        self,
+        pooled: Sequence[Floats | Float32s],
+        tiles: Sequence[Tensor],
+        components: Sequence[Tensor],
     ) -> Floats:
         """Return logits, shape (patients, learners, classes), of many patients.
 
         Many at once take less time than one after the other. ``pooled`` are results of
-        :func:`mil.base_learners.pooling.mean_and_extremes`, shape (3, dim) each, and ``components``
-        whitened tiles, shape (tiles, n_components) each, at least one.
+        :func:`mil.base_learners.pooling.mean_and_extremes`, shape (3, dim) each, of ``tiles``,
+        shape (tiles, dim) each, at least one; ``components`` are the same whitened for the heads,
+        shape (tiles, n_components).
         """
         flat = np.stack(pooled).reshape(len(pooled), -1).astype(np.float64)
         dim = flat.shape[1] // 3
@@ -125,7 +138,9 @@ class BaseLearners:
             "mean": flat[:, :dim], "mean + logistic": flat[:, :dim], "extremes": flat[:, dim:],
         }  # fmt: skip
         if self.directions is not None:
-            features["projections"] = tail_statistics(components, self.directions)
+            features["projections"] = tail_statistics(tiles, self.directions)
+        if self.component_directions is not None:
+            features["projections"] = tail_statistics(components, self.component_directions)
         if self.codebook is not None:
             features["histogram"] = self.codebook.mean_occupancies(components)
         if not {"spread", "covariance"}.isdisjoint(self.models):

@@ -21,6 +21,7 @@ _PARTS = ("centre", "scale", "weights", "bias")
 _ANCHORS = tuple(f"similarity.{part}" for part in ("centre", "scale", "anchors"))
 _WIDTHS = {LAPLACIAN: "similarity.width", VALUES: "value kernel.width", RANKS: "rank kernel.width"}
 _CODEBOOK = ("codebook.centres", "codebook.squared_width")
+_DIRECTIONS, _OF_COMPONENTS = "projections.directions", "directions"  # of tiles since version 7
 _STATISTICS = 6
 
 
@@ -43,8 +44,11 @@ def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
         width = torch.tensor(learners.codebook.squared_width, dtype=torch.float64)
         parts = (learners.codebook.centres.contiguous(), width)
         tensors |= dict(zip(_CODEBOOK, parts, strict=True))
-    if learners.directions is not None:
-        tensors["directions"] = torch.from_numpy(np.array(learners.directions, order="C"))
+    for name, directions in (
+        (_DIRECTIONS, learners.directions), (_OF_COMPONENTS, learners.component_directions),
+    ):  # fmt: skip
+        if directions is not None:
+            tensors[name] = torch.from_numpy(np.array(directions, order="C"))
     if learners.kernels is not None:
         kernels = learners.kernels
         arrays = (kernels.centre, kernels.scale, kernels.anchors.astype(np.float16))
@@ -71,7 +75,8 @@ def base_learners_from_tensors(
     has_codebook = "histogram" in names
     known = {f"{name}.{part}" for name in names for part in (*_PARTS, "limit")}
     known |= set(_CODEBOOK) if has_codebook else set()
-    known |= {"directions"} if "projections" in names else set()
+    of_directions = _DIRECTIONS if _DIRECTIONS in tensors else _OF_COMPONENTS
+    known |= {of_directions} if "projections" in names else set()
     known |= {*_ANCHORS, *widths_of_kernels.values()} if widths_of_kernels else set()
     if set(tensors) != known:
         different = ", ".join(sorted(set(tensors) ^ known)[:3])
@@ -127,12 +132,17 @@ def base_learners_from_tensors(
             centres=torch.from_numpy(centres.astype(np.float32)),
             squared_width=float(read(_CODEBOOK[1], positive=True)),
         )
-    has_directions = "projections" in names
+    directions = {
+        name: read(name, width, n_classes)
+        for name, width in ((_DIRECTIONS, dim), (_OF_COMPONENTS, n_components))
+        if name in known
+    }
     return BaseLearners(
         models=models,
-        directions=read("directions", n_components, n_classes) if has_directions else None,
+        directions=directions.get(_DIRECTIONS),
         kernels=kernels,
         codebook=codebook,
+        component_directions=directions.get(_OF_COMPONENTS),
     )
 
 
@@ -142,7 +152,7 @@ def _names(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
         return BASE_LEARNERS
     if _ANCHORS[-1] in tensors:
         return EARLIER_LEARNERS
-    return EARLIER_LEARNERS[: 7 if "directions" in tensors else 5]
+    return EARLIER_LEARNERS[: 7 if _OF_COMPONENTS in tensors else 5]
 
 
 def _n_rows(tensors: Mapping[str, Tensor], name: str) -> int:

@@ -65,20 +65,20 @@ def fit_pca_whitening(
     BagError
         If embeddings are too large for their squares to be float32 numbers.
     """
-    return fit_pca_whitenings(bags, [names], n_components, device=device)[0]
+    return fit_pca_whitenings(bags, [names], n_components, device=device)[0][0]
 
 
 def fit_pca_whitenings(
     bags: Mapping[str, Features],
     training_sets: Sequence[Sequence[str]],
-    n_components: int,
-    *,
+    *n_components: int,
     device: torch.device | None = None,
-) -> list[Whitening]:
-    """Fit the whitening of each training set, a sequence of patients, as :func:`fit_pca_whitening`.
+) -> list[tuple[Whitening, ...]]:
+    """Fit the whitenings of each training set of patients, one for each number of components.
 
-    The moments of patients who are in the same sets are computed once and added up for each set, so
-    that nothing of a patient reaches a set that it is not in.
+    Each is that of :func:`fit_pca_whitening`. The moments of patients who are in the same sets are
+    computed once and added up for each set, so that nothing of a patient reaches a set that it is
+    not in.
     """
     n_tiles = [_tiles_per_patient(len(names)) for names in training_sets]
     parts = _parts(training_sets, n_tiles)
@@ -86,7 +86,8 @@ def fit_pca_whitenings(
         dim = bags[training_sets[0][0]].shape[1]
         if 8 * dim**2 * len(parts) > _MOST_MOMENT_BYTES:
             return [
-                fit_pca_whitening(bags, own, n_components, device=device) for own in training_sets
+                fit_pca_whitenings(bags, [own], *n_components, device=device)[0]
+                for own in training_sets
             ]
     moments_of: list[list[TileMoments]] = [[] for _ in training_sets]
     for (number, sets), names in parts.items():
@@ -115,7 +116,9 @@ def _parts(
     return parts
 
 
-def _from_moments(parts: Sequence[TileMoments], n_components: int) -> Whitening:
+def _from_moments(
+    parts: Sequence[TileMoments], n_components: Sequence[int]
+) -> tuple[Whitening, ...]:
     mean, covariance = TileMoments.mean_and_covariance(parts)
     if not torch.isfinite(covariance).all():
         raise BagError(
@@ -123,9 +126,14 @@ def _from_moments(parts: Sequence[TileMoments], n_components: int) -> Whitening:
             expected="numbers up to about 1e18", hint="Scale them down before training.",
         )  # fmt: skip
     dim = len(mean)
-    values, vectors = _top_eigenvectors(covariance, min(n_components, dim))
+    kept = [min(n, dim) for n in n_components]
+    values, vectors = _top_eigenvectors(covariance, max(kept))
+    return tuple(_scaled(mean, values[:n], vectors[:, :n]) for n in kept)
+
+
+def _scaled(mean: Tensor, values: Tensor, vectors: Tensor) -> Whitening:
     scale = (values + values.mean() + 1e-12).rsqrt()
-    whitening = Whitening(dim, len(values)).to(mean.device)
+    whitening = Whitening(len(mean), len(values)).to(mean.device)
     whitening.mean = mean.float()
     whitening.matrix = (vectors * scale).float().to(mean.device)
     return whitening

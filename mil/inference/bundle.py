@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 FORMAT = "mil-run"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Version of new bundles; later versions are refused. In version 1 logits are not divided."""
 
 _FILTER, _BASE = "filter.safetensors", "base_learners.safetensors"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mil.arrays import Floats, Ints
+from mil.base_learners.directions import N_COMPONENTS
 from mil.base_learners.learners import BaseLearners
 from mil.data.bags import PatientBags
 from mil.data.features import Features
@@ -21,7 +22,7 @@ from mil.data.splits import stratified_fold_ids
 from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.heads.ensemble import logit_spread
-from mil.heads.whitening import fit_pca_whitening, fit_pca_whitenings
+from mil.heads.whitening import fit_pca_whitenings
 from mil.threads import map_single_threaded
 from mil.training.config import N_INNER_FOLDS, TrainConfig
 from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches, length_buckets
@@ -171,9 +172,10 @@ def _train_together(
     specs = [
         CacheSpec(
             bags=store, patient_ids=store.nonempty(), labels=of_store, whitening=whitening,
+            wide=wide[0] if wide else None,
             pooled=({} if pooled is None else pooled) if config.is_stack else None,
         )
-        for store, of_store, whitening in zip(bags, indices, whitenings, strict=True)
+        for store, of_store, (whitening, *wide) in zip(bags, indices, whitenings, strict=True)
     ]  # fmt: skip
     splits: list[TrainSplit] = []
     starts = [0]
@@ -244,13 +246,18 @@ def _fit_base_learners(
     """Fit the base learners of a stack to the patients of a cache, on plain tiles, on the CPU."""
     if spec.pooled is None:
         return None
-    plain = cache.tiles.view(-1, cache.n_versions, cache.tiles.shape[1])[:, 0]
+    plain, whitening = cache.wide_tiles, spec.wide
+    if plain is None or whitening is None:
+        plain = cache.tiles.view(-1, cache.n_versions, cache.tiles.shape[1])[:, 0]
+        whitening = spec.whitening
     return BaseLearners.fit(
         np.stack([spec.pooled[name] for name in spec.patient_ids]),
         [part.cpu() for part in torch.split(plain, cache.lengths.tolist())],
         spec.labels,
         n_classes=n_classes,
         balanced=config.loss != "cross-entropy",
+        whitening=whitening,
+        n_leading=config.n_components,
     )
 
 
@@ -264,6 +271,7 @@ def max_parallel_ensembles(bags: PatientBags, config: TrainConfig) -> int:
     lengths = [n_tiles for n_tiles in bags.n_tiles.values() if n_tiles]
     n_tiles = config.n_members * config.batch_patients * min(config.max_tiles, max(lengths))
     n_bytes = 4 * config.n_components * sum(lengths) * bags.n_versions
+    n_bytes += 4 * sum(_wide_components(config)) * sum(lengths)
     room = _MAX_CACHE_BYTES
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // _GPU_MEMORY_DIVISOR
@@ -287,15 +295,28 @@ def _class_indices(
 
 def _fit_whitenings(
     bags: Sequence[PatientBags], config: TrainConfig, *, share: bool
-) -> list[Whitening]:
-    """Fit the whitening of each store; ``share`` where they hold the same embeddings."""
+) -> list[tuple[Whitening, ...]]:
+    """Fit the whitening of each store, and a wide one for base learners where the heads' is not.
+
+    ``share`` where the stores hold the same embeddings.
+    """
+    n_components = [config.n_components, *_wide_components(config)]
     sets = [store.unsupervised_features() for store in bags]
     device = torch.device(config.device)
     if share:
         every: Mapping[str, Features] = ChainMap(*(of for of, _ in sets))  # type: ignore[arg-type] # only read
         names = [own for _, own in sets]
-        return fit_pca_whitenings(every, names, config.n_components, device=device)
-    return [fit_pca_whitening(*own, config.n_components, device=device) for own in sets]
+        return fit_pca_whitenings(every, names, *n_components, device=device)
+    return [
+        fit_pca_whitenings(features, [names], *n_components, device=device)[0]
+        for features, names in sets
+    ]
+
+
+def _wide_components(config: TrainConfig) -> list[int]:
+    """Return the number of components for base learners where it is not that for the heads."""
+    needs_more = config.is_stack and config.n_components < N_COMPONENTS
+    return [N_COMPONENTS] if needs_more else []
 
 
 def _inner_splits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ class FeatureCache:
         Shape (patients,), int64: class indices.
     instance_labels
         Shape (tiles,), int8: labels of images, see :class:`mil.data.bags.PatientBags`.
+    wide_tiles
+        Shape (tiles, n_wide), float32: plain tiles in more components, for base learners, where a
+        spec asks for them.
     """
 
     tiles: Tensor
@@ -43,12 +46,16 @@ class FeatureCache:
     labels: Tensor
     n_versions: int = 1
     instance_labels: Tensor | None = None
+    wide_tiles: Tensor | None = None
 
     @classmethod
     def concatenate(cls, caches: Sequence[FeatureCache]) -> FeatureCache:
-        """Return one cache of all patients in turn, tiles of shape (tiles, n_components)."""
+        """Return one cache of all patients in turn, tiles of shape (tiles, n_components).
+
+        It has no ``wide_tiles``.
+        """
         if len(caches) == 1:
-            return caches[0]
+            return replace(caches[0], wide_tiles=None)
         offset, starts = 0, []
         for cache in caches:
             starts.append(cache.starts + offset)
@@ -124,13 +131,15 @@ class CacheSpec:
 
     ``bags`` holds at least these patients; ``labels`` are their class indices, shape (patients,).
     Pooled embeddings of patients that are not in ``pooled`` yet, shape (3, dim), are added to it
-    while their bags are read, see :func:`mil.base_learners.pooling.mean_and_extremes`.
+    while their bags are read, see :func:`mil.base_learners.pooling.mean_and_extremes`. ``wide`` is
+    a whitening of more components.
     """
 
     bags: PatientBags
     patient_ids: Sequence[str]
     labels: npt.NDArray[np.int64]
     whitening: Whitening
+    wide: Whitening | None = None
     pooled: MutableMapping[str, Floats] | None = None
 
 
@@ -144,7 +153,15 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
         # One allocation: many small ones between temporary large ones would fragment the heap.
         n_components = spec.whitening.matrix.shape[1]
         tiles = torch.empty(sum(lengths), spec.bags.n_versions, n_components, device=device)
-        parts.append(dict(zip(spec.patient_ids, torch.split(tiles, lengths), strict=True)))
+        wide = None
+        if spec.wide is not None:
+            wide = torch.empty(sum(lengths), spec.wide.matrix.shape[1], device=device)
+        rooms = zip(
+            torch.split(tiles, lengths),
+            [None] * len(lengths) if wide is None else torch.split(wide, lengths),
+            strict=True,
+        )
+        parts.append(dict(zip(spec.patient_ids, rooms, strict=True)))
         counts = torch.tensor(lengths, device=device)
         images = spec.bags.instance_labels
         caches.append(
@@ -159,9 +176,10 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
                 ).to(device)
                 if images
                 else None,
+                wide_tiles=wide,
             )
         )
-    rooms = _rooms_for_pooled(specs)
+    rooms_for_pooled = _rooms_for_pooled(specs)
     with torch.no_grad():
         for name in dict.fromkeys(name for spec in specs for name in spec.patient_ids):
             targets = [
@@ -170,13 +188,13 @@ def build_caches(specs: Sequence[CacheSpec]) -> list[FeatureCache]:
                 if name in by_patient
             ]
             _whiten(
-                ((spec, spec.bags.features[name], part[:, :1]) for spec, part in targets),
+                ((s, s.bags.features[name], part[:, :1], wide) for s, (part, wide) in targets),
                 pool_as=name,
-                pool_into=rooms.get(name),
+                pool_into=rooms_for_pooled.get(name),
             )
             _whiten(
-                (spec, spec.bags.views[name], part[:, 1:])
-                for spec, part in targets
+                (spec, spec.bags.views[name], part[:, 1:], None)
+                for spec, (part, _) in targets
                 if spec.bags.views
             )
     return caches
@@ -214,21 +232,24 @@ def length_buckets(lengths: Sequence[int], room: int) -> list[slice]:
 
 
 def _whiten(
-    targets: Iterable[tuple[CacheSpec, Features, Tensor]],
+    targets: Iterable[tuple[CacheSpec, Features, Tensor, Tensor | None]],
     *,
     pool_as: str = "",
     pool_into: Floats | None = None,
 ) -> None:
     """Write one bag, whitened, into parts of caches, shape (tiles, versions, n_components).
 
+    Plain tiles are also written into wide parts, shape (tiles, n_wide), where there are any.
     ``pool_as`` is the patient whose plain tiles these are, ``pool_into``, shape (3, dim), float32,
     takes them pooled, where a spec asks for that.
     """
     loaded, on_device = None, torch.empty(0)
-    for spec, bag, part in targets:
+    for spec, bag, part, wide in targets:
         if bag is not loaded:
             loaded, on_device = bag, torch.from_numpy(bag).to(part.device).float()
         part.copy_(spec.whitening(on_device).view(part.shape))
+        if wide is not None and spec.wide is not None:
+            wide.copy_(spec.wide(on_device))
         if pool_into is not None and spec.pooled is not None and pool_as not in spec.pooled:
             pool_into[:] = mean_and_extremes(on_device)
             spec.pooled[pool_as] = pool_into

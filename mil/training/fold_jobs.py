@@ -214,6 +214,7 @@ def _predict_block(
         return of_heads
     components: list[Tensor] = []
     of_tiles: list[Floats] = []
+    plain: list[Tensor] = []
     for name in names:
         for version, tiles in enumerate(_versions(bags, name)):
             raw, whitened = whiten_tiles(tiles, heads[0].whitening)
@@ -221,12 +222,15 @@ def _predict_block(
             if of_base is not None:
                 known = pooled.get(name) if version == 0 else None
                 of_tiles.append(mean_and_extremes(raw) if known is None else known)
+                plain.append(raw)
     if of_heads is None:
         own = _predict_bags(heads, components)  # (patients × versions, heads, classes)
         of_heads = own.reshape(len(names), -1, *own.shape[1:])
     if of_base is None:
         return of_heads
-    added = of_base.logits_of(of_tiles, components)  # (patients × versions, learners, classes)
+    added = of_base.logits_of(
+        of_tiles, plain, components
+    )  # (patients × versions, learners, classes)
     return with_base_learners(of_heads, added.reshape(*of_heads.shape[:2], 1, *added.shape[1:]))
 
 

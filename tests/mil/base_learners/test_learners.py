@@ -17,11 +17,12 @@ from mil.base_learners import (
     learner_names,
     logistic,
 )
+from mil.base_learners.directions import fit_directions
 from mil.base_learners.joined_bags import joined_bags
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
-from mil.base_learners.second_order import covariances, fit_directions, tail_statistics
+from mil.base_learners.second_order import covariances, tail_statistics
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.heads.whitening import Whitening, fit_pca_whitening
 
@@ -50,7 +51,10 @@ def fit(
     with torch.inference_mode():
         components = [whitening(bag) for bag in tiles]
     pooled = np.stack([mean_and_extremes(bag) for bag in tiles])
-    learners = BaseLearners.fit(pooled, components, labels, n_classes=n_classes, balanced=True)
+    learners = BaseLearners.fit(
+        pooled, components, labels, n_classes=n_classes, balanced=True, whitening=whitening,
+        n_leading=4,
+    )  # fmt: skip
     return learners, whitening
 
 
@@ -312,8 +316,7 @@ def test_a_few_unlike_tiles_are_found_along_a_direction_of_their_class(n_classes
         tiles = rng.normal(size=(40, 8))
         tiles[:4] += 4 * unlike[:, label] if label else 0
         bags.append(torch.from_numpy(tiles))
-    within = covariances(bags)
-    directions = fit_directions(within, labels, n_classes=n_classes, balanced=True)
+    directions = fit_directions(bags, labels, n_classes=n_classes, balanced=True, n_leading=8)
     for label in range(1, n_classes):
         along = directions[:, label] / np.linalg.norm(directions[:, label])
         assert abs(along @ unlike[:, label]) > 0.9
@@ -337,8 +340,9 @@ def test_what_is_stored_is_read_back_and_damage_is_refused() -> None:
     nan = torch.full_like(tensors["mean.bias"], float("nan"))
     damaged = [
         {name: value for name, value in tensors.items() if name != "projections.bias"},
-        {name: value for name, value in tensors.items() if name != "directions"},
-        tensors | {"directions": tensors["directions"][:, :1]},
+        {name: value for name, value in tensors.items() if name != "projections.directions"},
+        tensors | {"projections.directions": tensors["projections.directions"][:, :1]},
+        tensors | {"directions": tensors["projections.directions"]},
         tensors | {"other": nan},
         tensors | {"mean.bias": nan},
         tensors | {"mean.bias": torch.zeros(3, dtype=torch.float64)},

@@ -130,7 +130,7 @@ def test_training_sets_that_overlap_are_whitened_as_each_by_itself() -> None:
     # The last is so small that more tiles of each of its patients are used.
     sets = [names[60:], names[:60] + names[120:], names, names[:10]]
     together = whitening.fit_pca_whitenings(bags, sets, 4)
-    for own, found in zip(sets, together, strict=True):
+    for own, (found,) in zip(sets, together, strict=True):
         alone = fit_pca_whitening(bags, own, 4)
         torch.testing.assert_close(found.mean, alone.mean)
         torch.testing.assert_close(found.matrix, alone.matrix, rtol=1e-4, atol=1e-5)
@@ -142,9 +142,9 @@ def test_nothing_of_a_patient_reaches_the_whitening_of_a_training_set_without_it
     poisoned = {**bags, "a": 1e4 * bags["a"]}
     sets = [list("bcdefgh"), list("abcdef")]
     clean, other = (whitening.fit_pca_whitenings(of, sets, 4) for of in (bags, poisoned))
-    assert torch.equal(clean[0].matrix, other[0].matrix)
-    assert torch.equal(clean[0].mean, other[0].mean)
-    assert not torch.equal(clean[1].matrix, other[1].matrix)
+    assert torch.equal(clean[0][0].matrix, other[0][0].matrix)
+    assert torch.equal(clean[0][0].mean, other[0][0].mean)
+    assert not torch.equal(clean[1][0].matrix, other[1][0].matrix)
 
 
 @pytest.mark.parametrize("room", [0, 2**28])

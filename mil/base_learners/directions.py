@@ -1,0 +1,222 @@
+"""Directions along which a few tiles set a class apart from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from scipy.special import expit, logit
+from torch import Tensor
+
+from mil.arrays import Bools, Float32s, Floats, Ints
+from mil.base_learners.joined_bags import about_means, segment_sums
+from mil.base_learners.logistic import LinearModel
+from mil.base_learners.second_order import covariances
+
+__all__ = ["N_COMPONENTS", "fit_directions"]
+
+N_COMPONENTS = 64
+"""Components of tiles to look for directions in, however few the patients: rare tiles hardly add to
+the variance, so what sets them apart is seldom among the first."""
+
+_LEAST_VARIANCE = 1e-3  # of whitened components, whose variance over all tiles is at most 1
+_PATIENTS_PER_BLOCK = 256
+_MOST_PROPOSALS = 3  # of a class and regression
+_MOST_TILES = 2**15  # of all patients together
+_LEAST_PATIENTS = 4  # of a class and of the others, so that each half has two
+_N_STEPS = 5
+_FIRST_SHIFT = 3.0  # standard deviations of a patient's tiles
+_FIRST_SHARE = 0.1
+_SHARES = (0.01, 0.5)
+_LONGEST_SHIFT = 8.0
+_LEAST_DIVISOR = 0.02  # an excess below it shortens the shift
+_LEAST_EXCESS = 1e-3  # of the share of shifted tiles in a class over that in the others
+
+
+def fit_directions(
+    bags: Sequence[Tensor], labels: Ints, *, n_classes: int, balanced: bool, n_leading: int
+) -> Floats:
+    """Return for each class the direction along which tiles set it apart, (n_components, classes).
+
+    Components are first transformed so that their mean covariance within patients is the identity.
+    Then, for each class:
+
+    - Second-order pooling (Carreira et al., 2012) proposes directions: a few unlike tiles change
+      the variance along what sets them apart far more than the mean. The logit of a logistic
+      regression on covariances is a quadratic form of each tile's deviation from the patient's
+      mean, averaged over the tiles, and its first eigenvectors are the proposals. One regression
+      sees all components, another the ``n_leading`` first, on which few patients are overfitted
+      less.
+    - Expectation maximisation makes each proposal, in both senses, more accurate, in all
+      components. Tiles are a mixture of N(0, I) and, a share of them, N(shift, I); the shift is
+      estimated from what tiles of the class have more of than those of the others, as in EM-DD
+      (Zhang and Goldman, 2001), where positive bags attract a point and negative ones repel it.
+    - The proposal is taken whose shift, estimated on half of the patients, tells the classes of the
+      other half apart best, and is estimated again on all.
+
+    Parameters
+    ----------
+    bags
+        Whitened tiles of training patients, shape (tiles, n_components), at least one. At most
+        32,768 of all together, evenly spaced, are used for the mixture.
+    labels, n_classes, balanced
+        As for :meth:`mil.base_learners.logistic.LinearModel.fit`.
+    n_leading
+        Number of components of the second regression.
+    """
+    within = covariances(bags)
+    size = within.shape[1]
+    whiten, colour = _roots(within.mean(axis=0))
+    proposals = np.concatenate(
+        [
+            _propose(within[:, :n, :n], labels, n_classes=n_classes, balanced=balanced, n_all=size)
+            for n in sorted({min(n_leading, size), size})
+        ],
+        axis=2,
+    )  # fmt: skip
+    del within  # 32 kB per patient
+    tiles = _DrawnTiles.of(bags, whiten)
+    found = [
+        whiten @ _choose(tiles, colour @ proposals[which], labels == which)
+        for which in range(n_classes)
+    ]
+    return np.stack(found, axis=1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _DrawnTiles:
+    """Evenly spaced tiles of all patients, about their means, shape (tiles, n_components).
+
+    ``starts`` and ``n_tiles``, shape (patients,), are each patient's first tile and number of
+    tiles.
+    """
+
+    values: Float32s
+    starts: Ints
+    n_tiles: Ints
+
+    @classmethod
+    def of(cls, bags: Sequence[Tensor], whiten: Floats) -> Self:
+        most = max(1, _MOST_TILES // len(bags))
+        n_tiles = np.array([min(len(bag), most) for bag in bags])
+        starts = n_tiles.cumsum() - n_tiles
+        values = np.empty((n_tiles.sum(), len(whiten)), np.float32)
+        for bag, start, n_drawn in zip(bags, starts, n_tiles, strict=True):
+            drawn = (np.arange(n_drawn) + 0.5) * (len(bag) / n_drawn)
+            rows = about_means(bag, np.zeros(1, np.int64))[drawn.astype(np.int64)]
+            values[start : start + n_drawn] = rows @ whiten
+        return cls(values=values, starts=starts, n_tiles=n_tiles)
+
+    def of_patients(self, patients: Bools) -> Self:
+        """Select patients, a mask of shape (patients,)."""
+        n_tiles = self.n_tiles[patients]
+        return type(self)(
+            values=self.values[np.repeat(patients, self.n_tiles)],
+            starts=n_tiles.cumsum() - n_tiles,
+            n_tiles=n_tiles,
+        )
+
+    def membership(self, shifts: Floats, shares: Floats) -> Floats:
+        """Return how probably each tile is of the shifted ones, shape (tiles, candidates).
+
+        ``shifts`` have shape (n_components, candidates), ``shares`` (candidates,).
+        """
+        along = self.values @ shifts.astype(np.float32)
+        return np.asarray(expit(along + (logit(shares) - (shifts**2).sum(axis=0) / 2)), np.float64)
+
+    def shifted_share(self, shifts: Floats, shares: Floats) -> Floats:
+        """Return the mean of :meth:`membership` over tiles, shape (patients, candidates)."""
+        sums = segment_sums(self.membership(shifts, shares), self.starts)
+        return sums / self.n_tiles[:, None]
+
+
+def _propose(
+    covariances: Floats, labels: Ints, *, n_classes: int, balanced: bool, n_all: int
+) -> Floats:
+    """Return up to three directions per class, shape (classes, n_all, 3), the best first.
+
+    ``covariances`` have shape (patients, n, n), of the first n of ``n_all`` components; directions
+    are 0 in the others.
+    """
+    n, size, _ = covariances.shape
+    whiten, _ = _roots(covariances.mean(axis=0))
+    rows, columns = np.triu_indices(size)
+    # A symmetric matrix has the norm of its upper triangle if what stands twice counts by root 2:
+    # the same penalty and the same minimum, with half of the memory.
+    factors = np.where(rows == columns, 1.0, np.sqrt(2.0))
+    halves = np.empty((n, len(rows)))
+    for start in range(0, n, _PATIENTS_PER_BLOCK):
+        block = slice(start, start + _PATIENTS_PER_BLOCK)
+        halves[block] = (whiten @ covariances[block] @ whiten)[:, rows, columns] * factors
+    model = LinearModel.fit(
+        halves, labels, n_classes=n_classes, balanced=balanced, standardise=False
+    )
+    forms = np.empty((n_classes, size, size))
+    forms[:, rows, columns] = forms[:, columns, rows] = model.weights.T / factors
+    first = np.linalg.eigh(forms)[1][:, :, : -_MOST_PROPOSALS - 1 : -1]
+    found = np.zeros((n_classes, n_all, first.shape[2]))
+    found[:, :size] = whiten @ first
+    return found
+
+
+def _choose(tiles: _DrawnTiles, proposals: Floats, is_class: Bools) -> Floats:
+    """Return the best direction of a class, of length 1, shape (n_components,).
+
+    ``proposals`` have shape (n_components, proposals).
+    """
+    proposals = proposals / np.linalg.norm(proposals, axis=0)
+    if min(is_class.sum(), (~is_class).sum()) < _LEAST_PATIENTS:
+        return np.asarray(proposals[:, 0])
+    starts = _FIRST_SHIFT * np.concatenate([proposals, -proposals], axis=1)
+    first_half = _rank_within(is_class) % 2 == 0
+    contrasts = np.zeros(starts.shape[1])
+    for half in (first_half, ~first_half):
+        fitted = _fit_shifts(tiles.of_patients(half), starts, is_class[half])
+        left_out = tiles.of_patients(~half).shifted_share(*fitted)
+        contrasts += _contrast(left_out, is_class[~half])
+    best = contrasts.argmax()
+    shift = _fit_shifts(tiles, starts[:, [best]], is_class)[0][:, 0]
+    return np.asarray(shift / np.linalg.norm(shift))
+
+
+def _fit_shifts(tiles: _DrawnTiles, shifts: Floats, is_class: Bools) -> tuple[Floats, Floats]:
+    """Return shifts, shape (n_components, candidates), and shares of shifted tiles (candidates,).
+
+    A candidate whose tiles are no more frequent in the class than in the others stays as it is.
+    """
+    of_patient = np.where(is_class, 1 / is_class.sum(), -1 / (~is_class).sum()) / tiles.n_tiles
+    of_tile = np.repeat(of_patient, tiles.n_tiles)[:, None]
+    shares = np.full(shifts.shape[1], _FIRST_SHARE)
+    for _ in range(_N_STEPS):
+        excess_of_tiles = tiles.membership(shifts, shares) * of_tile
+        excess = excess_of_tiles.sum(axis=0)
+        moved = (
+            tiles.values.T @ excess_of_tiles.astype(np.float32) / np.maximum(excess, _LEAST_DIVISOR)
+        )
+        lengths = np.linalg.norm(moved, axis=0)
+        moved *= np.minimum(1, _LONGEST_SHIFT / np.maximum(lengths, 1e-9))
+        changes = excess > _LEAST_EXCESS
+        shifts = np.where(changes, moved, shifts)
+        shares = np.where(changes, np.clip(excess, *_SHARES), shares)
+    return shifts, shares
+
+
+def _contrast(shares: Floats, is_class: Bools) -> Floats:
+    """Return Welch's t (1947) of the shares of a class against the others', shape (candidates,)."""
+    own, others = shares[is_class], shares[~is_class]
+    variance = own.var(axis=0) / len(own) + others.var(axis=0) / len(others)
+    return np.asarray((own.mean(axis=0) - others.mean(axis=0)) / np.sqrt(variance + 1e-9))
+
+
+def _rank_within(is_class: Bools) -> Ints:
+    """Return each patient's number among those of the same side, shape (patients,)."""
+    return np.where(is_class, is_class.cumsum(), (~is_class).cumsum())
+
+
+def _roots(covariance: Floats) -> tuple[Floats, Floats]:
+    """Return the inverse root and the root of a covariance, each shape (n, n)."""
+    variances, vectors = np.linalg.eigh(covariance + _LEAST_VARIANCE * np.eye(len(covariance)))
+    roots = np.sqrt(variances)
+    return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
