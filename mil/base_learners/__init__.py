@@ -9,7 +9,7 @@ __all__ = [
 STACK = "stack"
 """Name of the stack: an attention ensemble and the base learners, combined by the calibrator."""
 
-BASE_LEARNERS = ("mean", "projections", "value kernel", "rank kernel")
+BASE_LEARNERS = ("mean", "projections", "mixture", "value kernel", "rank kernel")
 """Names of the base learners of a new stack, in the order of their logits after the attention's."""
 
 EARLIER_LEARNERS = (

@@ -23,7 +23,7 @@ the variance, so what sets them apart is seldom among the first."""
 
 _LEAST_VARIANCE = 1e-3  # of whitened components, whose variance over all tiles is at most 1
 _PATIENTS_PER_BLOCK = 256
-_MOST_PROPOSALS = 3  # of a class and regression
+_MOST_STARTS = 3  # of a class and regression
 _MOST_TILES = 2**15  # of all patients together
 _LEAST_PATIENTS = 4  # of a class and of the others, so that each half has two
 _N_STEPS = 5
@@ -37,24 +37,23 @@ _LEAST_EXCESS = 1e-3  # of the share of shifted tiles in a class over that in th
 
 def fit_directions(
     bags: Sequence[Tensor], labels: Ints, *, n_classes: int, balanced: bool, n_leading: int
-) -> Floats:
-    """Return for each class the direction along which tiles set it apart, (n_components, classes).
+) -> tuple[Floats, Floats]:
+    """Return two directions for each class, of two kinds, shape (n_components, classes) each.
 
     Components are first transformed so that their mean covariance within patients is the identity.
-    Then, for each class:
 
-    - Second-order pooling (Carreira et al., 2012) proposes directions: a few unlike tiles change
-      the variance along what sets them apart far more than the mean. The logit of a logistic
-      regression on covariances is a quadratic form of each tile's deviation from the patient's
-      mean, averaged over the tiles, and its first eigenvectors are the proposals. One regression
-      sees all components, another the ``n_leading`` first, on which few patients are overfitted
-      less.
-    - Expectation maximisation makes each proposal, in both senses, more accurate, in all
-      components. Tiles are a mixture of N(0, I) and, a share of them, N(shift, I); the shift is
-      estimated from what tiles of the class have more of than those of the others, as in EM-DD
-      (Zhang and Goldman, 2001), where positive bags attract a point and negative ones repel it.
-    - The proposal is taken whose shift, estimated on half of the patients, tells the classes of the
-      other half apart best, and is estimated again on all.
+    The first kind is second-order pooling (Carreira et al., 2012): a few unlike tiles change the
+    variance along what sets them apart far more than the mean. The logit of a logistic regression
+    on covariances is a quadratic form of each tile's deviation from the patient's mean, averaged
+    over the tiles, and the direction of a class is the first eigenvector of its form.
+
+    The second kind is for few tiles that lie far off. The first eigenvectors of that regression,
+    and of one on the ``n_leading`` first components, on which few patients are overfitted less,
+    are where a mixture starts from, in both senses: tiles are N(0, I), and a share of them
+    N(shift, I). Expectation maximisation estimates the shift from what tiles of the class have
+    more of than those of the others, as in EM-DD (Zhang and Goldman, 2001), where positive bags
+    attract a point and negative ones repel it. The start is taken whose shift, estimated on half of
+    the patients, tells the classes of the other half apart best, and is estimated again on all.
 
     Parameters
     ----------
@@ -69,20 +68,17 @@ def fit_directions(
     within = covariances(bags)
     size = within.shape[1]
     whiten, colour = _roots(within.mean(axis=0))
-    proposals = np.concatenate(
-        [
-            _propose(within[:, :n, :n], labels, n_classes=n_classes, balanced=balanced, n_all=size)
-            for n in sorted({min(n_leading, size), size})
-        ],
-        axis=2,
-    )  # fmt: skip
+    starts = [
+        _eigenvectors(within[:, :n, :n], labels, n_classes=n_classes, balanced=balanced, n_all=size)
+        for n in sorted({size, min(n_leading, size)}, reverse=True)
+    ]
     del within  # 32 kB per patient
     tiles = _DrawnTiles.of(bags, whiten)
-    found = [
-        whiten @ _choose(tiles, colour @ proposals[which], labels == which)
-        for which in range(n_classes)
+    shifts = [
+        whiten @ _fit_mixture(tiles, colour @ of_class, labels == which)
+        for which, of_class in enumerate(np.concatenate(starts, axis=2))
     ]
-    return np.stack(found, axis=1)
+    return starts[0][:, :, 0].T, np.stack(shifts, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,10 +128,10 @@ class _DrawnTiles:
         return sums / self.n_tiles[:, None]
 
 
-def _propose(
+def _eigenvectors(
     covariances: Floats, labels: Ints, *, n_classes: int, balanced: bool, n_all: int
 ) -> Floats:
-    """Return up to three directions per class, shape (classes, n_all, 3), the best first.
+    """Return the first eigenvectors of each class's form, shape (classes, n_all, 3 at most).
 
     ``covariances`` have shape (patients, n, n), of the first n of ``n_all`` components; directions
     are 0 in the others.
@@ -155,21 +151,21 @@ def _propose(
     )
     forms = np.empty((n_classes, size, size))
     forms[:, rows, columns] = forms[:, columns, rows] = model.weights.T / factors
-    first = np.linalg.eigh(forms)[1][:, :, : -_MOST_PROPOSALS - 1 : -1]
+    first = np.linalg.eigh(forms)[1][:, :, : -_MOST_STARTS - 1 : -1]
     found = np.zeros((n_classes, n_all, first.shape[2]))
     found[:, :size] = whiten @ first
     return found
 
 
-def _choose(tiles: _DrawnTiles, proposals: Floats, is_class: Bools) -> Floats:
-    """Return the best direction of a class, of length 1, shape (n_components,).
+def _fit_mixture(tiles: _DrawnTiles, starts: Floats, is_class: Bools) -> Floats:
+    """Return the best shift of a class, of length 1, shape (n_components,).
 
-    ``proposals`` have shape (n_components, proposals).
+    ``starts`` have shape (n_components, candidates).
     """
-    proposals = proposals / np.linalg.norm(proposals, axis=0)
+    starts = starts / np.linalg.norm(starts, axis=0)
     if min(is_class.sum(), (~is_class).sum()) < _LEAST_PATIENTS:
-        return np.asarray(proposals[:, 0])
-    starts = _FIRST_SHIFT * np.concatenate([proposals, -proposals], axis=1)
+        return np.asarray(starts[:, 0])
+    starts = _FIRST_SHIFT * np.concatenate([starts, -starts], axis=1)
     first_half = _rank_within(is_class) % 2 == 0
     contrasts = np.zeros(starts.shape[1])
     for half in (first_half, ~first_half):

@@ -32,20 +32,22 @@ class BaseLearners:
     """Convex models of pooled embeddings, fitted on the training patients of an ensemble.
 
     ``models`` are by name, in the order of the logits. ``mean`` uses the mean embedding,
-    ``projections`` the tails of the distribution of tiles along ``directions``, shape (dim,
-    classes), see :func:`mil.base_learners.directions.fit_directions`, and the two kernels the
-    similarity to training patients.
+    ``projections`` and ``mixture`` the tails of the distribution of tiles along their
+    ``directions``, shape (dim, classes), see
+    :func:`mil.base_learners.directions.fit_directions`, and the two kernels the similarity to
+    training patients.
 
-    Stored ones of earlier versions have :data:`mil.base_learners.EARLIER_LEARNERS`, or the first
-    seven or five: ``mean + logistic`` uses the mean embedding, ``extremes`` the maximum and minimum
-    of each dimension, ``spread`` the log standard deviations of components over tiles,
-    ``histogram`` the mean occupancy of the cluster centres of ``codebook``, and ``covariance`` the
-    covariance of components over tiles. Components are those of the ensemble's heads; so are those
-    of the directions up to version 6, ``component_directions``, shape (n_components, classes).
+    Stored ones of version 6 have no ``mixture``; those before it have
+    :data:`mil.base_learners.EARLIER_LEARNERS`, or the first seven or five: ``mean + logistic`` uses
+    the mean embedding, ``extremes`` the maximum and minimum of each dimension, ``spread`` the log
+    standard deviations of components over tiles, ``histogram`` the mean occupancy of the cluster
+    centres of ``codebook``, and ``covariance`` the covariance of components over tiles. Components
+    are those of the ensemble's heads; up to version 6 ``projections`` has ``component_directions``
+    in them, shape (n_components, classes).
     """
 
     models: Mapping[str, LinearModel]
-    directions: Floats | None
+    directions: Mapping[str, Floats]
     kernels: PatientKernels | None
     codebook: Codebook | None = None
     component_directions: Floats | None = None
@@ -83,10 +85,16 @@ class BaseLearners:
             Components that few patients can learn from, as the heads do: see
             :func:`mil.base_learners.directions.fit_directions`.
         """
-        directions = fit_directions(
-            components, labels, n_classes=n_classes, balanced=balanced, n_leading=n_leading
-        )
-        tails = tail_statistics(components, directions)
+        of_tails = dict(
+            zip(
+                ("projections", "mixture"),
+                fit_directions(
+                    components, labels, n_classes=n_classes, balanced=balanced,
+                    n_leading=n_leading,
+                ),
+                strict=True,
+            )
+        )  # fmt: skip
         kernels, of_kernels = PatientKernels.fit(
             pooled.reshape(len(pooled), -1), labels, n_classes=n_classes, balanced=balanced
         )
@@ -94,14 +102,18 @@ class BaseLearners:
             "mean": LinearModel.fit(
                 pooled[:, 0], labels, n_classes=n_classes, balanced=balanced, standardise=False
             ),
-            "projections": LinearModel.fit(
-                tails, labels, n_classes=n_classes, balanced=balanced, standardise=True
-            ),
+            **{
+                name: LinearModel.fit(
+                    tails, labels, n_classes=n_classes, balanced=balanced, standardise=True
+                )
+                for name, tails in _tails(components, of_tails).items()
+            },
             **of_kernels,
-        }
+        }  # fmt: skip
+        matrix = whitening.matrix.double().cpu().numpy()
         return cls(
             models={name: models[name] for name in BASE_LEARNERS},
-            directions=whitening.matrix.double().cpu().numpy() @ directions,
+            directions={name: matrix @ directions for name, directions in of_tails.items()},
             kernels=kernels,
         )
 
@@ -137,10 +149,9 @@ class BaseLearners:
         features = {
             "mean": flat[:, :dim], "mean + logistic": flat[:, :dim], "extremes": flat[:, dim:],
         }  # fmt: skip
-        if self.directions is not None:
-            features["projections"] = tail_statistics(tiles, self.directions)
+        features |= _tails(tiles, self.directions)
         if self.component_directions is not None:
-            features["projections"] = tail_statistics(components, self.component_directions)
+            features |= _tails(components, {"projections": self.component_directions})
         if self.codebook is not None:
             features["histogram"] = self.codebook.mean_occupancies(components)
         if not {"spread", "covariance"}.isdisjoint(self.models):
@@ -172,3 +183,12 @@ class BaseLearners:
         if "covariance" in self.models:
             of_tiles["covariance"] = covariance_contributions(self.models["covariance"], components)
         return of_tiles
+
+
+def _tails(bags: Sequence[Tensor], directions: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Return the tail statistics of bags along the directions of each learner, in one pass."""
+    if not directions:
+        return {}
+    tails = tail_statistics(bags, np.concatenate(list(directions.values()), axis=1))
+    parts = np.split(tails, len(directions), axis=2)
+    return {name: part.reshape(len(bags), -1) for name, part in zip(directions, parts, strict=True)}

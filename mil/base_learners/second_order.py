@@ -55,8 +55,8 @@ def tail_statistics(bags: Sequence[Tensor], directions: Floats) -> Floats:
 
     They are the means of the largest and of the smallest tenth, maximum, minimum, third moment and
     root of the fourth moment, about the patient's mean. ``bags`` have shape (tiles, features), at
-    least one tile each, ``directions`` shape (features, directions), and the result shape (bags, 6
-    × directions).
+    least one tile each, ``directions`` shape (features, directions), and the result shape (bags,
+    6, directions).
     """
     found = np.empty((len(bags), 6, directions.shape[1]))
     for own, tiles, starts in joined_bags(bags):
@@ -71,4 +71,4 @@ def tail_statistics(bags: Sequence[Tensor], directions: Floats) -> Floats:
         lengths = np.diff(starts, append=len(along))[:, None]
         found[own, 4] = segment_sums(squares * along, starts) / lengths
         found[own, 5] = np.sqrt(segment_sums(squares**2, starts) / lengths)
-    return found.reshape(len(bags), -1)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ _PARTS = ("centre", "scale", "weights", "bias")
 _ANCHORS = tuple(f"similarity.{part}" for part in ("centre", "scale", "anchors"))
 _WIDTHS = {LAPLACIAN: "similarity.width", VALUES: "value kernel.width", RANKS: "rank kernel.width"}
 _CODEBOOK = ("codebook.centres", "codebook.squared_width")
-_DIRECTIONS, _OF_COMPONENTS = "projections.directions", "directions"  # of tiles since version 7
+_DIRECTIONS = {name: f"{name}.directions" for name in ("projections", "mixture")}
+_OF_COMPONENTS = "directions"  # of projections before version 7
 _STATISTICS = 6
 
 
@@ -44,11 +45,10 @@ def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
         width = torch.tensor(learners.codebook.squared_width, dtype=torch.float64)
         parts = (learners.codebook.centres.contiguous(), width)
         tensors |= dict(zip(_CODEBOOK, parts, strict=True))
-    for name, directions in (
-        (_DIRECTIONS, learners.directions), (_OF_COMPONENTS, learners.component_directions),
-    ):  # fmt: skip
-        if directions is not None:
-            tensors[name] = torch.from_numpy(np.array(directions, order="C"))
+    directions = {_DIRECTIONS[name]: own for name, own in learners.directions.items()}
+    if learners.component_directions is not None:
+        directions[_OF_COMPONENTS] = learners.component_directions
+    tensors |= {n: torch.from_numpy(np.array(own, order="C")) for n, own in directions.items()}
     if learners.kernels is not None:
         kernels = learners.kernels
         arrays = (kernels.centre, kernels.scale, kernels.anchors.astype(np.float16))
@@ -72,12 +72,7 @@ def base_learners_from_tensors(
     """
     names = _names(tensors)
     widths_of_kernels = {name: _WIDTHS[name] for name in names if name in _WIDTHS}
-    has_codebook = "histogram" in names
-    known = {f"{name}.{part}" for name in names for part in (*_PARTS, "limit")}
-    known |= set(_CODEBOOK) if has_codebook else set()
-    of_directions = _DIRECTIONS if _DIRECTIONS in tensors else _OF_COMPONENTS
-    known |= {of_directions} if "projections" in names else set()
-    known |= {*_ANCHORS, *widths_of_kernels.values()} if widths_of_kernels else set()
+    known = _known(names)
     if set(tensors) != known:
         different = ", ".join(sorted(set(tensors) ^ known)[:3])
         raise ValueError(f"base learners: missing or unknown {different}")
@@ -85,7 +80,7 @@ def base_learners_from_tensors(
     widths = {
         "mean": dim, "mean + logistic": dim, "histogram": n_centres, "extremes": 2 * dim,
         "spread": n_components, "covariance": n_components**2,
-        "projections": _STATISTICS * n_classes, **dict.fromkeys(_WIDTHS, n_anchors),
+        **dict.fromkeys(_DIRECTIONS, _STATISTICS * n_classes), **dict.fromkeys(_WIDTHS, n_anchors),
     }  # fmt: skip
 
     def read(
@@ -126,33 +121,48 @@ def base_learners_from_tensors(
                 for name, stored in widths_of_kernels.items()
             },
         )
-    if has_codebook:
+    if "histogram" in names:
         centres = read(_CODEBOOK[0], n_centres, n_components, dtype=torch.float32)
         codebook = Codebook(
             centres=torch.from_numpy(centres.astype(np.float32)),
             squared_width=float(read(_CODEBOOK[1], positive=True)),
         )
-    directions = {
-        name: read(name, width, n_classes)
-        for name, width in ((_DIRECTIONS, dim), (_OF_COMPONENTS, n_components))
-        if name in known
-    }
     return BaseLearners(
         models=models,
-        directions=directions.get(_DIRECTIONS),
+        directions={
+            name: read(stored, dim, n_classes)
+            for name, stored in _DIRECTIONS.items()
+            if stored in known
+        },
         kernels=kernels,
         codebook=codebook,
-        component_directions=directions.get(_OF_COMPONENTS),
+        component_directions=read(_OF_COMPONENTS, n_components, n_classes)
+        if _OF_COMPONENTS in known
+        else None,
     )
 
 
 def _names(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return the learners that tensors are of, by what no other version has."""
     if _CODEBOOK[0] not in tensors:
-        return BASE_LEARNERS
+        has_mixture = _DIRECTIONS["mixture"] in tensors
+        return tuple(n for n in BASE_LEARNERS if has_mixture or n != "mixture")
     if _ANCHORS[-1] in tensors:
         return EARLIER_LEARNERS
     return EARLIER_LEARNERS[: 7 if _OF_COMPONENTS in tensors else 5]
+
+
+def _known(names: Sequence[str]) -> set[str]:
+    """Return the tensors that the learners have."""
+    known = {f"{name}.{part}" for name in names for part in (*_PARTS, "limit")}
+    if "histogram" in names:
+        known |= set(_CODEBOOK)
+    if "mixture" in names:
+        known |= set(_DIRECTIONS.values())
+    elif "projections" in names:
+        known |= {_OF_COMPONENTS}
+    widths = {_WIDTHS[name] for name in names if name in _WIDTHS}
+    return known | widths | set(_ANCHORS) if widths else known
 
 
 def _n_rows(tensors: Mapping[str, Tensor], name: str) -> int:

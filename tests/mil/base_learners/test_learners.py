@@ -209,7 +209,7 @@ def test_many_bags_are_pooled_as_each_by_itself() -> None:
     codebook = Codebook(centres=bags[2][:150], squared_width=0.1)
     directions = rng.normal(size=(3, 2))
     occupancy, within = codebook.mean_occupancies(bags), covariances(bags)
-    tails = tail_statistics(bags, directions).reshape(len(bags), 6, 2)
+    tails = tail_statistics(bags, directions)
     for index, bag in enumerate(bags):
         tiles = bag.double().numpy()
         centred = tiles - tiles.mean(axis=0)
@@ -316,14 +316,14 @@ def test_a_few_unlike_tiles_are_found_along_a_direction_of_their_class(n_classes
         tiles = rng.normal(size=(40, 8))
         tiles[:4] += 4 * unlike[:, label] if label else 0
         bags.append(torch.from_numpy(tiles))
-    directions = fit_directions(bags, labels, n_classes=n_classes, balanced=True, n_leading=8)
+    directions, _ = fit_directions(bags, labels, n_classes=n_classes, balanced=True, n_leading=8)
     for label in range(1, n_classes):
         along = directions[:, label] / np.linalg.norm(directions[:, label])
         assert abs(along @ unlike[:, label]) > 0.9
     tails = tail_statistics(bags, directions)
-    assert tails.shape == (48, 6 * n_classes)
-    largest = tails[:, 2 * n_classes + 1]  # the maximum along the direction of class 1
-    smallest = -tails[:, 3 * n_classes + 1]
+    assert tails.shape == (48, 6, n_classes)
+    largest = tails[:, 2, 1]  # the maximum along the direction of class 1
+    smallest = -tails[:, 3, 1]
     reach = np.maximum(largest, smallest)
     assert reach[labels == 1].mean() > reach[labels == 0].mean() + 1
 
