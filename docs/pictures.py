@@ -56,8 +56,8 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _IMAGES = Path(__file__).parent / "images"
-_LEARNER_COLOURS = ("#e69f00", "#3182bd", "#74c476", "#bcbddc", "#9e9ac8")
-# Of the attention, the mean, the distribution of the tiles, and the two kernels.
+_LEARNER_COLOURS = ("#e69f00", "#3182bd", "#74c476", "#31a354", "#bcbddc", "#9e9ac8")
+# Of the attention, the mean, two of the distribution of the tiles, and the two kernels.
 _LEAST_NAMED_WEIGHT = 0.06
 _BLUE, _ORANGE = (style.colour for style in class_styles(["", ""]))
 

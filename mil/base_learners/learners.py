@@ -18,6 +18,7 @@ from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
 from mil.base_learners.second_order import (
     covariance_contributions,
     covariances,
+    tail_parts,
     tail_statistics,
 )
 from mil.data.features import Features
@@ -167,12 +168,20 @@ class BaseLearners:
     def contributions(self, tiles: Features, whitening: Whitening) -> dict[str, Floats]:
         """Return summands of logits by learner, shape (tiles, classes) each.
 
-        Only those of learners whose logits are means over tiles: ``mean``, and of earlier stacks
+        Only those of learners whose features are means over tiles: ``mean``, ``projections`` and
+        ``mixture`` (see :func:`mil.base_learners.second_order.tail_parts`), and of earlier stacks
         ``mean + logistic``, ``histogram`` and ``covariance``. They sum over the tiles to
         :meth:`logits`, whose arguments these are.
         """
         raw, components = whiten_tiles(tiles, whitening)
-        features = {"mean": raw.numpy(), "mean + logistic": raw.numpy()}
+        features: dict[str, Floats | Float32s] = {
+            "mean": raw.numpy(), "mean + logistic": raw.numpy(),
+        }  # fmt: skip
+        for name, directions in self.directions.items():
+            features[name] = tail_parts(raw, directions).reshape(len(raw), -1)
+        if self.component_directions is not None:
+            parts = tail_parts(components, self.component_directions)
+            features["projections"] = parts.reshape(len(raw), -1)
         if self.codebook is not None:
             features["histogram"] = self.codebook.occupancy(components).numpy()
         of_tiles = {

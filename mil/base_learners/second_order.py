@@ -12,7 +12,7 @@ from mil.arrays import Floats
 from mil.base_learners.joined_bags import about_means, joined_bags, segment_sums
 from mil.base_learners.logistic import LinearModel
 
-__all__ = ["covariance_contributions", "covariances", "tail_statistics"]
+__all__ = ["covariance_contributions", "covariances", "tail_parts", "tail_statistics"]
 
 _TAIL_SHARE = 0.1
 _TILES_PER_BLOCK = 8192
@@ -72,3 +72,26 @@ def tail_statistics(bags: Sequence[Tensor], directions: Floats) -> Floats:
         found[own, 4] = segment_sums(squares * along, starts) / lengths
         found[own, 5] = np.sqrt(segment_sums(squares**2, starts) / lengths)
     return found
+
+
+def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
+    """Return what each tile adds to the tail statistics, shape (tiles, 6, directions).
+
+    The mean over the tiles is the result of :func:`tail_statistics` for the bag ``tiles``, shape
+    (tiles, features): a mean of a tail is shared by its tiles, a maximum is one tile's, and the
+    root of the fourth moment m is the mean of x⁴ / √m.
+    """
+    along = about_means(
+        tiles.double() @ torch.from_numpy(directions).to(tiles.device), np.zeros(1, np.int64)
+    )
+    n_tiles, n_directions = along.shape
+    n_tail = max(1, round(_TAIL_SHARE * n_tiles))
+    order = along.argsort(axis=0, kind="stable")
+    columns = np.arange(n_directions)
+    parts = np.zeros((n_tiles, 6, n_directions))
+    for index, rows in enumerate((order[-n_tail:], order[:n_tail], order[-1:], order[:1])):
+        parts[rows, index, columns] = along[rows, columns] * (n_tiles / len(rows))
+    parts[:, 4] = along**3
+    root = np.sqrt((along**4).mean(axis=0))
+    parts[:, 5] = along**4 / np.where(root > 0, root, 1)
+    return parts

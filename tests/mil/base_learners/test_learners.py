@@ -22,7 +22,7 @@ from mil.base_learners.joined_bags import joined_bags
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
-from mil.base_learners.second_order import covariances, tail_statistics
+from mil.base_learners.second_order import covariances, tail_parts, tail_statistics
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.heads.whitening import Whitening, fit_pca_whitening
 
@@ -127,7 +127,7 @@ def test_contributions_of_tiles_sum_to_the_logits(n_classes: int) -> None:
     for bag in (*list(bags.values())[:3], far):
         logits = dict(zip(BASE_LEARNERS, learners.logits(bag, whitening), strict=True))
         parts = learners.contributions(bag, whitening)
-        assert tuple(parts) == ("mean",)
+        assert tuple(parts) == ("mean", "projections", "mixture")
         for name, part in parts.items():
             assert part.shape == (len(bag), n_classes)
             np.testing.assert_allclose(part.sum(axis=0), logits[name], rtol=1e-4, atol=1e-4)
@@ -218,6 +218,9 @@ def test_many_bags_are_pooled_as_each_by_itself() -> None:
         np.testing.assert_allclose(
             occupancy[index], codebook.occupancy(bag).double().mean(dim=0), atol=1e-6
         )
+        np.testing.assert_allclose(
+            tail_parts(bag, directions).mean(axis=0), tails[index], rtol=1e-9, atol=1e-9
+        )
         np.testing.assert_allclose(within[index], centred.T @ centred / len(tiles), atol=1e-12)
         expected = [
             along[-n_tail:].mean(axis=0), along[:n_tail].mean(axis=0), along[-1], along[0],
@@ -246,13 +249,13 @@ def test_stacks_of_earlier_versions_say_what_they_said(
         learners.logits(tiles, whitening), expected["logits"][:n_learners], atol=1e-5
     )
     parts = learners.contributions(tiles, whitening)
-    assert list(parts) == [
-        name
-        for name in ("mean", "mean + logistic", "histogram", "covariance")
-        if name in learners.models
-    ]
+    with_parts = {"mean", "mean + logistic", "histogram", "projections", "covariance"}
+    assert parts.keys() == with_parts & learners.models.keys()
+    logits = dict(zip(learners.models, learners.logits(tiles, whitening), strict=True))
     for name, part in parts.items():
-        np.testing.assert_allclose(part, expected[f"contributions.{name}"], atol=1e-5)
+        np.testing.assert_allclose(part.sum(axis=0), logits[name], atol=1e-5)
+        if name != "projections":  # not known then
+            np.testing.assert_allclose(part, expected[f"contributions.{name}"], atol=1e-5)
     again = base_learners_to_tensors(learners)
     assert set(again) == set(own)
     assert all(torch.equal(again[name], own[name]) for name in own)
