@@ -80,11 +80,13 @@ def describe(
     used.
     """
     names = parse_columns(columns)
+    from features.utils.files import make_folder
+
+    make_folder(out.parent)
     keep_inputs([out], [train])
     if label is not None and "label" in names:
         raise typer.BadParameter("give either --label or --column label=", param_hint="--label")
     with spinner("loading"):
-        from features.utils.files import make_folder
         from mil.reporting.cohort_report import (
             read_cohort_table,
             render_cohort_report,
@@ -107,7 +109,6 @@ def describe(
         summary = summarize_cohort(table, files=files, bags_dir=bags, on_step=on_step)
         on_step("drawing", 0, 1)
         html = render_cohort_report(summary)
-    make_folder(out.parent)
     write_html(out, html)
     for path, first in files.repeated.items() if files else ():
         stderr.print(f"ignored: {path} has the same slide id as {first}", style="yellow")

@@ -62,9 +62,9 @@ _NO_TABLES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     ),
     ((b"{\\rtf",), "a text document", "Save the table as CSV (UTF-8)."),
     (
-        (b"\x89HDF", b"\x93NUMPY", b"SQLite format 3", b"$FL2", b"<stata_dta>", b"RDX", b"RDA",
+        (b"\x93NUMPY", b"SQLite format 3", b"$FL2", b"<stata_dta>", b"RDX", b"RDA",
          *(bytes([0x80, version]) for version in range(2, 6))),
-        "data of another program (HDF5, NumPy, SQLite, SPSS, Stata, R or a pickle)",
+        "data of another program (NumPy, SQLite, SPSS, Stata, R or a pickle)",
         "Export the table as CSV (UTF-8).",
     ),
     ((b"<",), "HTML or XML", "Open it in a spreadsheet, and save the sheet as CSV (UTF-8)."),

@@ -67,7 +67,7 @@ def test_the_summary_is_for_people(table: Path, monkeypatch: pytest.MonkeyPatch)
         (["{table}", "--slides", "gone"], 1, "there is no such file or folder"),
         (["{table}", "--bags", "gone"], 1, "there is no such folder"),
         (["{table}", "--gallery", "-1"], 2, "--gallery"),
-        (["{table}", "--out", "{folder}"], 1, "cannot be written"),
+        (["{table}", "--out", "{folder}"], 2, "is a folder; name a file in"),
         ([], 2, "Usage"),
     ],
 )

@@ -45,7 +45,7 @@ def test_weights_are_in_console_report_card_and_scores(tmp_path: Path, n_tiles: 
     stored = json.loads((run.path / "scores.json").read_text())["learners"]
     assert {name: of["weight"] for name, of in stored.items()} == summary.learners
     constant = [name for name, of in stored.items() if of["constant"]]
-    assert constant == (["projections"] if n_tiles == 1 else [])
+    assert constant == (["projections", "mixture"] if n_tiles == 1 else [])
     notes = [note for note in summary.notes if "the stack is smaller: 'projections'" in note]
     assert len(notes) == (n_tiles == 1)
     assert ("The stack is smaller" in page) == (n_tiles == 1)
