@@ -7,25 +7,26 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
 from mil.arrays import Bools, Float32s, Floats, Ints
-from mil.base_learners.joined_bags import about_means, segment_sums
+from mil.base_learners.joined_bags import segment_sums
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.second_order import covariances
 
 __all__ = ["N_COMPONENTS", "fit_directions"]
 
 N_COMPONENTS = 64
-"""Components of tiles to look for directions in, however few the patients: rare tiles hardly add to
-the variance, so what sets them apart is seldom among the first."""
+"""Components of tiles to look for directions in, at least. Rare tiles hardly add to the variance:
+what sets them apart is seldom among the first ones, which the heads of few patients have."""
 
 _LEAST_VARIANCE = 1e-3  # of whitened components, whose variance over all tiles is at most 1
 _PATIENTS_PER_BLOCK = 256
 _MOST_STARTS = 3  # of a class and regression
 _MOST_TILES = 2**15  # of all patients together
-_LEAST_PATIENTS = 4  # of a class and of the others, so that each half has two
+_LEAST_PATIENTS = 2  # of a class and of the others in each half
 _N_STEPS = 5
 _FIRST_SHIFT = 3.0  # standard deviations of a patient's tiles
 _FIRST_SHARE = 0.1
@@ -36,7 +37,13 @@ _LEAST_EXCESS = 1e-3  # of the share of shifted tiles in a class over that in th
 
 
 def fit_directions(
-    bags: Sequence[Tensor], labels: Ints, *, n_classes: int, balanced: bool, n_leading: int
+    bags: Sequence[Tensor],
+    labels: Ints,
+    *,
+    n_classes: int,
+    balanced: bool,
+    n_leading: int,
+    groups: Ints | None = None,
 ) -> tuple[Floats, Floats]:
     """Return two directions for each class, of two kinds, shape (n_components, classes) each.
 
@@ -52,8 +59,10 @@ def fit_directions(
     are where a mixture starts from, in both senses: tiles are N(0, I), and a share of them
     N(shift, I). Expectation maximisation estimates the shift from what tiles of the class have
     more of than those of the others, as in EM-DD (Zhang and Goldman, 2001), where positive bags
-    attract a point and negative ones repel it. The start is taken whose shift, estimated on half of
-    the patients, tells the classes of the other half apart best, and is estimated again on all.
+    attract a point and negative ones repel it. The start is taken whose shift, estimated on half
+    of the patients, tells the classes of the other half apart best, and is estimated again on all.
+    With fewer than two patients of the class or of the others in a half it is the first
+    eigenvector.
 
     Parameters
     ----------
@@ -64,6 +73,8 @@ def fit_directions(
         As for :meth:`mil.base_learners.logistic.LinearModel.fit`.
     n_leading
         Number of components of the second regression.
+    groups
+        Patients of one number stay in one half, shape (patients,); each by itself by default.
     """
     within = covariances(bags)
     size = within.shape[1]
@@ -74,8 +85,9 @@ def fit_directions(
     ]
     del within  # 32 kB per patient
     tiles = _DrawnTiles.of(bags, whiten)
+    first_half = _first_half(labels, np.arange(len(labels)) if groups is None else groups)
     shifts = [
-        whiten @ _fit_mixture(tiles, colour @ of_class, labels == which)
+        whiten @ _fit_mixture(tiles, colour @ of_class, labels == which, first_half)
         for which, of_class in enumerate(np.concatenate(starts, axis=2))
     ]
     return starts[0][:, :, 0].T, np.stack(shifts, axis=1)
@@ -100,8 +112,8 @@ class _DrawnTiles:
         starts = n_tiles.cumsum() - n_tiles
         values = np.empty((n_tiles.sum(), len(whiten)), np.float32)
         for bag, start, n_drawn in zip(bags, starts, n_tiles, strict=True):
-            drawn = (np.arange(n_drawn) + 0.5) * (len(bag) / n_drawn)
-            rows = about_means(bag, np.zeros(1, np.int64))[drawn.astype(np.int64)]
+            drawn = ((np.arange(n_drawn) + 0.5) * (len(bag) / n_drawn)).astype(np.int64)
+            rows = (bag[drawn].double() - bag.mean(dim=0, dtype=torch.float64)).cpu().numpy()
             values[start : start + n_drawn] = rows @ whiten
         return cls(values=values, starts=starts, n_tiles=n_tiles)
 
@@ -157,16 +169,15 @@ def _eigenvectors(
     return found
 
 
-def _fit_mixture(tiles: _DrawnTiles, starts: Floats, is_class: Bools) -> Floats:
+def _fit_mixture(tiles: _DrawnTiles, vectors: Floats, is_class: Bools, first_half: Bools) -> Floats:
     """Return the best shift of a class, of length 1, shape (n_components,).
 
-    ``starts`` have shape (n_components, candidates).
+    ``vectors`` to start from have shape (n_components, candidates).
     """
-    starts = starts / np.linalg.norm(starts, axis=0)
-    if min(is_class.sum(), (~is_class).sum()) < _LEAST_PATIENTS:
-        return np.asarray(starts[:, 0])
-    starts = _FIRST_SHIFT * np.concatenate([starts, -starts], axis=1)
-    first_half = _rank_within(is_class) % 2 == 0
+    vectors = vectors / np.linalg.norm(vectors, axis=0)
+    if np.bincount(2 * first_half + is_class, minlength=4).min() < _LEAST_PATIENTS:
+        return np.asarray(vectors[:, 0])
+    starts = _FIRST_SHIFT * np.concatenate([vectors, -vectors], axis=1)
     contrasts = np.zeros(starts.shape[1])
     for half in (first_half, ~first_half):
         fitted = _fit_shifts(tiles.of_patients(half), starts, is_class[half])
@@ -202,13 +213,22 @@ def _fit_shifts(tiles: _DrawnTiles, shifts: Floats, is_class: Bools) -> tuple[Fl
 def _contrast(shares: Floats, is_class: Bools) -> Floats:
     """Return Welch's t (1947) of the shares of a class against the others', shape (candidates,)."""
     own, others = shares[is_class], shares[~is_class]
-    variance = own.var(axis=0) / len(own) + others.var(axis=0) / len(others)
+    variance = own.var(axis=0, ddof=1) / len(own) + others.var(axis=0, ddof=1) / len(others)
     return np.asarray((own.mean(axis=0) - others.mean(axis=0)) / np.sqrt(variance + 1e-9))
 
 
-def _rank_within(is_class: Bools) -> Ints:
-    """Return each patient's number among those of the same side, shape (patients,)."""
-    return np.where(is_class, is_class.cumsum(), (~is_class).cumsum())
+def _first_half(labels: Ints, groups: Ints) -> Bools:
+    """Return which patients are in the first half: every second group of each class, (patients,).
+
+    The class of a group is that of its first patient.
+    """
+    _, firsts, group = np.unique(groups, return_index=True, return_inverse=True)
+    order = firsts.argsort()
+    is_first = np.empty(len(firsts), bool)
+    for label in np.unique(labels):
+        members = order[labels[firsts[order]] == label]
+        is_first[members] = np.arange(len(members)) % 2 == 0
+    return is_first[group]
 
 
 def _roots(covariance: Floats) -> tuple[Floats, Floats]:

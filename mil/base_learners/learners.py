@@ -64,6 +64,7 @@ class BaseLearners:
         balanced: bool,
         whitening: Whitening,
         n_leading: int,
+        groups: Ints | None = None,
     ) -> Self:
         """Fit all base learners to training patients only.
 
@@ -85,13 +86,15 @@ class BaseLearners:
         n_leading
             Components that few patients can learn from, as the heads do: see
             :func:`mil.base_learners.directions.fit_directions`.
+        groups
+            Patients of one number share slides or tiles, shape (patients,).
         """
         of_tails = dict(
             zip(
                 ("projections", "mixture"),
                 fit_directions(
                     components, labels, n_classes=n_classes, balanced=balanced,
-                    n_leading=n_leading,
+                    n_leading=n_leading, groups=groups,
                 ),
                 strict=True,
             )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.arrays import Floats
+from mil.arrays import Floats, Ints
 from mil.base_learners.joined_bags import about_means, joined_bags, segment_sums
 from mil.base_learners.logistic import LinearModel
 
@@ -60,7 +60,7 @@ def tail_statistics(bags: Sequence[Tensor], directions: Floats) -> Floats:
     """
     found = np.empty((len(bags), 6, directions.shape[1]))
     for own, tiles, starts in joined_bags(bags):
-        along = about_means(tiles.double() @ torch.from_numpy(directions).to(tiles.device), starts)
+        along = _along(tiles, directions, starts)
         squares = along**2
         for index, of_bag in enumerate(np.split(along, starts[1:]), own.start):
             ranked = np.sort(of_bag, axis=0)
@@ -81,9 +81,7 @@ def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
     (tiles, features): a mean of a tail is shared by its tiles, a maximum is one tile's, and the
     root of the fourth moment m is the mean of x⁴ / √m.
     """
-    along = about_means(
-        tiles.double() @ torch.from_numpy(directions).to(tiles.device), np.zeros(1, np.int64)
-    )
+    along = _along(tiles, directions, np.zeros(1, np.int64))
     n_tiles, n_directions = along.shape
     n_tail = max(1, round(_TAIL_SHARE * n_tiles))
     order = along.argsort(axis=0, kind="stable")
@@ -95,3 +93,11 @@ def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
     root = np.sqrt((along**4).mean(axis=0))
     parts[:, 5] = along**4 / np.where(root > 0, root, 1)
     return parts
+
+
+def _along(tiles: Tensor, directions: Floats, starts: Ints) -> Floats:
+    """Return tiles of bags along directions, less the mean of their bag, (tiles, directions)."""
+    matrix = torch.from_numpy(directions).to(tiles.device)
+    # In blocks, since the tiles may be embeddings: a large bag in float64 would need much memory.
+    blocks = [block.double() @ matrix for block in torch.split(tiles, _TILES_PER_BLOCK)]
+    return about_means(torch.cat(blocks), starts)

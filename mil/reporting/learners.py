@@ -20,6 +20,7 @@ _WORDS = {
     "spread": "spread within the patient",
     "covariance": "covariance within the patient",
     "projections": "tails along its directions",
+    "mixture": "tails along the shift of a mixture",
     "kernel": "similarity to training patients",
     "value kernel": "similarity of values to training patients",
     "rank kernel": "similarity of ranks to training patients",
@@ -66,8 +67,9 @@ def learner_caveats(run: ModelBundle) -> tuple[str, ...]:
     constant = () if run.base_learners is None else run.base_learners.constant
     if constant:
         names = ", ".join(f"{name!r}" for name in constant)
+        who = "it looks" if len(constant) == 1 else "they look"
         notes.append(
-            f"the stack is smaller: {names} learned nothing, because what it looks at is the same "
+            f"the stack is smaller: {names} learned nothing, because what {who} at is the same "
             "for all training patients (as with one tile per patient, or equal embeddings)"
         )
     weights = learner_weights(run)

@@ -258,6 +258,7 @@ def _fit_base_learners(
         balanced=config.loss != "cross-entropy",
         whitening=whitening,
         n_leading=config.n_components,
+        groups=group_ids(spec.patient_ids, spec.bags.linked_patients()),
     )
 
 
@@ -271,7 +272,7 @@ def max_parallel_ensembles(bags: PatientBags, config: TrainConfig) -> int:
     lengths = [n_tiles for n_tiles in bags.n_tiles.values() if n_tiles]
     n_tiles = config.n_members * config.batch_patients * min(config.max_tiles, max(lengths))
     n_bytes = 4 * config.n_components * sum(lengths) * bags.n_versions
-    n_bytes += 4 * sum(_wide_components(config)) * sum(lengths)
+    n_bytes += 4 * sum(_wide_components(bags, config)) * sum(lengths)
     room = _MAX_CACHE_BYTES
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // _GPU_MEMORY_DIVISOR
@@ -300,7 +301,7 @@ def _fit_whitenings(
 
     ``share`` where the stores hold the same embeddings.
     """
-    n_components = [config.n_components, *_wide_components(config)]
+    n_components = [config.n_components, *_wide_components(bags[0], config)]
     sets = [store.unsupervised_features() for store in bags]
     device = torch.device(config.device)
     if share:
@@ -313,10 +314,10 @@ def _fit_whitenings(
     ]
 
 
-def _wide_components(config: TrainConfig) -> list[int]:
+def _wide_components(bags: PatientBags, config: TrainConfig) -> list[int]:
     """Return the number of components for base learners where it is not that for the heads."""
-    needs_more = config.is_stack and config.n_components < N_COMPONENTS
-    return [N_COMPONENTS] if needs_more else []
+    n_components = min(N_COMPONENTS, bags.fingerprint.dim)
+    return [n_components] if config.is_stack and n_components > config.n_components else []
 
 
 def _inner_splits(

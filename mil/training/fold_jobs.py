@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-_TILES_PER_BLOCK = 32_768  # whitened ones take 8 MB
+_TILES_PER_BLOCK = 8192  # embeddings of 1,280 numbers take 42 MB
 _TILES_PER_BATCH = 4096  # of one bag with more; some heads need memory for every pair of tiles
 
 ExecutorFactory = Callable[[PatientBags], AbstractContextManager[Executor]]

@@ -92,6 +92,17 @@ def test_evenly_spaced_tiles_of_each_patient_are_enough(monkeypatch: pytest.Monk
     assert all((n_tiles == 20).all() for n_tiles in seen)
 
 
+def test_halves_hold_every_class_and_keep_groups_together() -> None:
+    labels = np.arange(24) % 3
+    alone = module._first_half(labels, np.arange(24))
+    assert [np.bincount(labels[half]).tolist() for half in (alone, ~alone)] == [[4, 4, 4]] * 2
+    groups = np.arange(24)
+    groups[[3, 9, 20]] = 7
+    linked = module._first_half(labels, groups)
+    assert len(set(linked[groups == 7].tolist())) == 1
+    assert np.bincount(labels[linked], minlength=3).min() >= 3
+
+
 @pytest.mark.parametrize("n_of_class", [1, 3])
 def test_a_class_of_few_patients_keeps_the_first_eigenvector(n_of_class: int) -> None:
     bags, _, _ = drawn()
