@@ -69,7 +69,8 @@ def check_cells(path: Path, named: pd.DataFrame) -> None:
         If a cell but a centre is empty or a word for a missing value, one holds a misread letter
         or several rows, an id was turned into a number or date, or the last row counts the others.
     """
-    check_no_totals(path, named["slide"].where(named["slide"] != "", named["patient"]))
+    if _ends_in_counts(named):
+        check_no_totals(path, named["slide"].where(named["slide"] != "", named["patient"]))
     _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
     for fault in _FAULTS:
         for column in ("slide", "patient") if fault.only_ids else named.columns:
@@ -94,13 +95,29 @@ def check_no_totals(where: object, ids: pd.Series[str]) -> None:
         If the last one is a word for a sum or a mean.
     """
     last = ids.iloc[-1]
-    if last.rstrip(":").casefold() in _TOTALS:
+    if len(ids) > 1 and _is_total(last):
         raise CohortError(
             f"{where}, row {ids.index[-1] + 2}",
             actual=f"{last!r} in the last row, which looks like a row of totals",
             expected="one slide or patient per row",
-            hint="Delete the row.",
+            hint="Delete the row, or move it up if it is a slide or patient.",
         )
+
+
+def _ends_in_counts(named: pd.DataFrame) -> bool:
+    """Whether the last row has a label that no other has, or only numbers and empty cells.
+
+    A last row with values like those of the others is a slide: STD may be a patient's initials.
+    """
+    last = named.iloc[-1]
+    if "label" in named and not named["label"].iloc[:-1].eq(last["label"]).any():
+        return True
+    values = (cell for cell in last if not (_is_total(cell) or is_missing_word(cell)))
+    return not any(map(str.isalpha, "".join(values)))
+
+
+def _is_total(cell: str) -> bool:
+    return cell.rstrip(":").casefold() in _TOTALS
 
 
 def _check_nonempty(path: Path, named: pd.DataFrame) -> None:

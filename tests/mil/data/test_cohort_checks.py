@@ -30,7 +30,7 @@ def write(folder: Path, *rows: str, header: str = HEADER) -> Path:
         ",TOTAL,4,",
         "Summe:,,2,",
         "Mean,,,",
-        "Gesamt,x,A,Ulm",
+        "Gesamt,–,12 / 12,",
         "Median,,,",
     ],
 )
@@ -39,6 +39,18 @@ def test_a_row_of_totals_is_no_slide(tmp_path: Path, row: str, labelled: bool) -
     with pytest.raises(CohortError, match=r"row 6: '.*' in the last row.*Delete the row"):
         read_cohort(write(tmp_path, *ROWS, row), labelled=labelled)
     assert read_cohort(write(tmp_path, "total,p9,A,Ulm", *ROWS), labelled=labelled).n_slides == 5
+
+
+@pytest.mark.parametrize("slide", ["STD", "Suma", "Mean"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_last_slide_with_values_as_others_is_one(
+    tmp_path: Path, slide: str, labelled: bool
+) -> None:
+    cohort = read_cohort(write(tmp_path, *ROWS, f"{slide},p9,A,Ulm"), labelled=labelled)
+    assert cohort.patients[-1].slide_ids == (slide,)
+    assert read_cohort(write(tmp_path, f"{slide},9,A,"), labelled=False).n_slides == 1
+    with pytest.raises(CohortError, match=r"row 6: .*, or move it up if it is a slide"):
+        read_cohort(write(tmp_path, *ROWS, f"{slide},p9,C,Ulm"), labelled=True)
 
 
 @pytest.mark.parametrize("character", ["\x80", "\x85", "\x9f", "\ufffd", "\x1a"])
