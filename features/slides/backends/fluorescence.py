@@ -7,30 +7,56 @@ from collections.abc import Iterable, Mapping
 
 from features.errors import UnsupportedFormatError
 
-__all__ = ["check_names", "check_ome_channels", "fluorophores_in"]
+__all__ = ["channel_names_in", "check_names", "check_ome_channels"]
 
 _FLUOROPHORE = re.compile(
-    r"(?<![a-z0-9])(?:dapi|hoechst|fitc|tritc|cy[-_ ]?[2357](?:\.5)?|alexa(?:[-_ ]?fluor)?"
-    r"[-_ ]?\d{3}|af[-_ ]?\d{3}|opal[-_ ]?(?:polaris[-_ ]?)?\d{3}|texas[-_ ]?red|rhodamine|m?cherry"
-    r"|e?[cgry]fp|draq[57]|syto[-_ ]?\d+|sybr\w*|propidium[-_ ]?iodide|atto[-_ ]?\d{3}"
+    r"(?<![a-z0-9])(?<!non[-_ ])"
+    r"(?:dapi|hoechst|fitc|tritc|cy[-_ ]?[2357](?:\.5)?|alexa(?:[-_ ]?fluor)?"
+    r"[-_ ]?\d{3}|af[-_ ]?[3-7]\d\d|opal[-_ ]?(?:polaris[-_ ]?)?\d{3}|texas[-_ ]?red|rhodamine"
+    r"|mcherry|e?[cgry]fp|draq[57]|syto[-_ ]?\d+|sybr\w*|propidium[-_ ]?iodide|atto[-_ ]?\d{3}"
     r"|dylight[-_ ]?\d{3}|spectrum[-_ ]?(?:orange|green|aqua|gold|red)|qdot\w*|bodipy\w*"
-    r"|cd\d{1,3}[a-z]?|ki[-_ ]?67|foxp3|pan[-_ ]?(?:ck|cytokeratin)|pd[-_ ]?l?1"
     r"|(?:auto|immuno)?fluorescen(?:ce|t)|epifluorescence)(?![a-z0-9])",
     re.IGNORECASE,
 )
-"""Fluorophores, markers that they label, and the word itself."""
+"""Fluorophores, and the word itself."""
+_MARKER = re.compile(
+    r"(?<![a-z0-9])(?:cd\d{1,3}[a-z]{0,2}|ki[-_ ]?67|foxp3|pan[-_ ]?(?:ck|cytokeratin)"
+    r"|pd[-_ ]?l?1)(?![a-z0-9])",
+    re.IGNORECASE,
+)
+"""What antibodies label, in fluorescence as in transmitted light."""
+_TRANSMITTED = re.compile(
+    r"(?<![a-z0-9])(?:bright[-_ ]?field|transmitted|h ?& ?e|ha?ematoxylin|dab)(?![a-z0-9])",
+    re.IGNORECASE,
+)
+_CHANNEL_FIELD = re.compile(
+    r"""(?:<name|(?<![a-z])(?:biomarker|labels|ch(?:annel)?s?(?:[-_ ]?names?)?"""
+    r"""|fluor(?:ophore|ochrome)?|dye))["']?\s*[:=>]\s*([^<>;|\r\n]{1,200})""",
+    re.IGNORECASE,
+)
+"""A field that names channels, in XML, JSON or ImageJ's and others' texts."""
 _MAX_NAMED = 5
 
 
-def fluorophores_in(text: str) -> list[str]:
-    """Return the names of fluorophores and labelled markers in a text, each once and in order."""
-    return list(dict.fromkeys(match[0] for match in _FLUOROPHORE.finditer(text)))
+def channel_names_in(text: str) -> str:
+    """Return the fluorophores that fields of channels in a text name, or that are all of it."""
+    fields = _CHANNEL_FIELD.findall(text)
+    if _FLUOROPHORE.fullmatch(text.strip()):
+        fields.append(text)
+    found = [match[0] for field in fields for match in _FLUOROPHORE.finditer(field)]
+    return " ".join(dict.fromkeys(found))
 
 
 def check_names(names: Iterable[str], *, where: object) -> None:
-    """Raise UnsupportedFormatError if any of the names of channels is one of fluorescence."""
+    """Raise UnsupportedFormatError if the names of channels are those of fluorescence.
+
+    One fluorophore is enough. Markers are stained for transmitted light too: only several, each in
+    a channel of its own, are of fluorescence.
+    """
     shown = list(dict.fromkeys(filter(None, names)))
-    if any(fluorophores_in(name) for name in shown):
+    others = [name for name in shown if not _TRANSMITTED.search(name)]
+    n_marked = sum(_MARKER.search(name) is not None for name in others)
+    if n_marked > 1 or any(map(_FLUOROPHORE.search, others)):
         more = [f"{len(shown) - _MAX_NAMED} more"] if len(shown) > _MAX_NAMED else []
         raise UnsupportedFormatError(
             where, actual=f"channels of fluorescence ({', '.join(shown[:_MAX_NAMED] + more)})",
@@ -42,8 +68,12 @@ def check_names(names: Iterable[str], *, where: object) -> None:
 def check_ome_channels(channels: Iterable[Mapping[str, str]], *, where: object) -> None:
     """Raise UnsupportedFormatError if attributes of ``Channel`` in an OME-XML are of fluorescence.
 
-    Their names, the fluorophore, the contrast method and the illumination are looked at.
+    Their fluorophore, contrast method and illumination are looked at; their name only if the
+    channel is not a picture in colours by itself.
     """
-    fields = ("Name", "Fluor", "ContrastMethod", "IlluminationType")
-    found = [" ".join(filter(None, map(channel.get, fields))) for channel in channels]
+    found = []
+    for channel in channels:
+        is_colours = channel.get("SamplesPerPixel") in {"3", "4"}
+        fields = ("Name", "Fluor", "ContrastMethod", "IlluminationType")[is_colours:]
+        found.append(" ".join(filter(None, map(channel.get, fields))))
     check_names(found, where=where)

@@ -24,9 +24,9 @@ import tifffile
 from features.errors import MultiImageError, SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.fluorescence import (
+    channel_names_in,
     check_names,
     check_ome_channels,
-    fluorophores_in,
 )
 from features.slides.backends.mpp_text import ome_channels, ome_pixels
 from features.slides.backends.openslide_properties import read_vendor_slide
@@ -195,7 +195,7 @@ class TiffSlide(BlockReader):
             pages: list[Any] = [each.aspage() for each in level.pages[:_MAX_CHANNELS] if each]
             texts = [str(tag.value) for each in pages for tag in each.tags.values()
                      if tag.name in _TEXTS]  # fmt: skip
-            check_names((" ".join(fluorophores_in(text)) for text in texts), where=self.path)
+            check_names(map(channel_names_in, texts), where=self.path)
 
     def _check_cut(self, page: Any) -> None:
         """Raise an error for a file without its last pages, unless it begins with the slide."""

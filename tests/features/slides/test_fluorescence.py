@@ -11,7 +11,11 @@ import tifffile
 import zarr
 
 from features.errors import SlideError, UnsupportedFormatError
-from features.slides.backends.fluorescence import check_names, check_ome_channels
+from features.slides.backends.fluorescence import (
+    channel_names_in,
+    check_names,
+    check_ome_channels,
+)
 from features.slides.backends.openslide_properties import illumination_in
 from features.slides.reader import open_slide
 
@@ -102,14 +106,51 @@ def test_vendors_properties_that_say_fluorescence_are_looked_at(name: str, text:
 @pytest.mark.parametrize(
     "names",
     [["Red", "Green", "Blue"], ["H&E"], ["TL Brightfield"], ["Channel 0", "Channel 1", ""],
-     ["Haematoxylin"], ["R", "G", "B"], ["Dapictured", "Copal 520", "Cyan 3"], ["CDX"]],
+     ["Haematoxylin"], ["R", "G", "B"], ["Dapictured", "Copal 520", "Cyan 3"], ["CDX"],
+     ["CD8 Brightfield"], ["Ki-67 DAB", "CD163 DAB"], ["PD-L1 (22C3)"], ["Non-fluorescent"]],
 )  # fmt: skip
 def test_other_names_of_channels_are_no_fluorescence(names: list[str]) -> None:
     check_names(names, where="s.tif")
 
 
-def test_a_grey_slide_whose_text_names_no_fluorophore_is_read(tmp_path: Path) -> None:
+def test_markers_in_several_channels_are_of_fluorescence() -> None:
+    check_names(["CD8"], where="s.tif")
+    with pytest.raises(UnsupportedFormatError, match=r"fluorescence \(CD8, CD45RO\)"):
+        check_names(["CD8", "CD45RO"], where="s.tif")
+
+
+@pytest.mark.parametrize("channel", [{"Name": "CD8", "ContrastMethod": "Brightfield"},
+                                     {"Name": "Ki-67 DAB"}, {"Name": "af 488.svs"}])  # fmt: skip
+def test_a_picture_in_colours_is_read_whatever_marker_names_it(
+    tmp_path: Path, channel: dict[str, str]
+) -> None:
+    path = tmp_path / "s.ome.tif"
+    tifffile.imwrite(
+        path, np.moveaxis(PLANES[:3], 0, -1), photometric="rgb", tile=(128, 128), ome=True,
+        metadata={"axes": "YXS", "Channel": {key: [text] for key, text in channel.items()}},
+    )  # fmt: skip
+    open_slide(path).close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["grey scan of transmitted light", "D:\\CD1\\scan.tif", "AF_123", "cherry hemangioma",
+     "non-fluorescent", "Ki-67 of the DAPI laboratory, brightfield", "Filename = DAPI 3.tif",
+     "Sample name: GFP mouse"],
+)  # fmt: skip
+def test_a_grey_slide_with_no_fluorophore_in_a_field_of_channels_is_read(
+    tmp_path: Path, text: str
+) -> None:
     path = tmp_path / "s.tif"
     tifffile.imwrite(path, PLANES[0], photometric="minisblack", tile=(128, 128), metadata=None,
-                     description="grey scan of transmitted light")  # fmt: skip
+                     description=text)  # fmt: skip
     open_slide(path).close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["DAPI", '{"ChNames": ["Cy5", "GFP"]}', "Channel: FITC\nExposure: 3", "{'Labels': ['TRITC']}"],
+)
+def test_other_writers_fields_of_channels_are_looked_at(text: str) -> None:
+    with pytest.raises(UnsupportedFormatError, match="channels of fluorescence"):
+        check_names([channel_names_in(text)], where="s.tif")
