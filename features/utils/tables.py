@@ -9,6 +9,7 @@ import io
 import math
 import re
 import shlex
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,7 @@ __all__ = [
     "find_optional_column",
     "list_columns",
     "read_table",
+    "stated_path",
     "suggest_column",
     "write_records",
     "write_table",
@@ -409,14 +411,11 @@ def find_listed_file(table: Path, row: int, text: str, *, expected: str) -> Path
     Names are compared in one form of Unicode, and a path may have the separators of Windows. Raises
     TableError if there is none; the message names the row and the nearest name in the folder.
     """
-    for stated in dict.fromkeys((text, text.replace("\\", "/"))):
-        path = table.parent / stated
-        if path_exists(path):
-            return path
-        with suppress(OSError):
-            beside = {normalize_name(one.name): one for one in path.parent.iterdir()}
-            if same := beside.get(normalize_name(path.name)):
-                return same
+    found = table.parent
+    for part in stated_path(table, text).parts:
+        found = _find_name(found, part)
+    if path_exists(found):
+        return found
     path = table.parent / text
     near: Sequence[str] = ()
     with suppress(OSError):
@@ -429,6 +428,26 @@ def find_listed_file(table: Path, row: int, text: str, *, expected: str) -> Path
         if near
         else "Paths are relative to the folder of the table.",
     )
+
+
+def stated_path(table: Path, text: str) -> Path:
+    """Return the path that a cell states; one with separators of Windows, unless it exists as is.
+
+    It is relative to the folder of its table.
+    """
+    return Path(text if path_exists(table.parent / text) else text.replace("\\", "/"))
+
+
+def _find_name(folder: Path, name: str) -> Path:
+    """Return the path of a name in a folder, in the form of Unicode in which it is there."""
+    for form in dict.fromkeys((name, *(unicodedata.normalize(to, name) for to in ("NFC", "NFD")))):
+        if path_exists(folder / form):
+            return folder / form
+    with suppress(OSError):  # one name may mix both forms; folders of many files are slow to list
+        for one in folder.iterdir():
+            if normalize_name(one.name) == normalize_name(name):
+                return one
+    return folder / name
 
 
 def list_columns(table: pd.DataFrame) -> str:

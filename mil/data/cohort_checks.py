@@ -100,7 +100,7 @@ def check_no_totals(where: object, ids: pd.Series[str]) -> None:
             f"{where}, row {ids.index[-1] + 2}",
             actual=f"{last!r} in the last row, which looks like a row of totals",
             expected="one slide or patient per row",
-            hint="Delete the row, or move it up if it is a slide or patient.",
+            hint="Delete the row. If it is a slide or patient, move it up.",
         )
 
 

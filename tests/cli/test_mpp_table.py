@@ -9,7 +9,7 @@ import pytest
 
 from cli.shared.arguments import resolve_mpp_table, resolve_slides
 from features.errors import TableError
-from features.slides.manifest import read_mpp_table
+from features.slides.manifest import read_mpp_table, read_slide_table
 
 
 def test_another_spelling_of_a_slide_is_warned_of(
@@ -89,3 +89,21 @@ def test_rows_of_a_table_of_slides_are_found_as_paths_are(tmp_path: Path) -> Non
     table.write_text("path\nelsewhere/a.svs\n")
     with pytest.raises(TableError, match="Paths are relative to the folder of the table"):
         resolve_slides([table])
+
+
+def test_names_in_either_form_of_unicode_are_found_without_listing_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed, apart = "Mül", unicodedata.normalize("NFD", "Mül")
+    slide = tmp_path / apart / composed / f"{apart}.svs"
+    slide.parent.mkdir(parents=True)
+    slide.touch()
+    table = tmp_path / "t.csv"
+    table.write_text(f"path\n{composed}/{apart}/{composed}.svs\n{apart}\\{apart}\\{apart}.svs\n")
+    mixed = slide.with_name(f"{composed}{apart}.svs")
+    mixed.touch()
+    monkeypatch.setattr(Path, "iterdir", lambda folder: pytest.fail(f"{folder} is listed"))
+    assert read_slide_table(table) == [slide, slide]
+    monkeypatch.undo()
+    table.write_text(f"path\n{composed}/{composed}/{composed}{composed}.svs\n")
+    assert read_slide_table(table) == [mixed]

@@ -49,7 +49,7 @@ def test_a_last_slide_with_values_as_others_is_one(
     cohort = read_cohort(write(tmp_path, *ROWS, f"{slide},p9,A,Ulm"), labelled=labelled)
     assert cohort.patients[-1].slide_ids == (slide,)
     assert read_cohort(write(tmp_path, f"{slide},9,A,"), labelled=False).n_slides == 1
-    with pytest.raises(CohortError, match=r"row 6: .*, or move it up if it is a slide"):
+    with pytest.raises(CohortError, match=r"row 6: .* If it is a slide or patient, move it up"):
         read_cohort(write(tmp_path, *ROWS, f"{slide},p9,C,Ulm"), labelled=True)
 
 
