@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
@@ -126,8 +126,9 @@ def jpeg_scan(stream: bytes, tables: bytes = b"") -> tuple[int, int, bool]:
     if own.end is None:
         own = _read_header(stream)
     start = len(stream) if own.end is None else own.end
-    # The code of zeros is the first; its lower half is the size of a change, in bits.
-    symbols = shared.first_symbols | own.first_symbols
+    # The code of zeros is the first; its lower half is the size of a change, in bits. Own tables
+    # take the place of shared ones of their number.
+    symbols = {**shared.first_symbols, **own.first_symbols}.values()
     is_flat = not own.is_huffman or not any(symbol & 0x0F for symbol in symbols)
     return start, stream.find(_JPEG_END, start), is_flat
 
@@ -135,17 +136,18 @@ def jpeg_scan(stream: bytes, tables: bytes = b"") -> tuple[int, int, bool]:
 class _Header(NamedTuple):
     """First symbols of the Huffman tables before a scan, and where its coded pixels begin, bytes.
 
-    ``is_huffman`` states that the frame is in Huffman codes, one pass over the blocks; ``end`` is
-    None if there is no scan, or if the header is damaged.
+    ``first_symbols`` are by the number of the table. ``is_huffman`` states that the frame is in
+    Huffman codes, one pass over the blocks; ``end`` is None if there is no scan, or if the header
+    is damaged.
     """
 
-    first_symbols: frozenset[int]
+    first_symbols: Mapping[int, int]
     is_huffman: bool
     end: int | None
 
 
 def _read_header(stream: bytes) -> _Header:
-    first_symbols: set[int] = set()
+    first_symbols: dict[int, int] = {}
     is_huffman, end = False, None
     with suppress(IndexError, struct.error):
         for marker, position in _segments(stream):
@@ -157,18 +159,18 @@ def _read_header(stream: bytes) -> _Header:
             elif marker == _SCAN:
                 end = position + length - 2
                 break
-    return _Header(frozenset(first_symbols), is_huffman, end)
+    return _Header(first_symbols, is_huffman, end)
 
 
 _cached_header = lru_cache(_N_HEADERS)(_read_header)
 """Most tiles of a slide have the same header, and reading it takes as long as a tenth of a tile."""
 
 
-def _first_symbols(tables: bytes) -> Iterator[int]:
-    """First symbol of each table in a segment of Huffman tables."""
+def _first_symbols(tables: bytes) -> Iterator[tuple[int, int]]:
+    """Number and first symbol of each table in a segment of Huffman tables."""
     position = 0
     while position < len(tables):
-        yield tables[position + 17]
+        yield tables[position], tables[position + 17]
         position += 17 + sum(tables[position + 1 : position + 17])
 
 

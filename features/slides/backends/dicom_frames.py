@@ -242,21 +242,27 @@ class FrameStreams:
 def _find_streams(part: DicomInstance) -> list[tuple[int, int]]:
     """Start and end, bytes, of each compressed frame of a file; empty for other pixels."""
     with part.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        position, items = part.pixels_at + 4, []
+        position = part.pixels_at + 4
         if data[part.pixels_at : position] != b"\xff\xff\xff\xff":
             return []
         length = int.from_bytes(data[position + 4 : position + 8], "little")
         table = struct.unpack(f"<{length // 4}I", data[position + 8 : position + 8 + length])
         first = position + 8 + length
         if len(table) == part.n_frames:
-            ends = [first + offset for offset in (*table[1:], len(data) - first)]
+            ends = [first + offset for offset in table[1:]]
+            # Behind the last item are the delimiter, and often padding of zeros.
+            ends.append(max(end for _, end in _items(data, first + table[-1])))
             return [(first + offset + 8, end) for offset, end in zip(table, ends, strict=True)]
-        position = first
-        while data[position : position + 4] == _ITEM:
-            length = int.from_bytes(data[position + 4 : position + 8], "little")
-            items.append((position + 8, position + 8 + length))
-            position += 8 + length
+        items = list(_items(data, first))
     return items if len(items) == part.n_frames else []
+
+
+def _items(data: mmap.mmap, position: int) -> Iterator[tuple[int, int]]:
+    """Start and end, bytes, of the content of each item in a row of them from a position on."""
+    while data[position : position + 4] == _ITEM:
+        start = position + 8
+        position = start + int.from_bytes(data[position + 4 : start], "little")
+        yield start, position
 
 
 def _first_stream(content: mmap.mmap, position: int) -> bytes:

@@ -349,11 +349,12 @@ class OpenSlideSlide(RegionReader):
                     f"read ({error})",
                     expected="pixels",
                 ) from error
-        pixels = np.asarray(image)
+        result = to_rgb(np.asarray(image), background_rgb=self.background_rgb)
         streams = self.streams.get((self.levels[level].width_px, self.levels[level].height_px))
-        if streams is not None and streams.is_zeroed(x_px, y_px, width, height) and np.ptp(pixels):
+        is_zeroed = streams is not None and streams.is_zeroed(x_px, y_px, width, height)
+        if is_zeroed and np.ptp(result, axis=(0, 1)).any():
             raise TileError(
                 self.path, actual=f"{width} × {height} px at {corner} px0 of level {level}: "
                 f"{ZEROED}", expected="pixels",
             )  # fmt: skip
-        return to_rgb(pixels, background_rgb=self.background_rgb)
+        return result

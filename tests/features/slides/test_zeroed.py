@@ -6,6 +6,7 @@ import io
 import os
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import imagecodecs
@@ -313,6 +314,37 @@ def test_frames_of_dicom_in_which_zeros_lie_are_lost_and_all_others_are_read(
         assert slide.unreadable_px0
         lost = [box for box in slide.unreadable_px0 if not (box[0] <= 330 < box[0] + box[2])]
         assert not lost
+
+
+def test_padding_behind_the_last_frame_of_dicom_is_no_part_of_it(tmp_path: Path) -> None:
+    path = write_level(tmp_path / "a.dcm", PIXELS, mpp=0.5)
+    dataset = dcmread(path)
+    dataset.add_new("DataSetTrailingPadding", "OB", bytes(2048))
+    frames = [imagecodecs.jpeg2k_encode(imagecodecs.jpeg_decode(frame), codecformat="j2k",
+                                        mct=True, reversible=True, level=0)
+              for frame in generate_frames(dataset.PixelData, number_of_frames=144)]  # fmt: skip
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.PhotometricInterpretation = "YBR_RCT"
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path, enforce_file_format=True)
+    with closing(open_slide(path)) as slide:
+        slide.read(level=0, x_px=SIDE - 64, y_px=SIDE - 64, width_px=64, height_px=64)
+
+
+def test_a_plain_tile_that_openslide_reads_is_kept_whatever_its_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = PIXELS.copy()
+    pixels[:64, :64] = (243, 240, 236)
+    path = write(tmp_path / "s.tif", pixels, tile=(64, 64), compression="zlib")
+    with closing(OpenSlideSlide(path)) as slide:
+        streams = SimpleNamespace(is_zeroed=lambda *box_px: True)
+        monkeypatch.setattr(slide, "streams", {(SIDE, SIDE): streams})
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=64, height_px=64)
+        np.testing.assert_array_equal(result, pixels[:64, :64])
+        with pytest.raises(TileError, match="overwritten by zeros"):
+            slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])

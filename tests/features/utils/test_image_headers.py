@@ -115,7 +115,7 @@ def test_a_header_that_is_remembered_is_read_as_by_the_first_time(noise: bytes, 
     start, _, is_flat = jpeg_scan(stream)
     assert start == (len(stream) if header.end is None else header.end)
     assert is_flat == (
-        not header.is_huffman or not any(symbol & 15 for symbol in header.first_symbols)
+        not header.is_huffman or not any(symbol & 15 for symbol in header.first_symbols.values())
     )
 
 
@@ -131,3 +131,15 @@ def test_one_header_of_many_tiles_is_read_once(monkeypatch: pytest.MonkeyPatch) 
     tiles = [imagecodecs.jpeg_encode(np.full((16, 24), grey, np.uint8)) for grey in range(50)]
     assert len({jpeg_scan(tile)[0] for tile in tiles}) == 1
     assert len(read) <= 2  # the header, and the tables that these streams do not share
+
+
+def test_tables_of_a_stream_take_the_place_of_shared_ones() -> None:
+    glass = np.full((64, 64), 243, np.uint8)
+    tile = imagecodecs.jpeg_encode(glass, optimize=True)
+    shared = JPEG[:2] + b"".join(
+        JPEG[at : at + 2 + int.from_bytes(JPEG[at + 2 : at + 4], "big")]
+        for at in range(len(JPEG)) if JPEG.startswith(b"\xff\xc4", at)
+    ) + b"\xff\xd9"  # fmt: skip
+    assert not jpeg_scan(JPEG)[2]  # zeros are blocks that change, in the standard tables
+    assert jpeg_scan(tile)[2]
+    assert jpeg_scan(tile, shared)[2]
