@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from itertools import product
 
 from features.slides.base import StatedMpp
@@ -91,13 +92,19 @@ _MAGNIFICATION = re.compile(
     rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
 )
 _TIMES = re.compile(rf"({NUMBER})\s*[x×](?![a-z])", re.IGNORECASE)
+_POWER = r"(?<![\w.,])([245]|[1248]0|6[03]|100)[x×](?![a-z0-9])"
+"""A usual magnification: notes multiply adapters, sections and fields too."""
 _TIMES_IN_WORDS = re.compile(
     rf"(?:\b(?:scan|scanned|digiti[sz]ed|acquired)[ \t]+(?:at|with)|\b(?:{_OBJECTIVE}))"
-    rf"[ \t]+(?:an?[ \t]+|of[ \t]+)?({NUMBER})[ \t]*[x×](?![a-z0-9])"
-    rf"|(?<!\w)({NUMBER})[ \t]*[x×][ \t]*(?:{_OBJECTIVE}|lens|scan)\b",
+    rf"[ \t]+(?:an?[ \t]+|of[ \t]+)?{_POWER}"
+    rf"|{_POWER}[ \t]*(?:{_OBJECTIVE})\b",
     re.IGNORECASE,
 )
 """``Scanned at 20x``, ``magnification 20x``, ``20x objective``."""
+_MAY_BE_AIM = re.compile(r"aumento|objetivo|obiettivo|objectif", re.IGNORECASE)
+"""Names of an objective or a magnification that also mean an aim or an increase."""
+_WORDS = re.compile(rf"(?:{NUMBER})\s*[^\W\d_]{{2}}", re.IGNORECASE)
+"""A number of something, as ``20 patients``."""
 _PHILIPS = re.compile(r"DICOM_PIXEL_SPACING\b[^>]*>([^<]*)<")
 _ZEISS = re.compile(
     rf"""<Distance\b[^>]*\bId=["']([XY])["'][^>]*>\s*<Value>\s*({NUMBER})""", re.IGNORECASE
@@ -228,11 +235,12 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     """The finest value along x and y; a value that needs a unit and lacks it is left out."""
     values: dict[str, float] = {}
     field = ""
+    unit_beside = cache(partial(_unit_beside, text))  # it searches the whole text
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
         um = um_per_unit(unit) or next(map(um_per_unit, filter(None, unit_in_name)), None)
         if um is None:
-            um = _unit_beside(text, name, axis)
+            um = unit_beside(name, axis)
         if um is None and (pattern is _MPP or (name == "PhysicalSize" and axis)):
             um = 1.0  # OME's default, also where its names are in other texts
         if um is not None:
@@ -294,12 +302,17 @@ def _magnifications(text: str) -> Iterator[StatedMpp]:
     """What fields and words say of the objective; those without a number above 0 say nothing."""
     for match in _MAGNIFICATION.finditer(text):
         times = _TIMES.search(match[2])
+        if times is None and _MAY_BE_AIM.match(match[1]) and _WORDS.search(match[2]):
+            continue
         if (magnification := parse_number(times[1] if times else match[2])) > 0:
             yield mpp_of_magnification(magnification, match[1].strip())
-    for match in _TIMES_IN_WORDS.finditer(text):
-        magnification = parse_number(match[1] or match[2])
-        if magnification > 0 and not _is_of_other_image(text[: match.start()]):
-            yield mpp_of_magnification(magnification, "magnification in words")
+    in_words = {
+        int(match[1] or match[2])
+        for match in _TIMES_IN_WORDS.finditer(text)
+        if not _is_of_other_image(text[max(0, match.start() - 2 * _AROUND) : match.start()])
+    }
+    if len(in_words) == 1:  # of several, nothing says which is the scan's
+        yield mpp_of_magnification(in_words.pop(), "magnification in words")
 
 
 def _is_of_other_image(before: str) -> bool:

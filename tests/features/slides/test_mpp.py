@@ -5,8 +5,11 @@ import json
 import re
 import struct
 import unicodedata
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -112,6 +115,14 @@ TEXTS = {
     "scanned at": ("H&E, scanned at 20x, 2019", (0.5, 0.5), "derived"),
     "20x objective": ("Macro scanned at 1x; slide with a 20x objective", (0.5, 0.5), "derived"),
     "magnification without a sign": ("Magnification 40X", (0.25, 0.25), "derived"),
+    "adapter": ("Camera adapter 0.63x lens; scanned at 40x", (0.25, 0.25), "derived"),
+    "adapter by objective": ("0.63x objective", None, ""),
+    "number of scans": ("3 x scan of each, 2 x objectives", None, ""),
+    "aim": ("Objetivo: 20 pacientes", None, ""),
+    "increase": ("Aumento: 20 células", None, ""),
+    "objective without a sign": ("Objetivo: 20", (0.5, 0.5), "derived"),
+    "several in words": ("Scanned at 40x; read with a 20x objective", None, ""),
+    "one in words twice": ("Scanned at 20x with a 20x objective", (0.5, 0.5), "derived"),
     "products": ("scan at 20x20 fields, a 20 x 20 scan", None, ""),
     "speed": ("0.5 mm/s, 20 frames/pixel", None, ""),
     "px per µm": ("Resolution: 4 pixels per um", (0.25, 0.25), "stated"),
@@ -144,6 +155,25 @@ def test_descriptions_of_scanners_and_converters_are_understood(
     result, _ = choose_mpp(mpp_in_text(text))
     assert (result and (result.x, result.y)) == (expected and pytest.approx(expected))
     assert (result.kind if result else "") == kind
+
+
+@pytest.mark.parametrize(
+    "part", ['<Item Resolution="12"/>', "a 20x objective, "], ids=["sizes", "words"]
+)
+def test_a_text_with_many_fields_is_searched_once(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched_chars: list[int] = []
+
+    def watch(function: Callable[..., Any], text: str, *rest: str) -> Any:
+        searched_chars.append(len(text))
+        return function(text, *rest)
+
+    for name in ("_unit_beside", "_is_of_other_image"):
+        monkeypatch.setattr(mpp_text, name, partial(watch, getattr(mpp_text, name)))
+    text = 500 * part
+    assert len(list(mpp_in_text(text))) <= 1
+    assert 0 < sum(searched_chars) < 10 * len(text) + 500 * 200
 
 
 @pytest.mark.parametrize("value", ["0", "0.0", "-0.5", "nan", "1e9", "inf", "0,00"])
