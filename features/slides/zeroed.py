@@ -137,8 +137,10 @@ class RawPixels:
     other pixels. ``offsets`` are those of all TIFF tiles or strips in the order of the picture,
     shape (n,), of which ``columns`` are side by side, each of ``block_rows`` rows;
     ``sample_bytes``, ``pixel_bytes`` and ``row_bytes`` are those of a sample of a pixel, of a pixel
-    and of a row of one of them. Short runs must be cut at both ends: a stain may lack one colour.
-    Where zeros are white or an index of a palette, ``is_zero_black`` is false.
+    and of a row of one of them. A run must be cut at both ends, or within a pixel where a sector
+    ends: a stain or ink may lack a colour. With one column, nothing but such cuts tells zeros from
+    a black seam across the picture. Where zeros are white or an index of a palette,
+    ``is_zero_black`` is false.
     """
 
     offsets: npt.NDArray[np.uint64]
@@ -161,12 +163,15 @@ class RawPixels:
             if start == offset or end == offset + len(stream):
                 start, end = self._whole_run(read, start, end)
             is_long = end - start > 2 * self.row_bytes
-            is_cut = [
-                self._is_within_pixel(read, edge, beside)
-                or (is_long and edge % _SECTOR_BYTES == 0 and self._place(edge) % self.row_bytes)
-                for edge, beside in ((start, start - 1), (end, end))
+            is_within = [
+                self._is_within_pixel(read, edge, is_end=edge == end) for edge in (start, end)
             ]
-            if all(is_cut) or (is_long and any(is_cut)):
+            at_sector = [
+                is_long and edge % _SECTOR_BYTES == 0 and self._place(edge) % self.row_bytes > 0
+                for edge in (start, end)
+            ]
+            is_cut = np.logical_or(is_within, at_sector)
+            if is_cut.all() or np.logical_and(is_within, at_sector).any():
                 return True
             if is_long and self.is_zero_black and self._is_hole(read, start, end):
                 return True
@@ -194,13 +199,33 @@ class RawPixels:
         """Bytes from the start of a TIFF tile to a position in the file; 0 before the first."""
         return self._find(position)[1]
 
-    def _is_within_pixel(self, read: ReadAt, edge: int, beside: int) -> bool:
-        """Whether zeros end in the middle of a pixel, one of whose other bytes is not dark."""
-        byte = read(1, beside) if beside >= 0 else b""
-        # A sample of 16 bit may have a zero byte.
-        n_bytes = self._place(edge) % self.pixel_bytes
-        is_cut = self.sample_bytes <= n_bytes <= self.pixel_bytes - self.sample_bytes
-        return bool(byte) and byte[0] > _DARK and is_cut
+    def _is_within_pixel(self, read: ReadAt, edge: int, *, is_end: bool) -> bool:
+        """Whether zeros start or end in the middle of a pixel, another byte of which is not dark.
+
+        Not where other pixels near it in its row lack one of the same colours, as a stain may.
+        """
+        place = self._place(edge) % self.row_bytes
+        n_bytes = place % self.pixel_bytes
+        n_samples = self.pixel_bytes // self.sample_bytes
+        # A sample of 16 bit may have a zero byte; samples behind the colours are often zero.
+        n_colours = 3 if n_samples >= 3 else 1
+        if not self.sample_bytes <= n_bytes <= (n_colours - 1) * self.sample_bytes:
+            return False
+        beside = read(1, edge if is_end else edge - 1)
+        if not beside or beside[0] <= _DARK:
+            return False
+        first = edge - place
+        if is_end:
+            first = edge - n_bytes + self.pixel_bytes
+            n_near = (self.row_bytes - place) // self.pixel_bytes
+            zeroed = slice(n_bytes // self.sample_bytes)
+        else:
+            n_near = place // self.pixel_bytes
+            zeroed = slice(-(-n_bytes // self.sample_bytes), n_colours)
+        stream = read(n_near * self.pixel_bytes, first)
+        whole = stream[: len(stream) // self.pixel_bytes * self.pixel_bytes]
+        near = np.frombuffer(whole, f"u{self.sample_bytes}").reshape(-1, n_samples)[:, zeroed]
+        return near.size > 0 and bool(near.all())
 
     def _is_hole(self, read: ReadAt, start: int, end: int) -> bool:
         """Whether zeros are beside other pixels where black fill of their shape would go on.
@@ -211,7 +236,7 @@ class RawPixels:
         """
         first, place = self._find(start)
         last, behind = self._find(end - 1)
-        if first < 0:
+        if first < 0 or self.columns == 1:
             return False
         row, column = divmod(place, self.row_bytes)
         last_row, last_column = divmod(min(behind, self._block_bytes - 1), self.row_bytes)
@@ -219,9 +244,14 @@ class RawPixels:
         part, one = self.row_bytes - column, self.pixel_bytes
         is_wide = lower <= last
         beside = [(first - 1, edge, self.row_bytes - one, one)] if first % self.columns else []
-        is_staircase = bool(beside) and row + _STAIR_ROWS < edge and column >= one
-        if is_staircase and self._are_bright(read, beside):
-            return True
+        above = (first, row - 1) if row else (first - self.columns, edge)
+        if beside and row + _STAIR_ROWS < edge and column >= one:
+            # No border of fill is both slanted and along the TIFF tile.
+            lower_left = [
+                (first - 1, y, self.row_bytes - one, one) for y in range(row + 1, self.block_rows)
+            ]
+            if self._are_bright(read, [(*above, column, part), *lower_left]):
+                return True
         if beside and is_wide and last + self.columns >= len(self.offsets):
             beside.append((first - 1, edge, 0, self.row_bytes))
         else:
@@ -230,9 +260,7 @@ class RawPixels:
                 if last_row < edge
                 else (last + self.columns, 0, 0, last_column + 1)
             )
-        beside.append(
-            (first, row - 1, column, part) if row else (first - self.columns, edge, column, part)
-        )
+        beside.append((*above, column, part))
         if first % self.columns:
             beside.append((first - 1, min(row + 1, edge), self.row_bytes - one, one))
         if (last + 1) % self.columns:
@@ -264,6 +292,7 @@ class RawPixels:
         for known in self._known:
             if known[0] <= start and end <= known[1]:
                 return known
+        run = start, end
         while start:
             before = read(min(_READ_BYTES, start), max(0, start - _READ_BYTES))
             n_zeros = len(before) - len(before.rstrip(b"\0"))
@@ -275,7 +304,8 @@ class RawPixels:
             end += n_zeros
             if n_zeros < len(behind):
                 break
-        self._known.append((start, end))
+        if (start, end) != run:
+            self._known.append((start, end))
         return start, end
 
 

@@ -97,10 +97,12 @@ class _ChunkGrid(BlockGrid):
     def _is_zeroed(self, pixels: npt.NDArray[Any], row: int, column: int) -> bool:
         """Whether zeros in an uncompressed chunk are no black fill.
 
-        Where they fill whole rows at its top or bottom, fill would go on in the next chunk.
+        Where they fill whole rows, fill would go on in the chunks beside it.
         """
+        top, left = row * self.block_height_px, column * self.block_width_px
+        right = left + pixels.shape[1]
         is_planar = pixels.ndim == 3 and self.axes[-1] != "c"
-        for plane in np.moveaxis(pixels, -1, 0) if is_planar else [pixels]:
+        for channel, plane in enumerate(np.moveaxis(pixels, -1, 0) if is_planar else [pixels]):
             rows = np.ascontiguousarray(plane).reshape(len(plane), -1).view(np.uint8)
             is_zero = np.logical_not(np.any(rows, axis=1))
             if is_zero.all() or not is_zero.any():
@@ -113,21 +115,37 @@ class _ChunkGrid(BlockGrid):
             )  # fmt: skip
             if raw.are_zeroed(partial(_part_of, stream), 0, stream):
                 return True
-            n_lost = np.argmin(is_zero[::-1]), np.argmin(is_zero)
-            for n_rows, step, edge in zip(n_lost, (1, -1), (0, -1), strict=True):
-                if n_rows * rows.shape[1] >= _LEAST_ZEROS and 0 <= row + step < self.rows:
-                    beside = self._read(self.array, row + step, column)[edge]
-                    if is_bright(beside.tobytes()):
-                        return True
+            edges = np.flatnonzero(np.diff(is_zero, prepend=False, append=False)).reshape(-1, 2)
+            for first, end in edges[np.diff(edges)[:, 0] * rows.shape[1] >= _LEAST_ZEROS].tolist():
+                y, bottom = top + first, top + end
+                if not (0 < y < bottom < self.height_px and 0 < left < right < self.width_px):
+                    continue
+                beside = (
+                    self._read_box(self.array, *box)
+                    for box in (
+                        (y - 1, y, left, right), (bottom, bottom + 1, left, right),
+                        (y, bottom, left - 1, left), (y, bottom, right, right + 1),
+                    )
+                )  # fmt: skip
+                if all(
+                    is_bright((side[..., channel] if is_planar else side).tobytes())
+                    for side in beside
+                ):
+                    return True
         return False
 
     def _read(self, array: zarr.Array[Any], row: int, column: int) -> npt.NDArray[Any]:
         top, left = row * self.block_height_px, column * self.block_width_px
-        slices = {
-            "y": slice(top, min(top + self.block_height_px, self.height_px)),
-            "x": slice(left, min(left + self.block_width_px, self.width_px)),
-            "c": slice(None),
-        }
+        bottom = min(top + self.block_height_px, self.height_px)
+        return self._read_box(
+            array, top, bottom, left, min(left + self.block_width_px, self.width_px)
+        )
+
+    def _read_box(
+        self, array: zarr.Array[Any], top: int, bottom: int, left: int, right: int
+    ) -> npt.NDArray[Any]:
+        """Pixels between these rows and columns of the level, px."""
+        slices = {"y": slice(top, bottom), "x": slice(left, right), "c": slice(None)}
         pixels = np.asarray(array[tuple(slices.get(axis, 0) for axis in self.axes)])
         kept = [axis for axis in self.axes if axis in slices]
         pixels = pixels.transpose([kept.index(axis) for axis in "yxc" if axis in kept])

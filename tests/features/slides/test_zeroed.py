@@ -131,20 +131,38 @@ def test_zeros_from_amid_a_row_of_tiles_or_pixels_to_the_end_are_lost(
 
 def test_a_bitmap_in_which_zeros_lie_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.bmp"
-    Image.fromarray(PIXELS).save(path)
+    Image.fromarray(PIXELS // 2 + 64).save(path)
     data, row = path.read_bytes(), SIDE * 3
-    for start, end in ((300, 400), (300.5, 401), (300, 768), (767.2, 768)):
-        first, last = 54 + int(start * row), 54 + int(end * row)
-        if end == 768:  # the end of the file, from a page of the disk on
-            first = -(-first // 4096) * 4096
-        if last - first < 2 * row:
-            continue
-        path.write_bytes(data[:first] + bytes(last - first) + data[last:])
+    page = 169 * 4096  # within a pixel amid the picture
+    first = 54 + 300 * row + 3 * 350 + 1
+    for start, end in ((first, first + 50 * row + 1), (page, page + 8192), (page, len(data))):
+        path.write_bytes(data[:start] + bytes(end - start) + data[end:])
         with pytest.raises(SlideError, match="a BMP: its data were overwritten by zeros"):
             open_slide(path)
-    filled = PIXELS.copy()
-    filled[:300] = filled[:, :211] = filled[400:, 500:] = 0
-    Image.fromarray(filled).save(path)
+
+
+@pytest.mark.parametrize("width", [SIDE, 701])
+@pytest.mark.parametrize("n_bytes", [3, 4])
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (np.s_[:300], np.s_[:, :211], np.s_[400:, 500:]),
+        (np.s_[:20],),
+        (np.s_[200:230],),
+        (np.s_[200:, 350:], np.s_[201:500]),
+    ],
+)
+def test_black_fill_of_a_bitmap_is_no_damage(
+    tmp_path: Path, width: int, n_bytes: int, boxes: tuple[Any, ...]
+) -> None:
+    filled = PIXELS[:, :width].copy()
+    for box in boxes:
+        filled[box] = 0
+    path = tmp_path / "s.bmp"
+    picture = Image.fromarray(filled)
+    if n_bytes == 4:  # the fourth is not used
+        picture = Image.fromarray(np.dstack([filled, np.zeros(filled.shape[:2], np.uint8)]), "RGBA")
+    picture.save(path)
     np.testing.assert_array_equal(read_image(path), filled)
 
 
@@ -160,6 +178,53 @@ def test_black_fill_is_no_damage(tmp_path: Path, options: dict[str, Any]) -> Non
         slide.overview(downsample=4)
         assert slide.unreadable_px0 == ()
     np.testing.assert_array_equal(result, filled)
+
+
+def test_black_fill_beside_an_unused_fourth_channel_is_no_damage(tmp_path: Path) -> None:
+    filled = np.dstack([PIXELS, np.zeros((SIDE, SIDE), np.uint8)])
+    filled[:, 700:] = filled[600:] = 0
+    path = write(tmp_path / "s.tif", filled, extrasamples=[0])
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    np.testing.assert_array_equal(result, filled[..., :3])
+
+
+@pytest.mark.parametrize("rows_per_strip", [1, 64, SIDE])
+def test_a_black_seam_across_strips_is_no_damage(tmp_path: Path, rows_per_strip: int) -> None:
+    filled = PIXELS.copy()
+    filled[254:258] = 0
+    path = write(tmp_path / "s.tif", filled, tile=None, rowsperstrip=rows_per_strip)
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    np.testing.assert_array_equal(result, filled)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 1])
+def test_black_fill_beside_stain_or_ink_that_lacks_a_colour_is_no_damage(
+    tmp_path: Path, share: float
+) -> None:
+    filled, rng = PIXELS.copy(), np.random.default_rng(0)
+    filled[rng.random(filled.shape[:2]) < share, 2] = 0
+    y, x = np.mgrid[:SIDE, :SIDE]
+    filled[x + y // 3 > 600] = 0
+    path = write(tmp_path / "s.tif", filled, tile=(64, 64))
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    np.testing.assert_array_equal(result, filled)
+
+
+def test_glass_masked_to_black_along_curves_is_no_damage(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    for number in range(10):
+        kept = np.zeros((SIDE, SIDE), bool)
+        for middle_x, middle_y, radius in rng.uniform((0, 0, 80), (SIDE, SIDE, 250), (5, 3)):
+            kept |= (x - middle_x) ** 2 + (y - middle_y) ** 2 < radius**2
+        filled = np.where(kept[..., np.newaxis], PIXELS, 0).astype(np.uint8)
+        path = write(tmp_path / f"{number}.tif", filled, tile=(128, 128))
+        with closing(open_slide(path)) as slide:
+            result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+        np.testing.assert_array_equal(result, filled)
 
 
 @pytest.mark.parametrize("compression", ["jpeg2000", "webp", "zstd", "jpeg"])
@@ -232,7 +297,7 @@ def test_an_uncompressed_zarr_chunk_of_zeros_in_tissue_is_lost_and_not_black(
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize(
-    ("start", "end"), [(4096, 8192), (5000, 12_288), (6144, 12_288), (0, 3072), (1920, 7680)]
+    ("start", "end"), [(4096, 8192), (5120, 12_288), (6144, 12_288), (0, 3072), (1920, 7680)]
 )
 def test_an_uncompressed_zarr_chunk_that_holds_zeros_is_lost(
     tmp_path: Path, zarr_format: int, start: int, end: int
@@ -247,9 +312,20 @@ def test_an_uncompressed_zarr_chunk_that_holds_zeros_is_lost(
         slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=320)
 
 
-def test_black_fill_in_an_uncompressed_zarr_is_no_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (np.s_[:300], np.s_[:, :211], np.s_[470:], np.s_[:, 680:]),
+        (np.s_[350:354],),
+        (np.s_[330:400, 256:384],),
+    ],
+)
+def test_black_fill_in_an_uncompressed_zarr_is_no_damage(
+    tmp_path: Path, boxes: tuple[Any, ...]
+) -> None:
     filled = PIXELS.copy()
-    filled[:300] = filled[:, :211] = filled[470:] = filled[:, 680:] = 0
+    for box in boxes:
+        filled[box] = 0
     path = write_zarr(tmp_path / "s.zarr", (filled,), compressors=None)
     with closing(open_slide(path)) as slide:
         result = slide.read(level=0, x_px=0, y_px=256, width_px=SIDE, height_px=256)
