@@ -130,13 +130,15 @@ def missing_folder(path: Path) -> str:
 def ignores_case(folder: Path) -> bool:
     """Return whether names in a folder are found in any case, as on Windows, macOS and many shares.
 
-    Tried with the name of the folder, or of the nearest one above that exists.
+    Tried with the name of the folder, or of the nearest one above that exists and has letters.
     """
     path = folder.absolute()
-    while not path_exists(path):
+    while path.name and (path.name.swapcase() == path.name or not path_exists(path)):
         path = path.parent
-    other = path.with_name(path.name.swapcase()) if path.name else path
-    return other != path and path_exists(other) and other.samefile(path)
+    if not path.name:
+        return False
+    other = path.with_name(path.name.swapcase())
+    return path_exists(other) and other.samefile(path)
 
 
 def make_folder(path: Path) -> Path:

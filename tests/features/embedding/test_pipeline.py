@@ -214,15 +214,17 @@ def test_views_are_added_and_leave_the_plain_tiles_as_they_were(
         run(slides, tmp_path / "bags", encoder)
 
 
+@pytest.mark.parametrize("name", ["new", "2024", "2024/01"])
 def test_names_that_differ_in_case_alone_are_refused_where_files_have_none(
-    tmp_path: Path,
+    tmp_path: Path, name: str
 ) -> None:
     slides = [tmp_path / "a" / "S.TIF", tmp_path / "b" / "s.tif"]
-    check_unique_ids(slides, option="--bags", results_dir=tmp_path / "bags" / "new")
+    (tmp_path / "2024").mkdir()
+    check_unique_ids(slides, option="--bags", results_dir=tmp_path / name)
     other = tmp_path.with_name(tmp_path.name.swapcase())  # what such a file system shows
     other.symlink_to(tmp_path)
     with pytest.raises(SlideError, match="slide 's': 2 files of that name"):
-        check_unique_ids(slides, option="--bags", results_dir=tmp_path / "bags" / "new")
+        check_unique_ids(slides, option="--bags", results_dir=tmp_path / name)
 
 
 def test_two_slides_of_one_name_are_refused(slides: Path, tmp_path: Path, encoder: Encoder) -> None:
