@@ -14,7 +14,7 @@ from features.slides.reader import slide_id_of, split_scene
 from features.slides.resolution import SQUARE_FACTOR
 from features.utils.files import ignores_case
 from features.utils.paths import parse_url
-from features.utils.tables import column_key, find_column, find_listed_file, read_table
+from features.utils.tables import column_key, find_column, find_listed_file, read_table, stated_path
 
 __all__ = [
     "check_unique_ids",
@@ -47,6 +47,7 @@ def read_mpp_table(path: Path) -> dict[str, float]:
         find_column(table, [name], where=path, what="µm per level-0 pixel")
         for name in (_AXES if along_axes else ["mpp"])
     ]
+    has_paths = column_key(slide_column) in _PATH_COLUMNS
     values: dict[str, float] = {}
     rows = zip(table.index + 2, table[slide_column], table[names].to_numpy().tolist(), strict=True)
     for row, slide, cells in rows:
@@ -62,7 +63,8 @@ def read_mpp_table(path: Path) -> dict[str, float]:
                 hint="Write one column 'mpp' with the right number.",
             )
         mpp = along[0] if len(set(along)) == 1 else math.sqrt(math.prod(along))
-        if values.setdefault(slide_id_of(Path(slide)), mpp) != mpp:
+        slide_id = slide_id_of(stated_path(path, slide) if has_paths else slide)
+        if values.setdefault(slide_id, mpp) != mpp:
             raise TableError(
                 where,
                 actual=f"{names[0]} {cells[0]!r} of slide {slide!r}, which has another above",

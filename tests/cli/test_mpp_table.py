@@ -81,6 +81,10 @@ def test_rows_of_a_table_of_slides_are_found_as_paths_are(tmp_path: Path) -> Non
     table.write_text("path\nslides\\a01.svs\nslides/Mül.svs\nslides/m\nslides/b.zarr\nslides/c\n")
     found = [str(path.relative_to(slides)) for path in resolve_slides([table]).slides]
     assert found == sorted(["a01.svs", names[1], "m.mrxs", "b.zarr", "c/d.svs"])
+    table.write_text("path,mpp\nslides\\a01.svs,0.5\nfurther\\a02.ome.tif,0.25\n")
+    assert read_mpp_table(table) == {"a01": 0.5, "a02": 0.25}
+    (tmp_path / "slides\\a01.svs").touch()  # as some programs unpack an archive of Windows
+    assert read_mpp_table(table) == {"slides\\a01": 0.5, "a02": 0.25}
     table.write_text("path\nslides/a01\n")
     with pytest.raises(
         TableError, match=r"row 2: no file .*/slides/a01; .* Did you mean 'a01.svs'"
