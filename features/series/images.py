@@ -52,7 +52,7 @@ def read_image(path: Path) -> RgbArray:
             expected="PNG, JPEG, WebP, BMP or TIFF",
         ) from error  # fmt: skip
     if actual:
-        raise TileError(path, actual=actual, expected="a whole image")
+        raise TileError(path, actual=actual, expected="a whole image", hint="Copy it again.")
     return pixels
 
 

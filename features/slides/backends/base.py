@@ -271,6 +271,7 @@ class BlockReader(RegionReader):
             actual=f"{self._block_noun} in row {row}, column {column} of level {level} is not "
             "stored, and it is not glass that surrounds it",
             expected="pixels",
+            hint="Copy or export the slide again.",
         )
 
     @cached_property

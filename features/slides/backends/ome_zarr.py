@@ -416,6 +416,7 @@ class OmeZarrSlide(BlockReader):
                 actual=f"chunk in row {row}, column {column} of level {level} cannot be read "
                 f"({_reason(error)})",
                 expected="pixels",
+                hint="Copy it again.",
             ) from error
         if pixels is None:
             return None

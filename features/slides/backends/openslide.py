@@ -348,6 +348,7 @@ class OpenSlideSlide(RegionReader):
                     actual=f"{width} × {height} px at {corner} px0 of level {level} cannot be "
                     f"read ({error})",
                     expected="pixels",
+                    hint="Copy it again.",
                 ) from error
         result = to_rgb(np.asarray(image), background_rgb=self.background_rgb)
         streams = self.streams.get((self.levels[level].width_px, self.levels[level].height_px))
@@ -355,6 +356,6 @@ class OpenSlideSlide(RegionReader):
         if is_zeroed and np.ptp(result, axis=(0, 1)).any():
             raise TileError(
                 self.path, actual=f"{width} × {height} px at {corner} px0 of level {level}: "
-                f"{ZEROED}", expected="pixels",
+                f"{ZEROED}", expected="pixels", hint="Copy it again.",
             )  # fmt: skip
         return result

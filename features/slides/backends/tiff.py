@@ -470,6 +470,7 @@ class TiffSlide(BlockReader):
                 actual=f"TIFF tile in row {row}, column {column} of level {level} cannot be "
                 f"decoded ({error})",
                 expected="pixels",
+                hint="Copy or export the slide again.",
             ) from error
         finally:
             os.close(descriptor)

@@ -78,7 +78,9 @@ def test_zeros_over_many_uncompressed_tiles_are_lost_in_each(tmp_path: Path) -> 
         stream.write(bytes(offsets[last] + 1000 - offsets[first] - 700))
     with closing(open_slide(path)) as slide:
         for column in range(4, 9):
-            with pytest.raises(TileError, match="overwritten by zeros"):
+            with pytest.raises(
+                TileError, match=r"overwritten by zeros.*Copy or export the slide again"
+            ):
                 slide.read(level=0, x_px=64 * column, y_px=256, width_px=64, height_px=64)
         slide.read(level=0, x_px=0, y_px=256, width_px=256, height_px=64)
 
@@ -258,7 +260,9 @@ def test_pictures_in_which_zeros_lie_are_refused(tmp_path: Path, suffix: str, ki
     path.write_bytes(data[:middle] + bytes(512) + data[middle + 512 :])
     with pytest.raises(SlideError, match=f"a {kind}: its data were overwritten by zeros"):
         open_slide(path)
-    with pytest.raises(TileError, match=f"a {kind}: its data were overwritten by zeros"):
+    with pytest.raises(
+        TileError, match=f"a {kind}: its data were overwritten by zeros.*Copy it again"
+    ):
         read_image(path)
 
 
@@ -307,7 +311,7 @@ def test_an_uncompressed_zarr_chunk_that_holds_zeros_is_lost(
     data = chunk.read_bytes()
     chunk.write_bytes(data[:start] + bytes(end - start) + data[end:])
     with closing(open_slide(path)) as slide:
-        with pytest.raises(TileError, match="overwritten by zeros"):
+        with pytest.raises(TileError, match=r"overwritten by zeros.*Copy it again"):
             slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
         slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=320)
 
@@ -382,7 +386,7 @@ def test_frames_of_dicom_in_which_zeros_lie_are_lost_and_all_others_are_read(
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path, enforce_file_format=True)
     with closing(open_slide(path)) as slide:
-        with pytest.raises(TileError, match="overwritten by zeros"):
+        with pytest.raises(TileError, match=r"overwritten by zeros.*Copy it again"):
             slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
         slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=320)
         slide.read(level=0, x_px=384, y_px=0, width_px=384, height_px=SIDE)
