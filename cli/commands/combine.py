@@ -76,7 +76,8 @@ def combine(
         )
     if not files and run is None:
         raise typer.BadParameter("name the new run", param_hint="--run")
-    keep_inputs([out] if out else [], [*files, cohort])
+    if out is not None:
+        keep_inputs(out, [*files, cohort])
     if run is not None:
         require_free(run, overwrite=overwrite)
     with spinner("combining"):

@@ -71,7 +71,7 @@ def compare(
     names = parse_columns(columns)
     files = [*(path for path in models if path.is_file()), *(predictions or ())]
     runs = [path for path in models if not path.is_file()]
-    keep_inputs([out], [*files, cohort])
+    keep_inputs(out, [*files, cohort])
     with spinner("comparing"):
         from mil.comparison.differences import compare_models
         from mil.comparison.models import read_models, same_folds

@@ -83,7 +83,7 @@ def describe(
     from features.utils.files import make_folder
 
     make_folder(out.parent)
-    keep_inputs([out], [train])
+    keep_inputs(out, [train])
     if label is not None and "label" in names:
         raise typer.BadParameter("give either --label or --column label=", param_hint="--label")
     with spinner("loading"):

@@ -73,7 +73,7 @@ def evaluate(
     """
     names = parse_columns(columns)
     tables = out.with_suffix(".csv"), out.with_suffix(".details.csv")
-    keep_inputs([out, *tables], [cohort])
+    keep_inputs(out, [cohort], beside=tables)
     groups_of = [name for text in (by or "").split(",") if (name := text.strip())]
     with spinner("evaluating"):
         from cli.shared.models import predict_model

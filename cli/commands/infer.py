@@ -170,7 +170,8 @@ def infer(
     prior, or were predicted from part of their slides.
     """
     names = parse_columns(columns)
-    keep_inputs([out, out.with_name(f"{out.stem}.details.csv")], [patients, series, mpp_table])
+    details = out.with_name(f"{out.stem}.details.csv")
+    keep_inputs(out, [patients, series, mpp_table], beside=[details])
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     require_ray_for_address(engine, address)
     if slides is not None and series is not None:

@@ -117,20 +117,27 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
             raise typer.BadParameter(why, param_hint=option)
 
 
-def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Raise if a file that a command is to write is one that it reads, or cannot be there."""
+def keep_inputs(out: Path, inputs: Iterable[Path | None], *, beside: Sequence[Path] = ()) -> None:
+    """Raise if a file that a command is to write is one that it reads, or cannot be there.
+
+    ``out`` is the one that ``--out`` names, ``beside`` are tables that are written with it.
+    """
     read = {path.resolve() for path in inputs if path is not None}
-    for path in outputs:
-        if path.is_dir():
-            raise typer.BadParameter(f"{path} is a folder; name a file in it", param_hint="--out")
-        if not path.parent.is_dir():
-            raise typer.BadParameter(
-                f"there is no folder {path.parent}; make it first", param_hint="--out"
-            )
-        if path.resolve() in read:
-            raise typer.BadParameter(
-                f"it would replace {path}, which is read; name another", param_hint="--out"
-            )
+    taken = next((path for path in beside if path.is_dir() or path.resolve() in read), None)
+    if not out.parent.is_dir():
+        fault = f"there is no folder {out.parent}; make it first"
+    elif out.is_dir():
+        fault = f"{out} is a folder; name a file in it"
+    elif out.resolve() in read:
+        fault = f"it would replace {out}, which is read; name another"
+    elif out in beside:
+        fault = f"a table beside it would be {out} as well; name a file with another suffix"
+    elif taken is not None:
+        why = "is a folder" if taken.is_dir() else "is read"
+        fault = f"a table beside {out.name} would replace {taken}, which {why}; name another"
+    else:
+        return
+    raise typer.BadParameter(fault, param_hint="--out")
 
 
 def only_folder(folders: Sequence[Path]) -> Path:

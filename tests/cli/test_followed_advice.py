@@ -135,6 +135,27 @@ def test_where_the_output_cannot_be_is_said_before_the_work(study: Path, tmp_pat
     mil_ok(*infer, tmp_path / "new" / "p.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("t.csv", "a table beside it would be {out} as well; name a file with another suffix"),
+        ("f.html", "a table beside f.html would replace {folder}, which is a folder; name another"),
+    ],
+)
+def test_what_is_in_the_way_of_a_table_beside_a_page_is_said(
+    study: Path, tmp_path: Path, name: str, advice: str
+) -> None:
+    folder, out = tmp_path / "f.csv", tmp_path / name
+    folder.mkdir()
+    evaluate = ["evaluate", study / "runs" / "a", "--bags", study / "bags" / "a", "--cohort",
+                study / "new.csv", "--out"]  # fmt: skip
+    refused = mil(*evaluate, out)
+    assert refused.exit_code == 2
+    words = refused.output.replace("│", " ").split()
+    assert "".join(advice.format(out=out, folder=folder).split()) in "".join(words)
+    assert not out.exists()
+
+
 def test_no_command_replaces_what_it_reads(study: Path, tmp_path: Path) -> None:
     """Also of what is written beside the page, under another suffix."""
     table, page, details = (tmp_path / f"t.{kind}" for kind in ("csv", "html", "details.csv"))
@@ -155,7 +176,9 @@ def test_no_command_replaces_what_it_reads(study: Path, tmp_path: Path) -> None:
     ):
         refused = mil(*command)
         assert refused.exit_code == 2, command
-        assert "it would replace" in refused.output
+        output = " ".join(refused.output.replace("│", " ").split())
+        by = "it" if command[-1] in command[:-1] else f"a table beside {command[-1].name}"
+        assert f"{by} would replace" in output
     assert table.read_bytes() == details.read_bytes() == (study / "new.csv").read_bytes()
     cohort = ["--cohort", study / "train.csv"]
     for command in (
