@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.arrays import Floats, Ints
+from mil.arrays import Floats
 from mil.base_learners.joined_bags import about_means, joined_bags, segment_sums
 from mil.base_learners.logistic import LinearModel
 
@@ -16,6 +16,7 @@ __all__ = ["covariance_contributions", "covariances", "tail_parts", "tail_statis
 
 _TAIL_SHARE = 0.1
 _TILES_PER_BLOCK = 8192
+_TILES_PER_PRODUCT = 1024
 
 
 def covariances(bags: Sequence[Tensor]) -> Floats:
@@ -59,8 +60,8 @@ def tail_statistics(bags: Sequence[Tensor], directions: Floats) -> Floats:
     6, directions).
     """
     found = np.empty((len(bags), 6, directions.shape[1]))
-    for own, tiles, starts in joined_bags(bags):
-        along = _along(tiles, directions, starts)
+    for own, tiles, starts in joined_bags([_project(bag, directions) for bag in bags]):
+        along = about_means(tiles, starts)
         squares = along**2
         for index, of_bag in enumerate(np.split(along, starts[1:]), own.start):
             ranked = np.sort(of_bag, axis=0)
@@ -81,7 +82,7 @@ def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
     (tiles, features): a mean of a tail is shared by its tiles, a maximum is one tile's, and the
     root of the fourth moment m is the mean of x⁴ / √m.
     """
-    along = _along(tiles, directions, np.zeros(1, np.int64))
+    along = about_means(_project(tiles, directions), np.zeros(1, np.int64))
     n_tiles, n_directions = along.shape
     n_tail = max(1, round(_TAIL_SHARE * n_tiles))
     order = along.argsort(axis=0, kind="stable")
@@ -95,9 +96,10 @@ def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
     return parts
 
 
-def _along(tiles: Tensor, directions: Floats, starts: Ints) -> Floats:
-    """Return tiles of bags along directions, less the mean of their bag, (tiles, directions)."""
+def _project(tiles: Tensor, directions: Floats) -> Tensor:
+    """Return a bag along directions, shape (tiles, directions), float64.
+
+    In blocks, since tiles may be embeddings: a large bag in float64 would need much memory.
+    """
     matrix = torch.from_numpy(directions).to(tiles.device)
-    # In blocks, since the tiles may be embeddings: a large bag in float64 would need much memory.
-    blocks = [block.double() @ matrix for block in torch.split(tiles, _TILES_PER_BLOCK)]
-    return about_means(torch.cat(blocks), starts)
+    return torch.cat([block.double() @ matrix for block in torch.split(tiles, _TILES_PER_PRODUCT)])
