@@ -85,7 +85,7 @@ def check(run: ModelBundle, explanation: Explanation) -> None:
     assert isinstance(run.calibrator, StackedPlattScaling)
     assert [one.name for one in explanation.learners] == list(learner_names("stack"))
     whole = [one.name for one in explanation.learners if one.of_tiles is not None]
-    assert whole == ["gated", "mean"]
+    assert whole == ["gated", "mean", "projections", "mixture"]
     of_slides = {
         name: np.concatenate([slide.by_learner[name] for slide in explanation.slides])
         for name in whole
