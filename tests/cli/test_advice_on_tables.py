@@ -194,7 +194,7 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("prefixed.csv", "If 'prob_CE' holds its probability, rename it to 'CE'.", "p.csv"),
         ("kinds.csv", "Scores need probabilities, not predicted classes.", "p.csv"),
         ("again.csv", "Delete all rows of each but one.", "p.csv"),
-        ("total.csv", "expected one slide or patient per row. Delete the row.", "p.csv"),
+        ("total.csv", "per row. Delete the row. If it is a slide or patient, move it up.", "p.csv"),
         ("gap.csv", ("To leave its patient out, delete the row; 'mil score' takes the others by "
          "--patients."), "rest.csv --patients rest.csv"),
         ("mixed_up.csv", "They are ids of patients: name their column 'patient_id'.", "p.csv"),
@@ -252,7 +252,7 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
         ("number.csv", "Save the table again with ids as text", "good.csv"),
         ("both.csv", "Rename or delete one in the table, or name one with --column label=label.",
          "good.csv"),
-        ("total.csv", "Delete the row.", "good.csv"),
+        ("total.csv", "Delete the row. If it is a slide or patient, move it up.", "good.csv"),
         ("headless.csv",
          "The first row looks like values: write the names of the columns above it.", "good.csv"),
         ("rows.csv", "Delete quotation marks around whole rows, and a line sep= of", "good.csv"),
