@@ -78,7 +78,7 @@ def fit_directions(
     """
     within = covariances(bags)
     size = within.shape[1]
-    whiten, colour = _roots(within.mean(axis=0))
+    whiten, unwhiten = _roots(within.mean(axis=0))
     starts = [
         _eigenvectors(within[:, :n, :n], labels, n_classes=n_classes, balanced=balanced, n_all=size)
         for n in sorted({size, min(n_leading, size)}, reverse=True)
@@ -87,7 +87,7 @@ def fit_directions(
     tiles = _DrawnTiles.of(bags, whiten)
     first_half = _first_half(labels, np.arange(len(labels)) if groups is None else groups)
     shifts = [
-        whiten @ _fit_mixture(tiles, colour @ of_class, labels == which, first_half)
+        whiten @ _fit_mixture(tiles, unwhiten @ of_class, labels == which, first_half)
         for which, of_class in enumerate(np.concatenate(starts, axis=2))
     ]
     return starts[0][:, :, 0].T, np.stack(shifts, axis=1)
