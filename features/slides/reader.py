@@ -19,7 +19,7 @@ from features.slides.backends.image import ImageSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
 from features.slides.dicom_series import group_dicom_files, is_dicom
-from features.utils.file_kinds import START_BYTES, find_foreign_kind
+from features.utils.file_kinds import BFCONVERT, START_BYTES, find_foreign_kind
 from features.utils.files import ZARR_METADATA, is_zarr_folder
 from features.utils.paths import parse_url, slide_name
 
@@ -27,6 +27,7 @@ __all__ = ["open_slide", "scene_of", "slide_id_of", "split_scene"]
 
 
 _SCENE = re.compile(r"(.+)_scene(\d{1,6})")
+_MIRAX = ".mrxs"
 
 
 def _open_zarr(path: Path | str, scene: int | None = None) -> Slide:
@@ -80,8 +81,11 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
     if is_zarr_folder(path):
         return _open_zarr(path, scene)
     _check_readable(path)
+    _check_data_folder(path)
     reasons = []
     for name, reader in _READERS:
+        if name == "image" and path.suffix.lower() == _MIRAX:
+            continue  # it is a preview of the slide
         try:
             return reader(path, scene)
         except (MultiImageError, UnsupportedFormatError, SceneError):
@@ -169,6 +173,26 @@ def _check_readable(path: Path) -> None:
                          expected="a slide", hint="Copy it again.")  # fmt: skip
     if start.startswith(b"PK"):
         _check_zip(path)
+
+
+def _check_data_folder(path: Path) -> None:
+    """Raise an error for a file that holds no more than previews of a slide in a folder beside it.
+
+    Those of Olympus have no reader.
+    """
+    if path.suffix.lower() == ".vsi":
+        raise SlideError(
+            path, actual=f"an Olympus slide, whose pixels are in the folder _{path.stem}_",
+            expected="a format with a reader",
+            hint=f"Convert it to OME-TIFF with bfconvert of Bio-Formats: {BFCONVERT}.",
+        )  # fmt: skip
+    folder = path.with_suffix("")
+    if path.suffix.lower() == _MIRAX and not folder.is_dir():
+        raise SlideError(
+            path, actual="only the preview of a MIRAX slide: its data folder is missing",
+            expected=f"the folder {folder.name} beside it",
+            hint="Copy the folder with Slidedat.ini and the .dat files, under that name.",
+        )  # fmt: skip
 
 
 def _missing_file(path: Path) -> str:

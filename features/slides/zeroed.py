@@ -51,11 +51,16 @@ _DARK = 32
 _READ_BYTES = 1 << 16
 
 
-def hole_warning(path: Path) -> tuple[str, ...]:
-    """Return a warning if a part of a file was never written, so that it reads as zeros.
+def hole_warning(path: Path, *parts: Path) -> tuple[str, ...]:
+    """Return a warning if a piece of a file was never written, so that it reads as zeros.
 
-    Its size is in bytes. Systems that keep no account of it give none.
+    Of several files of a slide, the first is told. Its size is in bytes. Systems that keep no
+    account of it give none.
     """
+    return next(filter(None, map(_hole_warning, (path, *parts))), ())
+
+
+def _hole_warning(path: Path) -> tuple[str, ...]:
     with path.open("rb") as file:
         n_bytes = path.stat().st_size
         try:
@@ -69,8 +74,8 @@ def hole_warning(path: Path) -> tuple[str, ...]:
         except OSError:  # no data follow
             end = n_bytes
     text = (
-        f"{end - start:,} bytes from byte {start:,} on were never written, as by an interrupted "
-        "copy: what they hold of the slide is lost. Copy it again."
+        f"{end - start:,} bytes of {path.name} from byte {start:,} on were never written, as by an "
+        "interrupted copy: what they hold of the slide is lost. Copy it again."
     )
     return (text,)
 

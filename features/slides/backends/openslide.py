@@ -17,6 +17,7 @@ from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import GOLDEN_RATIO, MAX_SIDE_PX, RegionReader
 from features.slides.backends.fluorescence import check_names
 from features.slides.backends.level_content import AREA_PX, shows_something_else
+from features.slides.backends.mirax_streams import mirax_streams
 from features.slides.backends.openslide_properties import (
     illumination_in,
     mpp_in_properties,
@@ -86,7 +87,11 @@ class OpenSlideSlide(RegionReader):
                 self._handle.level_dimensions, self._handle.level_downsamples, strict=True
             )
         )
-        self.streams = tiff_streams(path, self.vendor)
+        self.streams = (
+            mirax_streams(path, properties, self._handle.level_dimensions)
+            if self.vendor == "mirax"
+            else tiff_streams(path, self.vendor)
+        )
         self._numbers: tuple[int, ...] = tuple(range(len(self.levels)))
         self._small_levels: dict[int, RgbArray | None] = {}
         self._check_sizes()
@@ -97,7 +102,8 @@ class OpenSlideSlide(RegionReader):
             for name, (width, height) in self._associated_sizes()
         )
         self.stated_mpp, self.warnings = choose_mpp([*mpp_in_properties(properties), *more_mpp])
-        self.warnings += hole_warning(path)
+        parts = path.with_suffix("").glob("*.dat") if self.vendor == "mirax" else ()
+        self.warnings += hole_warning(path, *sorted(parts))
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)

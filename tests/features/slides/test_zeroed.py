@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from features.slides.reader import open_slide
 from features.slides.zeroed import is_zeroed_jpeg
 from tests.features.slides.test_absent_pixels import GLASS, PIXELS, SIDE, write_zarr
 from tests.features.slides.test_dicom_frames import write_level
+from tests.features.slides.vendor_files import write_mrxs, write_ndpi
 
 BLOCK = 256
 MIDDLE = {"x_px": BLOCK, "y_px": BLOCK, "width_px": BLOCK, "height_px": BLOCK}
@@ -360,7 +363,9 @@ def test_a_slide_of_openslide_with_a_part_that_was_never_written_is_warned_of(
         if os.lseek(stream.fileno(), 0, os.SEEK_HOLE) == len(data):
             pytest.skip("this disk keeps no account of holes")
     with closing(OpenSlideSlide(path)) as slide:
-        assert f"65,536 bytes from byte {start:,} on were never written" in slide.warnings[0]
+        assert (
+            f"65,536 bytes of s.tif from byte {start:,} on were never written" in slide.warnings[0]
+        )
 
 
 @pytest.mark.parametrize("coding", ["JPEG", "JPEG 2000"])
@@ -446,3 +451,87 @@ def test_tiles_that_openslide_reads_are_lost_where_zeros_lie(
         with pytest.raises(TileError, match=r"overwritten by zeros|Corrupt JPEG"):
             slide.read(level=0, x_px=330, y_px=330, width_px=9, height_px=9)
         slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=320)
+
+
+def noisy(factor: int) -> np.ndarray:
+    """The picture so many times as large, with noise that JPEG needs many bytes for."""
+    rng, pixels = np.random.default_rng(0), np.kron(PIXELS, np.ones((factor, factor, 1), np.uint8))
+    return np.clip(pixels + rng.integers(-9, 10, pixels.shape), 60, 255).astype(np.uint8)
+
+
+def test_restart_intervals_of_ndpi_are_lost_where_zeros_lie_on_all_levels_made_of_them(
+    tmp_path: Path,
+) -> None:
+    pixels, path = noisy(2), tmp_path / "s.ndpi"
+    starts, _ = write_ndpi(path, [pixels, pixels[::4, ::4]], interval=24)
+    with closing(open_slide(path)) as slide:
+        assert slide.reader == "openslide"
+        assert [level.downsample for level in slide.levels[:4]] == [1, 2, 4, 8]
+        slide.overview(downsample=4)
+        assert slide.unreadable_px0 == ()
+    hit = 40 * 8 + 3  # of 8 intervals side by side, each of 192 x 8 px
+    with path.open("r+b") as stream:
+        stream.seek(starts[hit] + 50)
+        stream.write(bytes(300))
+    with closing(open_slide(path)) as slide:
+        assert isinstance(slide, OpenSlideSlide)
+        for level in (0, 1):
+            x, y = 576 >> level, 320 >> level
+            assert slide.streams[1536 >> level, 1536 >> level].is_zeroed(x + 9, y, 9, 2)
+            with pytest.raises(TileError):
+                slide.read(level=level, x_px=x + 9, y_px=y, width_px=9, height_px=2)
+            slide.read(level=level, x_px=0, y_px=0, width_px=1536 >> level, height_px=y)
+            slide.read(level=level, x_px=0, y_px=y + 8, width_px=1536 >> level, height_px=99)
+        slide.read(level=2, x_px=0, y_px=0, width_px=384, height_px=384)
+
+
+@pytest.mark.parametrize("positions", ["raw", "packed", "none"])
+@pytest.mark.parametrize(
+    ("divisions", "overlap", "kind"),
+    [(1, 8, "JPEG"), (2, 8, "JPEG"), (2, 0, "BMP"), (1, 0, "JPEG")],
+)
+def test_images_of_mrxs_are_lost_where_zeros_lie(
+    tmp_path: Path, positions: str, divisions: int, overlap: int, kind: str
+) -> None:
+    path = tmp_path / "s.mrxs"
+    levels = write_mrxs(
+        path, noisy(2), positions=positions, divisions=divisions, overlap=overlap, kind=kind
+    )
+    data = path.with_suffix("") / "Data0000.dat"
+    sound = data.read_bytes()
+    with closing(open_slide(path)) as slide:
+        slide.overview(downsample=1)
+        assert slide.unreadable_px0 == ()
+    for level, number in ((0, 100), (1, 30), (2, 10)):
+        corners, offset, n_bytes = levels[level][number]
+        start = offset + n_bytes // 2 - (n_bytes // 2 - 55) % 3  # in a BMP amid a pixel
+        data.write_bytes(sound[:start] + bytes(601) + sound[start + 601 :])
+        with closing(open_slide(path)) as slide:
+            assert isinstance(slide, OpenSlideSlide)
+            width, height = slide.levels[level].width_px, slide.levels[level].height_px
+            streams, side = slide.streams[width, height], 64 >> level
+            for left, top in corners:
+                middle = {"x_px": int(left) + side // 2, "y_px": int(top) + side // 2}
+                assert streams.is_zeroed(**middle, width_px=1, height_px=1)
+                with pytest.raises(TileError):
+                    slide.read(level=level, **middle, width_px=3, height_px=3)
+            for x, y in product(range(0, width, 8), range(0, height, 8)):
+                if not any(
+                    left - 8 < x < left + side and top - 8 < y < top + side for left, top in corners
+                ):
+                    assert not streams.is_zeroed(x, y, 8, 8)
+
+
+def test_a_preview_of_a_slide_is_not_taken_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.mrxs"
+    write_mrxs(path, PIXELS, positions="raw")
+    index = path.with_suffix("") / "Index.dat"
+    index.write_bytes(index.read_bytes()[:200])
+    with pytest.raises(SlideError, match=r"no reader can open it .*openslide: .*position info"):
+        open_slide(path)
+    shutil.rmtree(path.with_suffix(""))
+    with pytest.raises(SlideError, match=r"only the preview of a MIRAX slide.*the folder s beside"):
+        open_slide(path)
+    write(tmp_path / "o.vsi")
+    with pytest.raises(SlideError, match=r"whose pixels are in the folder _o_.*bfconvert"):
+        open_slide(tmp_path / "o.vsi")

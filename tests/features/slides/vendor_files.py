@@ -1,0 +1,203 @@
+"""NDPI and MRXS slides written from pixels, as far as OpenSlide reads them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["write_mrxs", "write_ndpi"]
+
+_SLIDE_ID = "0" * 32
+_LONG, _SHORT, _TEXT, _RATIONAL, _SIGNED, _FLOAT = 4, 3, 2, 5, 9, 11
+
+
+def _encode(pixels: np.ndarray, kind: str = "JPEG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    jpeg = {"quality": 90, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(pixels).save(stream, kind, **jpeg, **options)
+    return stream.getvalue()
+
+
+def write_ndpi(path: Path, levels: Sequence[np.ndarray], *, interval: int) -> list[list[int]]:
+    """Write levels at 20x, finest first, and return the offsets of their restart intervals.
+
+    ``interval`` is in blocks of 8 px, and has to divide the width of all levels of shape
+    (height, width, 3).
+    """
+    data = bytearray(struct.pack("<4sQ", b"II*\0", 0))
+    pointer_at, found = 4, []
+
+    def put(content: bytes) -> int:
+        data.extend(bytes(len(data) % 2))
+        data.extend(content)
+        return len(data) - len(content)
+
+    for pixels in levels:
+        height, width = pixels.shape[:2]
+        stream = _encode(pixels, restart_marker_blocks=interval)
+        first = stream.find(b"\xff\xda")
+        starts = [first + 2 + int.from_bytes(stream[first + 2 : first + 4], "big")]
+        for position in range(starts[0], len(stream) - 2):
+            if stream[position] == 0xFF and 0xD0 <= stream[position + 1] <= 0xD7:
+                starts.append(position + 2)
+        offset = put(stream)
+        found.append([offset + start for start in starts])
+        lens = 20 * width / levels[0].shape[1]
+        (lens_bits,) = struct.unpack("<I", struct.pack("<f", lens))
+        resolution = put(struct.pack("<II", round(1000 * lens), 1))
+        entries = [
+            (256, _LONG, 1, width), (257, _LONG, 1, height), (259, _SHORT, 1, 7),
+            (262, _SHORT, 1, 6), (271, _TEXT, 10, put(b"Hamamatsu\0")), (273, _LONG, 1, offset),
+            (277, _SHORT, 1, 3), (278, _LONG, 1, height), (279, _LONG, 1, len(stream)),
+            (282, _RATIONAL, 1, resolution), (283, _RATIONAL, 1, resolution), (296, _SHORT, 1, 3),
+            (65420, _LONG, 1, 1), (65421, _FLOAT, 1, lens_bits), (65422, _SIGNED, 1, 0),
+            (65423, _SIGNED, 1, 0), (65424, _SIGNED, 1, 0),
+            (65426, _LONG, len(starts), put(struct.pack(f"<{len(starts)}I", *starts))),
+        ]  # fmt: skip
+        directory = struct.pack("<H", len(entries)) + b"".join(
+            struct.pack("<HHII", *entry) for entry in entries
+        )
+        # The next pointer and the upper halves of all values are behind the directory.
+        at = put(directory + bytes(8 + 4 * len(entries)))
+        struct.pack_into("<Q", data, pointer_at, at)
+        pointer_at = at + len(directory)
+    path.write_bytes(data)
+    return found
+
+
+def write_mrxs(
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    positions: str,
+    divisions: int = 2,
+    overlap: int = 8,
+    n_levels: int = 3,
+    kind: str = "JPEG",
+    tile: int = 64,
+) -> list[list[tuple[list[tuple[float, float]], int, int]]]:
+    """Write photographs of pixels of shape (height, width, 3), divided into images of tiles.
+
+    Parameters
+    ----------
+    path
+        The ``.mrxs`` file; the others are in the folder of that name.
+    pixels
+        The picture, shape (height, width, 3) in px.
+    positions
+        ``"raw"``, ``"packed"`` or ``"none"``: how places of photographs are stored.
+    divisions, overlap
+        Images to a side of a photograph, and px that photographs overlap.
+    n_levels, kind, tile
+        Number of levels, format of images (``"JPEG"`` or ``"BMP"``), and their side in px.
+
+    Returns
+    -------
+    list of list of tuple
+        Of each image of each level: left and top of its tiles, each of tile / 2^level px of the
+        level, and its offset and bytes in the data file.
+    """
+    folder = path.with_suffix("")
+    folder.mkdir()
+    path.write_bytes(_encode(pixels[::8, ::8]))  # the scanner's preview
+    step = tile * divisions - overlap
+    down, across = ((side - tile * divisions) // step + 1 for side in pixels.shape[:2])
+    rng = np.random.default_rng(0)
+    shift = 0 if positions == "none" else 3
+    places = [
+        (x * step + int(rng.integers(shift + 1)), y * step + int(rng.integers(shift + 1)))
+        for y in range(down) for x in range(across)
+    ]  # fmt: skip
+    rows, columns = down * divisions, across * divisions
+    data, levels, tables = bytearray(64), [], []
+    for level in range(n_levels):
+        factor, images, records = 2**level, [], []
+        for y in range(0, rows, factor):
+            for x in range(0, columns, factor):
+                corners = []
+                joined = np.full((tile * factor, tile * factor, 3), 255, np.uint8)
+                for row in range(y, min(y + factor, rows)):
+                    for column in range(x, min(x + factor, columns)):
+                        left, top = places[row // divisions * across + column // divisions]
+                        left, top = left + column % divisions * tile, top + row % divisions * tile
+                        corners.append((left / factor, top / factor))
+                        part = pixels[top : top + tile, left : left + tile]
+                        into = joined[(row - y) * tile :, (column - x) * tile :]
+                        into[: part.shape[0], : part.shape[1]] = part
+                means = joined.reshape(tile, factor, tile, factor, 3).mean((1, 3))
+                stream = _encode(means.round().astype(np.uint8), kind)
+                images.append((corners, len(data), len(stream)))
+                records.append((y * columns + x, len(data), len(stream), 0))
+                data += stream
+        levels.append(images)
+        tables.append(records)
+    stored = b"".join(struct.pack("<Bii", 1, *place) for place in places)
+    if positions == "packed":
+        stored = zlib.compress(stored)
+    index = _index(tables, (len(data), len(stored), 0))
+    data += stored
+    name = "StitchingIntensityLayer" if positions == "packed" else "VIMSLIDE_POSITION_BUFFER"
+    names = ["Other"] if positions == "none" else ["Other", name]
+    sections = {
+        "GENERAL": {
+            "SLIDE_VERSION": "01.02", "SLIDE_ID": _SLIDE_ID, "IMAGENUMBER_X": columns,
+            "IMAGENUMBER_Y": rows, "OBJECTIVE_MAGNIFICATION": 20,
+            "CameraImageDivisionsPerSide": divisions,
+        },
+        "HIERARCHICAL": {
+            "INDEXFILE": "Index.dat", "HIER_COUNT": 1, "HIER_0_NAME": "Slide zoom level",
+            "HIER_0_COUNT": n_levels, "NONHIER_COUNT": len(names),
+            **{f"HIER_0_VAL_{level}_SECTION": f"LEVEL_{level}" for level in range(n_levels)},
+            **{f"NONHIER_{number}_NAME": each for number, each in enumerate(names)},
+            **{f"NONHIER_{number}_COUNT": 1 for number in range(len(names))},
+        },
+        "DATAFILE": {"FILE_COUNT": 1, "FILE_0": "Data0000.dat"},
+        **{
+            f"LEVEL_{level}": {
+                "OVERLAP_X": overlap / 2**level, "OVERLAP_Y": overlap / 2**level,
+                "MICROMETER_PER_PIXEL_X": 0.5 * 2**level, "IMAGE_CONCAT_FACTOR": min(level, 1),
+                "MICROMETER_PER_PIXEL_Y": 0.5 * 2**level, "IMAGE_FILL_COLOR_BGR": 0xFFFFFF,
+                "DIGITIZER_WIDTH": tile, "DIGITIZER_HEIGHT": tile,
+                "IMAGE_FORMAT": {"BMP": "BMP24"}.get(kind, kind),
+            }
+            for level in range(n_levels)
+        },
+    }  # fmt: skip
+    lines = [f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
+             for section, values in sections.items()]  # fmt: skip
+    (folder / "Slidedat.ini").write_text("".join(lines))
+    (folder / "Data0000.dat").write_bytes(data)
+    (folder / "Index.dat").write_bytes(index)
+    return levels
+
+
+def _index(
+    tables: Sequence[Sequence[tuple[int, int, int, int]]], places: tuple[int, int, int]
+) -> bytes:
+    """``Index.dat``: number, offset, bytes and file of images by level; the latter of places."""
+    index = bytearray(f"01.02{_SLIDE_ID}".encode())
+    roots = len(index)
+    index += bytes(8 + 4 * len(tables))
+    struct.pack_into("<I", index, roots, roots + 8)
+    for level, records in enumerate(tables):
+        struct.pack_into("<I", index, roots + 8 + 4 * level, len(index))
+        index += struct.pack("<II", 0, len(index) + 8)
+        half = len(records) // 2  # two pages
+        index += struct.pack("<II", half, len(index) + 8 + 16 * half)
+        for number, record in enumerate(records):
+            if number == half:
+                index += struct.pack("<II", len(records) - half, 0)
+            index += struct.pack("<IIII", *record)
+    # Two records: one of no interest, and the places. Each points to a list of one page.
+    record_at = len(index)
+    struct.pack_into("<I", index, roots + 4, record_at)
+    index += struct.pack("<4I", 0, record_at + 8, 0, record_at + 16)
+    index += struct.pack("<7I", 1, 0, 0, 0, *places)
+    return bytes(index)
