@@ -75,13 +75,13 @@ class _ChunkGrid(BlockGrid):
     def read(self, row: int, column: int) -> npt.NDArray[Any] | None:
         """Read a chunk, cut at the border, shape (height, width[, channels]) in px.
 
-        None if it is not stored, or holds the fill value alone; EOFError if only some of its
-        channels are stored.
+        None if it is not stored, or holds the fill value alone without compression, as a copy that
+        stopped may leave it; EOFError if only some of its channels are stored.
         """
         pixels = self._read(self.array, row, column)
         channels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
         is_filled = (channels == self.fill_value).all(axis=0)
-        if is_filled.all():  # writers leave such chunks out, and mean the same
+        if is_filled.all() and self.is_raw:
             return None
         if self.is_raw and self._is_zeroed(pixels, row, column):
             raise EOFError(ZEROED)
@@ -89,6 +89,8 @@ class _ChunkGrid(BlockGrid):
             return pixels
         others = self._read(self.other_fill, row, column).reshape(channels.shape)
         n_missing = int((others != channels).all(axis=0).sum())
+        if n_missing == channels.shape[1]:
+            return None
         if n_missing:
             message = f"{n_missing} of {channels.shape[1]} channels are not stored"
             raise EOFError(message)
@@ -109,7 +111,7 @@ class _ChunkGrid(BlockGrid):
                 continue
             stream = rows.tobytes()
             raw = RawPixels(
-                offsets=np.zeros(1, np.uint64), columns=1, block_rows=len(rows),
+                offsets=np.zeros(1, np.uint64), end=len(stream), columns=1, block_rows=len(rows),
                 sample_bytes=pixels.dtype.itemsize, row_bytes=rows.shape[1],
                 pixel_bytes=plane[0, 0].nbytes,
             )  # fmt: skip

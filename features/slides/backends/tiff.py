@@ -434,7 +434,8 @@ class TiffSlide(BlockReader):
                     )
                 yield _SegmentTable(
                     page=page, first=first, offsets=own_offsets, byte_counts=own_counts,
-                    jpeg_tables=page.jpegtables, raw=_raw_pixels(keyframe, own_offsets, rows),
+                    jpeg_tables=page.jpegtables,
+                    raw=_raw_pixels(keyframe, own_offsets, own_counts, rows),
                 )  # fmt: skip
 
     def _too_large(self, page: Any, width_px: int, height_px: int) -> SlideError:
@@ -604,8 +605,10 @@ class TiffSlide(BlockReader):
         return np.flatnonzero(is_above), (red, green, blue)
 
 
-def _raw_pixels(page: Any, offsets: Sequence[int], rows: int) -> RawPixels | None:
-    """Places of the pixels of a plane that is not compressed, at these offsets; None for others.
+def _raw_pixels(
+    page: Any, offsets: Sequence[int], counts: npt.NDArray[np.uint64], rows: int
+) -> RawPixels | None:
+    """Places of the pixels of a plane that is not compressed, offsets and bytes; None for others.
 
     ``rows`` are those of a TIFF tile, a strip or a part of one, px.
     """
@@ -616,6 +619,7 @@ def _raw_pixels(page: Any, offsets: Sequence[int], rows: int) -> RawPixels | Non
     width_px = page.tilewidth if page.is_tiled else page.imagewidth
     return RawPixels(
         offsets=np.array(offsets, np.uint64), sample_bytes=page.bitspersample // 8,
+        end=int((np.array(offsets, np.uint64) + counts).max(initial=0)),
         columns=-(-page.imagewidth // width_px), block_rows=rows,
         pixel_bytes=pixel_bytes, row_bytes=width_px * pixel_bytes,
         is_zero_black=getattr(page.photometric, "name", "") not in {"MINISWHITE", "PALETTE"},

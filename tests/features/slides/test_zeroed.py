@@ -339,6 +339,43 @@ def test_black_fill_in_an_uncompressed_zarr_is_no_damage(
     np.testing.assert_array_equal(result, filled[256:512])
 
 
+@pytest.mark.parametrize(
+    "options", [{"rowsperstrip": 1}, {"rowsperstrip": 64}, {"tile": (64, 64)}, None]
+)
+def test_what_a_copy_did_not_write_at_the_end_is_lost_wherever_in_a_pixel_it_stopped(
+    tmp_path: Path, options: dict[str, Any] | None
+) -> None:
+    pixels, path = np.clip(PIXELS, 60, 255), tmp_path / ("s.tif" if options else "s.bmp")
+    if options:
+        write(path, pixels, **{"tile": None, **options})
+    else:
+        Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    for page in (301, 302, 303):  # a page starts with each of the three colours
+        path.write_bytes(data[: page * 4096] + bytes(len(data) - page * 4096))
+        if options is None:
+            with pytest.raises(SlideError, match="overwritten by zeros"):
+                open_slide(path)
+            continue
+        with closing(open_slide(path)) as slide:
+            with pytest.raises(TileError, match="overwritten by zeros"):
+                slide.read(level=0, x_px=SIDE - 9, y_px=SIDE - 9, width_px=9, height_px=9)
+            slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=256)
+
+
+def test_stored_black_chunks_of_a_compressed_zarr_are_no_damage(tmp_path: Path) -> None:
+    filled = PIXELS.copy()
+    filled[256:384, 256:320] = 0
+    path = write_zarr(tmp_path / "s.zarr", (filled,), config={"write_empty_chunks": True})
+    with closing(open_slide(path)) as slide:
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    np.testing.assert_array_equal(result, filled)
+    for name in ("4.4.0", "5.4.0"):  # as writers leave them out, and as they get lost
+        (path / "0" / name).unlink()
+    with closing(open_slide(path)) as slide, pytest.raises(TileError, match="row 4, column 4"):
+        slide.read(level=0, x_px=256, y_px=256, width_px=9, height_px=9)
+
+
 def test_a_zarr_of_empty_chunks_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", (PIXELS,))
     for chunk in (path / "0").glob("*.*.0"):
