@@ -43,9 +43,7 @@ def colour_warnings(overview: RgbArray, tissue: TissueMask) -> tuple[str, ...]:
     Looked at are glass that is too dark, a picture that is black where glass should be, and tissue
     in which pale parts are violet and dark ones redder: haematoxylin and eosin make the reverse.
     """
-    pixels = overview.reshape(-1, 3)
-    step = -(-len(pixels) // _MOST_SAMPLES)
-    pixels, is_tissue = pixels[::step], tissue.mask.ravel()[::step]
+    pixels = _sample(overview.reshape(-1, 3))
     brightest = pixels.max(axis=1)
     seen = brightest[pixels.min(axis=1) < _FILL]
     light = min(max(tissue.background_rgb), np.quantile(seen, 0.995) if len(seen) else _FILL)
@@ -67,7 +65,8 @@ def colour_warnings(overview: RgbArray, tissue: TissueMask) -> tuple[str, ...]:
     darkest = pixels.min(axis=1)
     lightest = pixels[darkest >= np.quantile(darkest, 1 - _LEAST_GLASS)]
     glass = tissue.background_rgb if has_glass else np.median(lightest, axis=0)
-    if _is_exchanged(pixels[is_tissue & (brightest > _BLACK)], glass):
+    stained = _sample(overview[tissue.mask])  # however little it is
+    if _is_exchanged(stained[stained.max(axis=1) > _BLACK], glass):
         text = (
             "red and blue may be exchanged: its pale tissue is violet and its dark tissue redder, "
             "the reverse of haematoxylin and eosin. Look at 'mil preview', and export it again "
@@ -94,6 +93,10 @@ def inspect_colours(slide: Slide, *, mpp: float) -> tuple[str, ...]:
         mask = segment_tissue(overview, downsample=downsample, mpp=mpp, settings=settings)
         return colour_warnings(overview, mask)
     return ()
+
+
+def _sample(pixels: RgbArray) -> RgbArray:
+    return pixels[:: max(1, -(-len(pixels) // _MOST_SAMPLES))]
 
 
 def _sampled_areas(slide: Slide, downsample: int) -> tuple[RgbArray, int]:

@@ -18,8 +18,15 @@ __all__ = ["mpp_in_ome", "mpp_in_text", "ome_channels", "ome_pixels"]
 
 _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
-_NOT_OURS = r"(?<![A-Za-z])(?<!original[ _-])(?<!macro[ _-])(?<!label[ _-])(?<!overview[ _-])"
-_OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb", re.IGNORECASE)
+_NOT_OURS = r"(?<![A-Za-z])"
+_OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb|preview", re.IGNORECASE)
+_OTHER_THING = re.compile(
+    r"(?:(?:original|macro|label|overview|thumb(?:nail)?|preview)[\"'\s_:={.-]*"
+    r"|(?:camera|ccd|cmos|sensor|detector|chip|axial|section|slice|line|step)[ _-]*)"
+    r"(?:(?:pixels?|px)[\s_:-]*)?$",
+    re.IGNORECASE,
+)
+"""What a name right behind it is of: a companion, the camera, or the third dimension."""
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
 _LONG_UM = r"mi[ck]r(?:[oóô]m[eèé]t(?:er|re|ro|ri)|[oó]n|a)s?"
 _PER_WORD = r"(?:per|pro|par|por)"
@@ -36,7 +43,7 @@ _SIZE = (
 _PAIR = rf"[\[(]?\s*({NUMBER})(?:\s*[x×]\s*(?:{NUMBER})|,\s*(?:{NUMBER})(?=\s*[\])]))?[\])]?"
 """A number, or the first of two: 0.5 x 0.5, (0.5, 0.5)."""
 _MPP = re.compile(
-    rf"{_NOT_OURS}({_IN_UM})[-_ ]?([xy]?){_IS}{_PAIR}[ \t]*({_UNIT})?",
+    rf"{_NOT_OURS}({_IN_UM})[-_ ]?([xy]?){_IS}(?:\{{\s*[\"']?x{_IS})?{_PAIR}[ \t]*({_UNIT})?",
     re.IGNORECASE,
 )
 _PIXEL_SIZE = re.compile(
@@ -48,7 +55,7 @@ _PIXEL_SIZE = re.compile(
 _OBJECTIVE = (
     r"AppMag|SourceLens|NominalLensMagnification|vergr(?:ö|oe)(?:ß|ss)erung|grossissement"
     r"|vergroting|aumentos?|ingrandimento|amplia[çc][aã]o|objektiv|objectif|objectief"
-    r"|objetiv[oa]|obiettivo|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
+    r"|objetiv[oa]|obiettivo|obj\.?|lens|mag|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
     r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
 )
 _PX = r"(?:px|p[ií]x(?:e[eils]{1,3})?|voxels?)"
@@ -65,7 +72,10 @@ _PER_PX = tuple(
             rf"(?<!\d)(?<!\d[ \t])(?<!\w)(?P<unit>{_METRIC}){_PER}[)\]]?(?:{_IS}|[ \t]+)"
             rf"(?P<x>{NUMBER})"
         ),
-        rf"\b1[ \t]*{_PX}[ \t]*(?:=|:|\bis\b)[ \t]*(?P<x>{NUMBER})[ \t]*(?P<unit>{_UNIT})",
+        (
+            rf"\b(?:1|one|each|per)[ \t]*{_PX}[ \t]*(?:=|:|\b(?:is|equals)\b)[ \t]*"
+            rf"(?P<x>{NUMBER})[ \t]*(?P<unit>{_UNIT})"
+        ),
         (
             rf"(?:{_NAMED_PX})[ \t]+(?:(?:is|of)[ \t]+)?(?P<x>{NUMBER})[ \t]*"
             rf"(?P<unit>{_UNIT})"
@@ -91,8 +101,11 @@ _AROUND = 100
 _MAGNIFICATION = re.compile(
     rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
 )
-_TIMES = re.compile(rf"({NUMBER})\s*[x×](?![a-z])", re.IGNORECASE)
-_POWER = r"(?<![\w.,])([245]|[1248]0|6[03]|100)[x×](?![a-z0-9])"
+_TIMES = re.compile(
+    rf"({NUMBER})\s*[x×](?![a-z])|(?<![\w.])[x×]\s?(\d+(?:[.,]\d+)?)\b", re.IGNORECASE
+)
+_USUAL = r"([245]|[1248]0|6[03]|100)"
+_POWER = rf"(?<![\w.,])(?:{_USUAL}[x×](?![a-z0-9])|[x×]{_USUAL}(?![\w.,]))"
 """A usual magnification: notes multiply adapters, sections and fields too."""
 _TIMES_IN_WORDS = re.compile(
     rf"(?:\b(?:scan|scanned|digiti[sz]ed|acquired)[ \t]+(?:at|with)|\b(?:{_OBJECTIVE}))"
@@ -101,10 +114,16 @@ _TIMES_IN_WORDS = re.compile(
     re.IGNORECASE,
 )
 """``Scanned at 20x``, ``magnification 20x``, ``20x objective``."""
-_MAY_BE_AIM = re.compile(r"aumento|objetivo|obiettivo|objectif", re.IGNORECASE)
-"""Names of an objective or a magnification that also mean an aim or an increase."""
-_WORDS = re.compile(rf"(?:{NUMBER})\s*[^\W\d_]{{2}}", re.IGNORECASE)
-"""A number of something, as ``20 patients``."""
+_OTHER_NUMBER = re.compile(
+    rf"(?:{NUMBER})\s*(?:%|[-–/]\s*(?:[2-9]|\d\d)|[-–]?\s*(?!u?plan|apo|oil|air|water|dry|imm|na\b|dic|ph"
+    r"|times|fold|fach|fois|mal\b)[^\W\d_]{2})",
+    re.IGNORECASE,
+)
+"""A number of something, as ``20 patients``, or a range: names may mean an aim or an increase."""
+_MAY_COUNT = re.compile(r"(?:obj|lens)(?!.*(?:power|magn))", re.IGNORECASE)
+_LEAST_WITHOUT_SIGN, _LARGEST = 4, 160
+"""A smaller number without a sign is the objective's place or aperture; a larger one is a
+magnification through the eyepieces."""
 _PHILIPS = re.compile(r"DICOM_PIXEL_SPACING\b[^>]*>([^<]*)<")
 _ZEISS = re.compile(
     rf"""<Distance\b[^>]*\bId=["']([XY])["'][^>]*>\s*<Value>\s*({NUMBER})""", re.IGNORECASE
@@ -238,6 +257,8 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     unit_beside = cache(partial(_unit_beside, text))  # it searches the whole text
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
+        if _is_of_other_thing(text, match.start()):
+            continue
         um = um_per_unit(unit) or next(map(um_per_unit, filter(None, unit_in_name)), None)
         if um is None:
             um = unit_beside(name, axis)
@@ -270,7 +291,11 @@ def _per_px(text: str) -> Iterator[StatedMpp]:
     for pattern, part in product((*_PER_PX, *_PX_PER), _parts_on_px(text)):
         for match in pattern.finditer(part):
             um, found = um_per_unit(match["unit"]), match.groupdict()
-            if um is None or _is_of_other_image(part[: match.start()]):
+            if (
+                um is None
+                or _is_of_other_image(part[: match.start()])
+                or _is_of_other_thing(part, match.start())
+            ):
                 continue
             sizes = [parse_number(found[axis]) for axis in "xy" if found.get(axis)]
             if pattern in _PX_PER:
@@ -301,18 +326,32 @@ def _zeiss(text: str) -> Iterator[StatedMpp]:
 def _magnifications(text: str) -> Iterator[StatedMpp]:
     """What fields and words say of the objective; those without a number above 0 say nothing."""
     for match in _MAGNIFICATION.finditer(text):
-        times = _TIMES.search(match[2])
-        if times is None and _MAY_BE_AIM.match(match[1]) and _WORDS.search(match[2]):
-            continue
-        if (magnification := parse_number(times[1] if times else match[2])) > 0:
+        magnification = _magnification_in(match[2], name=match[1])
+        if 0 < magnification <= _LARGEST and not _is_of_other_thing(text, match.start()):
             yield mpp_of_magnification(magnification, match[1].strip())
     in_words = {
-        int(match[1] or match[2])
+        int(next(filter(None, match.groups())))
         for match in _TIMES_IN_WORDS.finditer(text)
         if not _is_of_other_image(text[max(0, match.start() - 2 * _AROUND) : match.start()])
     }
     if len(in_words) == 1:  # of several, nothing says which is the scan's
         yield mpp_of_magnification(in_words.pop(), "magnification in words")
+
+
+def _magnification_in(text: str, *, name: str) -> float:
+    """What the field of a name states; NaN where its numbers are of something else."""
+    times = {parse_number(before or behind) for before, behind in _TIMES.findall(text)}
+    if times:  # of several, nothing says which is the scan's; small ones are of binning and fields
+        large = {number for number in times if number >= _LEAST_WITHOUT_SIGN} or times
+        return large.pop() if len(large) == 1 else math.nan
+    if _OTHER_NUMBER.search(text):
+        return math.nan
+    number = parse_number(text)
+    return math.nan if number < _LEAST_WITHOUT_SIGN and _MAY_COUNT.match(name) else number
+
+
+def _is_of_other_thing(text: str, position: int) -> bool:
+    return _OTHER_THING.search(text, max(0, position - _AROUND), position) is not None
 
 
 def _is_of_other_image(before: str) -> bool:

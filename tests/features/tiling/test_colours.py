@@ -61,6 +61,14 @@ def test_dark_and_exchanged_colours_are_warned_of(pixels: np.ndarray, message: s
     assert message in warned(np.ascontiguousarray(pixels))
 
 
+def test_little_tissue_is_looked_at_on_a_large_slide() -> None:
+    for part, message in ((HE, ""), (HE[..., ::-1], "red and blue may be exchanged")):
+        pixels = np.tile(np.array(WHITE, np.uint8), (2500, 2500, 1))
+        pixels[1000:1060, 1200:1260] = part[100:160, 100:160]
+        assert message in warned(pixels)
+        assert bool(warned(pixels)) == bool(message)
+
+
 @pytest.mark.parametrize("glass", [WHITE, (255, 255, 255), (240, 235, 205), (205, 225, 240),
                                    (245, 215, 225), (160, 158, 150)])  # fmt: skip
 @pytest.mark.parametrize(
