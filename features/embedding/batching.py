@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from features.encoders.base import ConcatResult, Encoder
 from features.encoders.buffers import PinnedBufferPool
+from features.encoders.timing import TimedEncoder
 from features.errors import SlideError, TileError
 from features.filters.classifier import REASON, TileFilter
 from features.slides.base import RgbArray
@@ -278,29 +278,15 @@ class _EncoderQueue:
         self, device: ThreadPoolExecutor, encoder: Encoder, on_tiles: Callable[[int], None]
     ) -> None:
         self._device = device
-        self._encoder = encoder
+        self._encoder = TimedEncoder(encoder)
         self._on_tiles = on_tiles
         self._memory = PinnedBufferPool(pinned=encoder.device.type == "cuda")
         self._pending: deque[_PendingBatch] = deque()
-        self._free_at = time.perf_counter()
-        self._sent: ConcatResult | None = None
 
     def send(self, batch: list[tuple[_TileRef, RgbArray]]) -> None:
         pixels = self._memory.stack([tile for _, tile in batch])
-        result = self._device.submit(self._embed, pixels)
+        result = self._device.submit(self._encoder.embed_async, pixels)
         self._pending.append(_PendingBatch([ref for ref, _ in batch], pixels, result))
-
-    def _embed(self, pixels: RgbArray) -> ConcatResult:
-        """Start a batch; runs in the encoder's thread, which knows when the device had none."""
-        started = time.perf_counter()
-        idle = self._sent is None or self._sent.is_ready
-        self._sent = self._encoder.embed_async(pixels)
-        ended = time.perf_counter()
-        before = {"wait" if idle else "device": started - self._free_at}
-        STAGE_TIMES.add(before)
-        STAGE_TIMES.add({"device": ended - started})
-        self._free_at = ended
-        return self._sent
 
     def collect(self, *, max_pending: int) -> Iterator[SlideBuffer[Any]]:
         """Store embeddings that are ready, wait while more are pending, yield finished slides."""

@@ -61,7 +61,12 @@ class BaseEmbedConfig(EncoderConfig, ABC):
 
     @property
     def n_opened_ahead(self) -> int:
-        """Slides that are opened at a time: 2 at least, as one core finds much of tissue."""
+        """Slides that are opened while another is read: 2 at least, as one core finds much tissue.
+
+        A single thread opens a slide when it has read the one before.
+        """
+        if self.n_threads == 1:
+            return 0
         return min(_MOST_AHEAD, max(2, self.n_threads // _CORES_PER_OPENED))
 
     @abstractmethod

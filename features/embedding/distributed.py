@@ -12,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 from features.embedding.config import BaseEmbedConfig
+from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
 from features.embedding.worker import EmbeddingWorker
+from features.encoders.base import Encoder
 from features.encoders.config import recorded_runtime
 from features.errors import MilError, OutputError
 from features.parallel.base import Executor
@@ -43,7 +45,7 @@ class EmbeddingWorkerFactory:
     shared_file: Path | None = None
     version: str = field(default_factory=lambda: metadata.version("mil-slides"))
 
-    def __call__(self) -> EmbeddingWorker:
+    def __call__(self) -> EmbeddingWorker | SharedEncoderWorker:
         """Build the worker.
 
         Raises
@@ -58,6 +60,12 @@ class EmbeddingWorkerFactory:
             self.bags_dir, n_tiles_expected=self.n_tiles_expected,
             n_threads=self.config.n_threads if self.n_workers > 1 else None,
         )  # fmt: skip
+        n_processes = self._reading_processes(encoder)
+        if n_processes > 1:
+            return SharedEncoderWorker(
+                self.bags_dir, encoder, self.config, n_processes=n_processes,
+                n_workers=self.n_workers,
+            )  # fmt: skip
         return EmbeddingWorker(self.bags_dir, encoder, self.config, n_workers=self.n_workers)
 
     def for_device(self, device: str, *, n_workers: int, n_threads: int) -> EmbeddingWorkerFactory:
@@ -67,6 +75,12 @@ class EmbeddingWorkerFactory:
             self, config=replace(self.config, device=device, n_workers=n_threads),
             n_tiles_expected=n_tiles and -(-n_tiles // n_workers), n_workers=n_workers,
         )  # fmt: skip
+
+    def _reading_processes(self, encoder: Encoder) -> int:
+        """Return the number of processes that read; actors of a cluster read in their own."""
+        if self.config.engine == "ray":
+            return 1
+        return reading_processes(encoder, self.config, n_tiles_expected=self.n_tiles_expected)
 
     def _check_machine(self) -> None:
         host = socket.gethostname()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.embedding.config import EmbedConfig
+from features.embedding.shared_encoder import reading_processes
 from features.embedding.slide_sample import SlideSample, sample_slides
 from features.embedding.sources import SlideSource, tile_transform
 from features.encoders.execution import parse_execution
@@ -112,14 +113,18 @@ def estimate_embedding(
     encoding = _encode_by_export(config, recorded, n_inputs, loaded_s) or _encode_by_torch(
         config, recorded, sample, decoding.inputs, loaded_s
     )
-    segmentation_s = sample.open_s * len(sources) / min(CPU_COUNT, config.n_opened_ahead)
+    n_at_once = max(encoding.n_processes, min(CPU_COUNT, config.n_opened_ahead), 1)
+    segmentation_s = sample.open_s * len(sources) / n_at_once
+    decode_tiles_per_s = decoding.tiles_per_s
+    if encoding.n_processes > 1:
+        decode_tiles_per_s = encoding.n_processes / decoding.thread_s_per_tile
     embed_s = segmentation_s
     if sample.n_tiles:
         # On a CPU, the encoder shares the cores with all that comes before.
         n_units = math.ceil(n_inputs / encoding.unit_tiles)
         encode_s = n_units * encoding.unit_tiles / encoding.inputs_per_s
         seconds = [
-            segmentation_s + sample.n_tiles / decoding.tiles_per_s,
+            segmentation_s + sample.n_tiles / decode_tiles_per_s,
             0.0 if math.isnan(encode_s) else encode_s,
         ]
         embed_s = sum(seconds) if encoding.on_cpu else max(seconds)
@@ -135,7 +140,7 @@ def estimate_embedding(
         startup_s=encoding.startup_s,
         selection_s=encoding.selection_s,
         segmentation_s=segmentation_s,
-        decode_tiles_per_s=decoding.tiles_per_s,
+        decode_tiles_per_s=decode_tiles_per_s,
         backbone_tiles_per_s=encoding.inputs_per_s / (1 + config.views.n_views),
         runtime=encoding.runtime,
         hours=total_s / 3600,
@@ -147,7 +152,8 @@ def estimate_embedding(
 class _Encoding:
     """Time to start the encoder, seconds, and its throughput.
 
-    It takes ``unit_tiles`` at a time, fewer take as long; a view counts as a tile.
+    It takes ``unit_tiles`` at a time, fewer take as long; a view counts as a tile. As many as
+    ``n_processes`` read tiles for it.
     """
 
     startup_s: float
@@ -157,6 +163,7 @@ class _Encoding:
     dim: int
     on_cpu: bool
     runtime: str
+    n_processes: int = 1
 
 
 def _encode_by_export(
@@ -199,6 +206,7 @@ def _encode_by_torch(
         startup_s=startup_s, selection_s=forecast.start_s, unit_tiles=config.batch_tiles,
         inputs_per_s=forecast.tiles_per_s * n_views, dim=encoder.dim,
         on_cpu=encoder.device.type == "cpu", runtime=str(forecast.runtime),
+        n_processes=reading_processes(encoder, config, n_tiles_expected=sample.n_tiles),
     )  # fmt: skip
 
 
@@ -250,11 +258,13 @@ def _forecast(
 class _Decoding:
     """Throughput of decoding, tiles per second, measured on the first tiles of a slide.
 
-    ``inputs`` are the encoder's inputs that came out, uint8 of shape (side_px, side_px, 3).
+    ``thread_s_per_tile`` is a thread's own time per tile, seconds; ``inputs`` are the encoder's
+    inputs that came out, uint8 of shape (side_px, side_px, 3).
     """
 
     config: EmbedConfig
     tiles_per_s: float = math.nan
+    thread_s_per_tile: float = math.nan
     inputs: list[RgbArray] = field(default_factory=list)
 
     def measure(self, tiles: SlideTiles) -> None:
@@ -262,18 +272,23 @@ class _Decoding:
         transform = tile_transform(tiles, self.config)
         n_threads, n_read = self.config.n_threads, 0
 
-        def read(index: int) -> RgbArray | None:
+        def read(index: int) -> tuple[RgbArray | None, float]:
+            began_s = time.thread_time()
             pixels = tiles.read(index)
-            return transform(pixels, index) if isinstance(pixels, np.ndarray) else None
+            inputs = transform(pixels, index) if isinstance(pixels, np.ndarray) else None
+            return inputs, time.thread_time() - began_s
 
+        thread_s = 0.0
         started = time.monotonic()
         with ThreadPoolExecutor(n_threads) as pool:
             while n_read < tiles.n_tiles and (n_read < _DECODED_TILES or not self.inputs):
                 n_ahead = max(_DECODED_TILES, 2 * n_threads)
                 ahead = range(n_read, min(tiles.n_tiles, n_read + n_ahead))
-                for pixels in pool.map(read, ahead):
+                for pixels, seconds in pool.map(read, ahead):
                     n_read += 1
+                    thread_s += seconds
                     self.inputs.extend([] if pixels is None else pixels)
+        self.thread_s_per_tile = thread_s / n_read if n_read else math.nan
         self.tiles_per_s = n_read / (time.monotonic() - started)
 
 

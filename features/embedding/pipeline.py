@@ -16,13 +16,14 @@ from features.embedding.config import BaseEmbedConfig, EmbedConfig
 from features.embedding.distributed import open_executor
 from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult, write_results
-from features.embedding.sources import SlideSource, Source, slide_sources
+from features.embedding.sources import SlideSource, Source, record_crash, slide_sources
 from features.embedding.worker import (
     BatchSizeReduced,
     OutputFull,
     SourceStarted,
     StagesTimed,
     TilesDone,
+    Warned,
     WorkerInfo,
 )
 from features.errors import OutputError
@@ -293,14 +294,11 @@ class _EmbeddingRun:
             self._write_table()
 
     def on_failed(self, source: Source[Any], reason: str) -> None:
-        result = SlideResult.of_failure(
-            source.path, f"{source.path}: {reason}", slide_id=source.bag_id
-        )
-        source.record_failure(result.message)
-        self.on_done(source, result)
+        self.on_done(source, record_crash(source, reason))
 
     def on_message(
-        self, message: SourceStarted | TilesDone | BatchSizeReduced | StagesTimed | OutputFull
+        self,
+        message: SourceStarted | TilesDone | BatchSizeReduced | StagesTimed | Warned | OutputFull,
     ) -> None:
         match message:
             case SourceStarted(bag_id, n_tiles):
@@ -313,6 +311,8 @@ class _EmbeddingRun:
                 )
             case StagesTimed(seconds):
                 self._times.add(seconds)
+            case Warned(text):
+                self._progress.warn(text)
             case OutputFull(error):
                 self._stop_with(error)
 

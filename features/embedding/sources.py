@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from features.bags.bag import Bag
 from features.embedding.bag_builder import build_bag
 from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
+from features.embedding.results import SlideResult
 from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
 from features.tiling.stain import build_stain_normalizer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from features.embedding.batching import Instances
     from features.encoders.base import Encoder
 
-__all__ = ["SlideSource", "Source", "slide_sources", "tile_transform"]
+__all__ = ["SlideSource", "Source", "record_crash", "slide_sources", "tile_transform"]
 
 S = TypeVar("S", bound="Instances")
 
@@ -113,6 +114,13 @@ def slide_sources(
         )
         for path in paths
     ]  # fmt: skip
+
+
+def record_crash(source: Source[Any], reason: str) -> SlideResult:
+    """Record that a source crashed every worker that read it, and return its result."""
+    result = SlideResult.of_failure(source.path, f"{source.path}: {reason}", slide_id=source.bag_id)
+    source.record_failure(result.message)
+    return result
 
 
 def tile_transform(tiles: SlideTiles, config: EmbedConfig) -> TileTransform:

@@ -36,6 +36,7 @@ __all__ = [
     "SourceStarted",
     "StagesTimed",
     "TilesDone",
+    "Warned",
     "WorkerInfo",
 ]
 
@@ -56,6 +57,15 @@ class WorkerInfo:
     runtime: str
     preprocessing_source: str = ""
     cache_error: str = field(default="", compare=False)
+
+    @classmethod
+    def of(cls, encoder: Encoder, config: BaseEmbedConfig) -> WorkerInfo:
+        """Return what a worker with this encoder makes; forgets an error of the cache."""
+        return cls(
+            fingerprint=config.make_fingerprint(encoder), runtime=encoder.execution,
+            preprocessing_source=getattr(encoder, "preprocessing_source", ""),
+            cache_error=take_write_error(),
+        )  # fmt: skip
 
     def __str__(self) -> str:
         """Return a short description."""
@@ -94,6 +104,13 @@ class StagesTimed:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """Message: text for the user, e.g. that a process died and was replaced."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class OutputFull:
     """Message: the folder cannot be written to, so that all other sources would fail too."""
 
@@ -122,12 +139,7 @@ class EmbeddingWorker:
     ) -> None:
         self.bags_dir, self.encoder, self.config = make_folder(bags_dir), encoder, config
         self.message_interval_s = max(_MESSAGE_INTERVAL_S, n_workers / _MAX_MESSAGES_PER_S)
-        fingerprint = config.make_fingerprint(encoder)
-        self.info = WorkerInfo(
-            fingerprint=fingerprint, runtime=encoder.execution,
-            preprocessing_source=getattr(encoder, "preprocessing_source", ""),
-            cache_error=take_write_error(),
-        )  # fmt: skip
+        self.info = WorkerInfo.of(encoder, config)
         self._stack = ExitStack()
         self.locks = self._stack.enter_context(shared_locks(bags_dir / ".claims"))
         self._leftovers = find_temporary_files(bags_dir)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from features.encoders.exported import KnownExport, open_export
 from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
@@ -23,7 +23,7 @@ __all__ = ["EncoderConfig", "record_runtime", "recorded_runtime"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Settings of an encoder; picklable unless they hold a loaded one.
+    """Settings of an encoder; of a loaded one, only the name is pickled.
 
     Attributes
     ----------
@@ -43,6 +43,11 @@ class EncoderConfig:
     device: str = "auto"
     batch_tiles: int = BATCH_TILES
     runtime: str = "auto"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the settings as another process may have them, without a loaded encoder."""
+        name = self.encoder if isinstance(self.encoder, str) else self.encoder.name
+        return self.__dict__ | {"encoder": name}
 
     def load_encoder(
         self,

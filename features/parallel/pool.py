@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from threading import Event
 from typing import Any, Protocol, Self
 
@@ -89,10 +89,13 @@ class WorkerPool:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._transport.close(shutdown=self._locations if error is None else ())
 
-    def run(self, payloads: Sequence[Any], listener: JobListener, *, stop: Event) -> None:
-        """Run jobs; see :meth:`features.parallel.base.Executor.run`."""
+    def run(self, payloads: Iterable[Any], listener: JobListener, *, stop: Event) -> None:
+        """Run jobs; see :meth:`features.parallel.base.Executor.run`.
+
+        A payload is taken from the iterable when a worker is free for it.
+        """
         queue = CrashAwareQueue(payloads)
-        while queue.n_running or (queue.n_waiting and not stop.is_set()):
+        while queue.n_running or (queue.has_waiting and not stop.is_set()):
             if not stop.is_set():
                 self._feed_idle(queue)
             for worker_id, message in self._transport.receive(timeout_s=_POLL_S):

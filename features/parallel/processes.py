@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from threading import Lock, Thread
+from types import ModuleType
 from typing import NamedTuple
 
 from features.parallel.base import WorkerFactory
@@ -28,10 +30,15 @@ class _ProcessHandle(NamedTuple):
 
 
 class ProcessTransport:
-    """Transport to workers in one process each, built by factories by worker id (``cuda:0``)."""
+    """Transport to workers in one process each, built by factories by worker id (``cuda:0``).
 
-    def __init__(self, factories: Mapping[str, WorkerFactory]) -> None:
+    With ``import_main``, a process first runs the script that was started, so that it knows the
+    classes defined there; the script then needs ``if __name__ == "__main__":``.
+    """
+
+    def __init__(self, factories: Mapping[str, WorkerFactory], *, import_main: bool = True) -> None:
         self._factories = dict(factories)
+        self._import_main = import_main
         self.worker_ids = tuple(factories)
         self._handles: dict[str, _ProcessHandle] = {}
 
@@ -42,7 +49,7 @@ class ProcessTransport:
         process = context.Process(
             target=_main, args=(self._factories[worker_id], child_pipe), name=worker_id
         )
-        with _block_stop_signals():
+        with _block_stop_signals(), nullcontext() if self._import_main else _hide_main():
             process.start()
         child_pipe.close()
         self._handles[worker_id] = _ProcessHandle(process, pipe)
@@ -110,6 +117,17 @@ def _block_stop_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _hide_main() -> Iterator[None]:
+    """Keep processes started in this block from running the script that was started."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _main(factory: WorkerFactory, pipe: Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,19 +21,21 @@ class CrashAwareQueue:
 
     The jobs of a worker that died are queued again, but each runs alone: this separates the job
     that crashes its worker from those that merely ran at the same time. A job is given up after
-    three crashes. Jobs start in the order of their payloads as far as possible.
+    three crashes. Jobs start in the order of their payloads as far as possible; a payload is taken
+    from the iterable when a worker is free for it.
     """
 
     def __init__(self, payloads: Iterable[Any]) -> None:
-        self._new = deque(Job(index, payload) for index, payload in enumerate(payloads))
+        self._payloads: Iterator[tuple[int, Any]] | None = enumerate(payloads)
+        self._requeued: deque[Job] = deque()
         self._crashed: deque[Job] = deque()
         self._delayed: deque[tuple[float, Job]] = deque()
         self._running: dict[str, dict[int, Job]] = {}
 
     @property
-    def n_waiting(self) -> int:
-        """Number of jobs that no worker runs."""
-        return len(self._new) + len(self._crashed) + len(self._delayed)
+    def has_waiting(self) -> bool:
+        """True if there may be jobs that no worker runs."""
+        return self._payloads is not None or bool(self._requeued or self._crashed or self._delayed)
 
     @property
     def n_running(self) -> int:
@@ -44,18 +46,29 @@ class CrashAwareQueue:
         """Return the next job for a worker; None if it can have none now."""
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             _, job = self._delayed.popleft()
-            (self._crashed if job.n_crashes else self._new).append(job)
+            (self._crashed if job.n_crashes else self._requeued).append(job)
         running = self._running.setdefault(worker_id, {})
         if any(job.n_crashes for job in running.values()):
             return None
         if self._crashed and not running:
             job = self._crashed.popleft()
-        elif self._new:
-            job = self._new.popleft()
+        elif (new := self._take_new()) is not None:
+            job = new
+        elif self._requeued:
+            job = self._requeued.popleft()
         else:
             return None
         running[job.index] = job
         return job
+
+    def _take_new(self) -> Job | None:
+        """Return the job of the next payload; None if there is none left."""
+        if self._payloads is None:
+            return None
+        for index, payload in self._payloads:
+            return Job(index, payload)
+        self._payloads = None
+        return None
 
     def finish(self, worker_id: str, index: int) -> Any:
         """Remove a finished job and return its payload."""

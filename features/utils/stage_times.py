@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 
-__all__ = ["STAGES", "STAGE_TIMES", "StageTimes"]
+__all__ = ["DEVICE_STAGES", "STAGES", "STAGE_TIMES", "StageTimes"]
 
 STAGES = {
     "open": "slides opened, their directories and resolution read",
@@ -19,6 +19,8 @@ STAGES = {
     "write": "slides hashed, bags and previews written",
 }
 """What each stage is, in the order in which a slide passes through them."""
+DEVICE_STAGES = ("wait", "device")
+"""Stages of the device, which several processes may share."""
 
 
 class StageTimes:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import pickle
 import signal
-from contextlib import suppress
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,11 +23,18 @@ from safetensors.torch import save_file
 
 from features.embedding.config import EmbedConfig
 from features.embedding.distributed import EmbeddingWorkerFactory, open_executor
+from features.embedding.estimate import estimate_embedding
 from features.embedding.pipeline import NoProgress, embed_slides
 from features.embedding.results import SlideResult
-from features.errors import MilError, OutputError
+from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
+from features.embedding.sources import slide_sources
+from features.embedding.worker import EmbeddingWorker
+from features.encoders.base import ConcatResult, Encoder
+from features.errors import EncoderError, MilError, OutputError
+from features.parallel.local import LocalExecutor
 from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.tiling.grid import TileSettings
+from features.utils.stage_times import StageTimes
 
 N_SLIDES = 6
 EXPECTED = {f"s{number}": "done" for number in range(N_SLIDES)} | {
@@ -140,3 +153,148 @@ def test_a_ray_cluster_makes_the_same_bags_though_one_worker_is_killed(
     same_bytes(tmp_path / "bags", whole)
     assert warnings[0] == "on Ray: 2 workers with 1 cores"
     assert any("died" in text and "jobs queued again" in text for text in warnings[1:])
+
+
+@pytest.fixture(scope="module")
+def encoder(world: Path) -> Encoder:
+    return config_for(world).load_encoder()
+
+
+def shared(
+    bags: Path, encoder: Encoder, config: EmbedConfig, *, n_processes: int = 2
+) -> closing[SharedEncoderWorker]:
+    return closing(SharedEncoderWorker(bags, encoder, config, n_processes=n_processes))
+
+
+@pytest.mark.slow
+def test_processes_that_share_an_encoder_make_the_same_bags_though_one_is_killed(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    config, bags = config_for(world), tmp_path / "bags"
+    progress, times = Killer(bags, n_kills=1), StageTimes()
+    with shared(bags, config.load_encoder(bags), config) as worker:
+        results = embed_slides(
+            [world / "slides"], bags, config, executor=LocalExecutor(worker), progress=progress,
+            times=times,
+        )  # fmt: skip
+    assert {result.slide_id: result.status for result in results} == EXPECTED
+    same_bytes(bags, whole)
+    assert len(progress.warnings) == 1
+    assert "SIGKILL" in progress.warnings[0]
+    assert all(times.as_dict()[stage] > 0 for stage in ("mask", "decode", "device", "write"))
+
+
+class OneThread(ThreadPoolExecutor):
+    def __init__(self, n_threads: int) -> None:
+        super().__init__(1)
+
+
+class RemoteDevice:
+    """Encoder whose device is none of the cores; its batches fail from the given one on."""
+
+    def __init__(self, encoder: Encoder, *, fails_from: int | None = None) -> None:
+        self._encoder, self._fails_from = encoder, fails_from
+        self.device = torch.device("meta")
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def embed_async(self, tiles: np.ndarray) -> ConcatResult:
+        self.sizes.append(len(tiles))
+        if self._fails_from is not None and len(self.sizes) >= self._fails_from:
+            raise EncoderError("the GPU", actual="out of memory", expected="less")
+        return self._encoder.embed_async(tiles)
+
+
+def test_only_many_tiles_before_a_device_of_their_own_are_read_by_processes(
+    world: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    config = replace(config_for(world), n_workers=3)
+    remote: Any = RemoteDevice(encoder)
+    assert reading_processes(remote, config, n_tiles_expected=None) == 3
+    assert reading_processes(remote, config, n_tiles_expected=10_000) == 3
+    assert reading_processes(remote, config, n_tiles_expected=100) == 1
+    assert reading_processes(encoder, config, n_tiles_expected=None) == 1
+    assert reading_processes(remote, replace(config, n_workers=1), n_tiles_expected=None) == 1
+    assert 1 < reading_processes(remote, replace(config, n_workers=99), n_tiles_expected=None) < 99
+    large = replace(config, batch_tiles=16_384)
+    assert reading_processes(remote, large, n_tiles_expected=None) == 2
+    few = EmbeddingWorkerFactory(
+        bags_dir=tmp_path, config=replace(config, encoder=remote), n_tiles_expected=100
+    )
+    assert isinstance(few(), EmbeddingWorker)
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_shared_encoder_fails_at_fails_its_slides_with_its_message(
+    world: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    remote: Any = RemoteDevice(encoder, fails_from=3)
+    config = replace(config_for(world), encoder=remote, n_workers=2)
+    results = embed_slides([world / "slides"], tmp_path / "bags", config)
+    by_status = {result.slide_id: result for result in results if result.status == "failed"}
+    assert set(by_status) > {"broken"}
+    assert all(
+        result.message == "the GPU: out of memory; expected less"
+        for slide_id, result in by_status.items()
+        if slide_id != "broken"
+    )
+    assert remote.sizes[:2] == [8, 8]
+
+
+def test_an_estimate_counts_the_processes_that_read(
+    world: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("time.thread_time", lambda: next(ticks) / 2)  # half a second per tile
+    monkeypatch.setattr("features.embedding.shared_encoder._FEW_TILES", 1)
+    sources = slide_sources(
+        sorted((world / "slides").glob("s*.tif")), config_for(world), given_mpp={}, scene=None
+    )
+    rates = {}
+    for n_processes in (1, 2, 3):
+        config = replace(
+            config_for(world), encoder=cast("Encoder", RemoteDevice(encoder)), n_workers=n_processes
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr("features.embedding.estimate.ThreadPoolExecutor", OneThread)
+            estimate = estimate_embedding(sources, config, started_s=time.monotonic())
+        rates[n_processes] = estimate.decode_tiles_per_s
+    assert (rates[2], rates[3]) == (4.0, 6.0)
+    assert rates[1] > 6.0  # measured as it is, without the clock that ticks
+
+
+_SCRIPT = """
+from pathlib import Path
+import sys
+sys.path[:0] = {paths}
+from tests.features.embedding.test_distributed import *
+
+world, bags = Path({world!r}), Path({bags!r})
+config = config_for(world)
+remote = RemoteDevice(config.load_encoder())
+config = replace(config, encoder=remote, n_workers=2)
+print("began")
+results = embed_slides([world / "slides"], bags, config)
+print(sorted((result.slide_id, result.status) for result in results) == sorted(EXPECTED.items()))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_needs_no_guard_for_processes_that_share_an_encoder(
+    world: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT.format(paths=sys.path, world=str(world), bags=str(tmp_path / "bags")))
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("began\nTrue\n", "", 0)
+
+
+def test_settings_take_the_name_of_a_loaded_encoder_to_other_processes(
+    world: Path, encoder: Encoder
+) -> None:
+    config = replace(config_for(world), encoder=encoder)
+    assert pickle.loads(pickle.dumps(config)) == replace(config, encoder=encoder.name)  # noqa: S301

@@ -20,16 +20,16 @@ def test_workers_receive_jobs_in_order() -> None:
     queue = CrashAwareQueue("abc")
     assert pop_jobs(queue, "one", 2) == ["a", "b"]
     assert pop_jobs(queue, "two", 2) == ["c", None]
-    assert (queue.n_waiting, queue.n_running) == (0, 3)
+    assert (queue.has_waiting, queue.n_running) == (False, 3)
     assert queue.finish("one", 1) == "b"
-    assert (queue.n_waiting, queue.n_running) == (0, 2)
+    assert (queue.has_waiting, queue.n_running) == (False, 2)
 
 
 def test_a_requeued_job_is_offered_again() -> None:
     queue = CrashAwareQueue("ab")
     queue.pop_for("one")
     queue.requeue("one", 0)
-    assert queue.n_waiting == 2
+    assert queue.has_waiting
     assert pop_jobs(queue, "two", 3) == ["b", "a", None]
 
 
@@ -62,4 +62,17 @@ def test_a_job_is_given_up_after_three_crashes_and_the_one_run_with_it_is_not() 
     assert pop_jobs(queue, "two", 1) == ["a"]
     assert queue.requeue_crashed("two") == (0, ["a"])
     assert queue.finish("three", 1) == "b"
-    assert (queue.n_waiting, queue.n_running) == (0, 0)
+    assert pop_jobs(queue, "three", 1) == [None]
+    assert (queue.has_waiting, queue.n_running) == (False, 0)
+
+
+def test_a_payload_is_taken_when_a_worker_is_free_for_it() -> None:
+    taken = []
+    queue = CrashAwareQueue(taken.append(name) or name for name in "abc")
+    assert queue.has_waiting
+    assert not taken
+    assert pop_jobs(queue, "one", 2) == ["a", "b"]
+    assert taken == ["a", "b"]
+    queue.requeue("one", 0)
+    assert pop_jobs(queue, "two", 3) == ["c", "a", None]
+    assert not queue.has_waiting

@@ -1,0 +1,165 @@
+"""Worker whose processes read tiles side by side for one encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from features.embedding.config import BaseEmbedConfig
+from features.embedding.results import SlideResult
+from features.embedding.sources import Source, record_crash
+from features.embedding.worker import (
+    BatchSizeReduced,
+    EmbeddingWorker,
+    StagesTimed,
+    Warned,
+    WorkerInfo,
+)
+from features.encoders.base import Encoder
+from features.encoders.serving import EncoderAddress, EncoderServer, RemoteEncoder
+from features.parallel.base import Job, JobQueue
+from features.parallel.pool import WorkerPool
+from features.parallel.processes import ProcessTransport
+from features.utils.stage_times import DEVICE_STAGES, STAGE_TIMES
+
+__all__ = ["SharedEncoderWorker", "reading_processes"]
+
+_MAX_PROCESSES = 16
+_MAX_SHARED_BYTES = 1 << 30
+_FEW_TILES = 1_000
+"""Tiles that are read in less time than starting processes would save."""
+_THREADS_PER_PROCESS = 1
+"""So that a thread waits for the disk while another computes, and a last slide has two."""
+
+
+def reading_processes(
+    encoder: Encoder, config: BaseEmbedConfig, *, n_tiles_expected: int | None
+) -> int:
+    """Return how many processes should read tiles for an encoder; 1 for this one's threads alone.
+
+    Threads of one process wait for its interpreter, so that two of them hardly read more tiles than
+    one. Beside an encoder on the CPU, which takes nearly all of the time, there is nothing to gain,
+    and few tiles are read before other processes have started.
+    """
+    is_small = n_tiles_expected is not None and n_tiles_expected < _FEW_TILES
+    if encoder.device.type == "cpu" or is_small:
+        return 1
+    most = _MAX_SHARED_BYTES // EncoderServer.shared_bytes(_batch_shape(encoder, config))
+    return max(1, min(config.n_threads, _MAX_PROCESSES, most))
+
+
+class SharedEncoderWorker:
+    """Worker with ``n_processes`` further processes, which read tiles and write bags.
+
+    They are embedding workers, each with slides of its own, whose batches the encoder of this
+    process embeds. One that dies is replaced, and its slides are read again.
+    """
+
+    def __init__(
+        self, bags_dir: Path, encoder: Encoder, config: BaseEmbedConfig, *, n_processes: int,
+        n_workers: int = 1,
+    ) -> None:  # fmt: skip
+        self.info = WorkerInfo.of(encoder, config)
+        self._warnings: list[str] = []
+        config = replace(
+            config, n_workers=max(_THREADS_PER_PROCESS, config.n_threads // n_processes)
+        )
+        with ExitStack() as stack:
+            server = stack.enter_context(
+                EncoderServer(
+                    encoder, batch_shape=_batch_shape(encoder, config), n_clients=n_processes
+                )
+            )
+            factories = {
+                f"reader {address.client + 1}": _ReaderFactory(
+                    bags_dir=bags_dir, config=config, address=address,
+                    n_workers=n_workers * n_processes,
+                )
+                for address in server.addresses
+            }  # fmt: skip
+            self._pool = stack.enter_context(
+                WorkerPool(
+                    ProcessTransport(factories, import_main=False),
+                    start_first_only=False, on_warning=self._warnings.append,
+                )
+            )  # fmt: skip
+            self._stack = stack.pop_all()
+
+    def run(self, queue: JobQueue) -> None:
+        """Write bags until the queue offers no source."""
+        before = STAGE_TIMES.as_dict()
+        listener = _Listener(queue, self._warnings)
+        self._pool.run(listener.sources(), listener, stop=Event())
+        listener.send_warnings()
+        after = STAGE_TIMES.as_dict()
+        queue.send_message(
+            StagesTimed({stage: after[stage] - before[stage] for stage in DEVICE_STAGES})
+        )
+
+    def close(self) -> None:
+        """End the processes."""
+        self._stack.close()
+
+
+def _batch_shape(encoder: Encoder, config: BaseEmbedConfig) -> tuple[int, int, int, int]:
+    """Shape of a batch, (n, height, width, 3) in px."""
+    side_px = config.make_fingerprint(encoder).tile_px
+    return config.batch_tiles, side_px, side_px, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReaderFactory:
+    """Builds a worker whose encoder is in another process; picklable while it is started."""
+
+    bags_dir: Path
+    config: BaseEmbedConfig
+    address: EncoderAddress
+    n_workers: int
+
+    def __call__(self) -> EmbeddingWorker:
+        encoder = RemoteEncoder(self.address)
+        return EmbeddingWorker(self.bags_dir, encoder, self.config, n_workers=self.n_workers)
+
+
+class _Listener:
+    """Passes what the processes report on to the queue from which their slides come."""
+
+    def __init__(self, queue: JobQueue, warnings: list[str]) -> None:
+        self._queue, self._warnings = queue, warnings
+        self._jobs: dict[str, Job] = {}
+        self._runtimes: set[str] = set()
+
+    def sources(self) -> Iterator[Source[Any]]:
+        """Yield sources of the queue while it offers any."""
+        for job in self._queue.jobs():
+            self._jobs[job.payload.bag_id] = job
+            yield job.payload
+
+    def on_done(self, payload: Source[Any], result: SlideResult) -> None:
+        """Report the result of a source."""
+        self.send_warnings()
+        self._queue.finish(self._jobs.pop(payload.bag_id), result)
+
+    def on_failed(self, payload: Source[Any], reason: str) -> None:
+        """Report that a source crashed every process that read it."""
+        self.on_done(payload, record_crash(payload, reason))
+
+    def on_message(self, message: object) -> None:
+        """Pass a message on, unless it is about the encoder, of which there is only one."""
+        if isinstance(message, StagesTimed):
+            seconds = {s: value for s, value in message.seconds.items() if s not in DEVICE_STAGES}
+            message = StagesTimed(seconds)
+        elif isinstance(message, BatchSizeReduced):
+            if message.runtime in self._runtimes:
+                return
+            self._runtimes.add(message.runtime)
+        self._queue.send_message(message)
+
+    def send_warnings(self) -> None:
+        """Pass the warnings of the pool on."""
+        while self._warnings:
+            self._queue.send_message(Warned(self._warnings.pop(0)))
