@@ -368,7 +368,7 @@ WorkersPerDevice = Annotated[
     int | None,
     typer.Option(
         "--workers", min=1, max=256, metavar="N", rich_help_panel=MACHINE, show_default=False,
-        help="Threads per device that decode tiles; default: all cores, divided among the devices. "
+        help="Cores per device that decode tiles; default: all, divided among the devices. "
         "On Ray also the number of cores per actor.",
     ),
 ]  # fmt: skip

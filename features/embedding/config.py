@@ -34,7 +34,8 @@ class BaseEmbedConfig(EncoderConfig, ABC):
     Attributes
     ----------
     n_workers
-        Decoding threads per device, on Ray also the cores of an actor; None divides all cores.
+        Threads per device that decode, or before a GPU processes; on Ray also the cores of an
+        actor; None divides all cores.
     max_failed
         Maximum share of a bag's tiles that may fail to decode, 0 to 1.
     overwrite
@@ -56,7 +57,7 @@ class BaseEmbedConfig(EncoderConfig, ABC):
 
     @property
     def n_threads(self) -> int:
-        """Decoding threads of a worker that has the machine for itself."""
+        """Cores on which a worker decodes that has the machine for itself."""
         return self.n_workers or CPU_COUNT
 
     @property

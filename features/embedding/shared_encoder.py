@@ -24,16 +24,17 @@ from features.encoders.serving import EncoderAddress, EncoderServer, RemoteEncod
 from features.parallel.base import Job, JobQueue
 from features.parallel.pool import WorkerPool
 from features.parallel.processes import ProcessTransport
+from features.utils.hardware import available_memory
 from features.utils.stage_times import DEVICE_STAGES, STAGE_TIMES
 
 __all__ = ["SharedEncoderWorker", "reading_processes"]
 
 _MAX_PROCESSES = 16
 _MAX_SHARED_BYTES = 1 << 30
+_PROCESS_BYTES = 1 << 30
+"""Twice what a process takes for slides of 12,000 px square."""
 _FEW_TILES = 1_000
 """Tiles that are read in less time than starting processes would save."""
-_THREADS_PER_PROCESS = 1
-"""So that a thread waits for the disk while another computes, and a last slide has two."""
 
 
 def reading_processes(
@@ -48,8 +49,9 @@ def reading_processes(
     is_small = n_tiles_expected is not None and n_tiles_expected < _FEW_TILES
     if encoder.device.type == "cpu" or is_small:
         return 1
-    most = _MAX_SHARED_BYTES // EncoderServer.shared_bytes(_batch_shape(encoder, config))
-    return max(1, min(config.n_threads, _MAX_PROCESSES, most))
+    n_shared = _MAX_SHARED_BYTES // EncoderServer.shared_bytes(_batch_shape(encoder, config))
+    n_in_memory = available_memory() // _PROCESS_BYTES
+    return max(1, min(config.n_threads, _MAX_PROCESSES, n_shared, n_in_memory))
 
 
 class SharedEncoderWorker:
@@ -65,9 +67,7 @@ class SharedEncoderWorker:
     ) -> None:  # fmt: skip
         self.info = WorkerInfo.of(encoder, config)
         self._warnings: list[str] = []
-        config = replace(
-            config, n_workers=max(_THREADS_PER_PROCESS, config.n_threads // n_processes)
-        )
+        config = replace(config, n_workers=config.n_threads // n_processes)
         with ExitStack() as stack:
             server = stack.enter_context(
                 EncoderServer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -79,7 +80,7 @@ class EncoderServer:
 
     Pixels come through shared memory of ``batch_shape`` (n, height, width, 3) in px per batch,
     uint8, which each of ``n_clients`` has for itself; embeddings go back through a socket. A client
-    may die and another take its place.
+    may die and another take its place. Raises EncoderError if there is no memory to share.
     """
 
     def __init__(
@@ -92,12 +93,12 @@ class EncoderServer:
         self._closed = Event()
         self._connections: list[Connection] = []
         authkey = os.urandom(32)
-        self._listener = Listener(backlog=n_clients, authkey=authkey)
-        n_bytes = self.shared_bytes(batch_shape)
+        memory = _share_memory(self.shared_bytes(batch_shape), n_clients)
+        self._listener = Listener(_free_name(), backlog=n_clients, authkey=authkey)
         self.addresses = tuple(
             EncoderAddress(
                 address=self._listener.address, authkey=authkey, client=client,
-                pixels=RawArray("B", n_bytes), batch_shape=batch_shape, name=encoder.name,
+                pixels=memory[client], batch_shape=batch_shape, name=encoder.name,
                 weights_sha256=encoder.weights_sha256, preprocessing=encoder.preprocessing,
                 preprocessing_source=encoder.preprocessing_source, dim=encoder.dim,
                 device_name=str(encoder.device), execution=encoder.execution,
@@ -167,6 +168,24 @@ class EncoderServer:
         self._on_device.release()
         with suppress(OSError):  # The client has died.
             connection.send(_Answer(answer, self._encoder.execution))
+
+
+def _share_memory(n_bytes: int, n_parts: int) -> list[Any]:
+    """Return parts of the memory that processes share, of a size in bytes."""
+    try:
+        return [RawArray("B", n_bytes) for _ in range(n_parts)]
+    except OSError as error:
+        raise EncoderError(
+            "shared memory", actual=f"none free ({error.strerror or error})",
+            expected=f"{n_parts * n_bytes / 1e6:.0f} MB in /dev/shm or the folder of temporary "
+            "files",
+            hint="Enlarge it (docker run --shm-size 1g), or read with one thread: --workers 1.",
+        ) from error  # fmt: skip
+
+
+def _free_name() -> str | None:
+    """Name of a socket without a file, whose path may be too long; None where all have files."""
+    return f"\0mil-{os.urandom(16).hex()}" if sys.platform == "linux" else None
 
 
 def _hang_up(connection: Connection) -> None:

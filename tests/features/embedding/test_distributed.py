@@ -208,8 +208,9 @@ class RemoteDevice:
 
 
 def test_only_many_tiles_before_a_device_of_their_own_are_read_by_processes(
-    world: Path, encoder: Encoder, tmp_path: Path
+    world: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("features.embedding.shared_encoder.available_memory", lambda: 99 << 30)
     config = replace(config_for(world), n_workers=3)
     remote: Any = RemoteDevice(encoder)
     assert reading_processes(remote, config, n_tiles_expected=None) == 3
@@ -220,6 +221,8 @@ def test_only_many_tiles_before_a_device_of_their_own_are_read_by_processes(
     assert 1 < reading_processes(remote, replace(config, n_workers=99), n_tiles_expected=None) < 99
     large = replace(config, batch_tiles=16_384)
     assert reading_processes(remote, large, n_tiles_expected=None) == 2
+    monkeypatch.setattr("features.embedding.shared_encoder.available_memory", lambda: 5 << 29)
+    assert reading_processes(remote, config, n_tiles_expected=None) == 2
     few = EmbeddingWorkerFactory(
         bags_dir=tmp_path, config=replace(config, encoder=remote), n_tiles_expected=100
     )
@@ -249,6 +252,7 @@ def test_an_estimate_counts_the_processes_that_read(
     ticks = itertools.count()
     monkeypatch.setattr("time.thread_time", lambda: next(ticks) / 2)  # half a second per tile
     monkeypatch.setattr("features.embedding.shared_encoder._FEW_TILES", 1)
+    monkeypatch.setattr("features.embedding.shared_encoder.available_memory", lambda: 99 << 30)
     sources = slide_sources(
         sorted((world / "slides").glob("s*.tif")), config_for(world), given_mpp={}, scene=None
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import AuthenticationError, get_context
 from multiprocessing.connection import Client
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,3 +203,30 @@ def test_batches_of_an_encoder_that_has_gone_fail() -> None:
         remote.embed(batches(7)[0])
     with pytest.raises(EncoderError, match="its process has ended"):
         remote.embed_async(batches(7)[1])
+
+
+def test_memory_that_cannot_be_shared_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(kind: str, n_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("features.encoders.serving.RawArray", full)
+    with pytest.raises(EncoderError) as got:
+        EncoderServer(SumEncoder(), batch_shape=(64, 224, 224, 3), n_clients=3)  # type: ignore[arg-type]
+    assert str(got.value) == (
+        "shared memory: none free (No space left on device); expected 58 MB in /dev/shm or the "
+        "folder of temporary files. Enlarge it (docker run --shm-size 1g), or read with one "
+        "thread: --workers 1."
+    )
+
+
+@pytest.mark.usefixtures("no_threads_left")
+def test_a_long_path_of_temporary_files_does_not_keep_clients_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("a long name" * 10)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with serve(SumEncoder()) as server:
+        check_client(server.addresses[0], 8)
