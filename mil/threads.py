@@ -31,6 +31,9 @@ def map_single_threaded(function: Callable[[Item], Result], items: Sequence[Item
     # The limit of BLAS is that of the process: calls that overlap would restore each other's.
     with _LOCK, threadpool_limits(1, user_api="blas"):
         try:
+            if n_threads == 1:  # another thread would ask the system for its memory anew
+                torch.set_num_threads(1)
+                return [function(item) for item in items]
             with ThreadPoolExecutor(
                 n_threads, initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:

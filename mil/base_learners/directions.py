@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
 from mil.arrays import Bools, Float32s, Floats, Ints
-from mil.base_learners.joined_bags import segment_sums
+from mil.base_learners.joined_bags import about_means, joined_bags, segment_sums
 from mil.base_learners.logistic import LinearModel
-from mil.base_learners.second_order import covariances
+from mil.base_learners.second_order import segment_covariances
 
 __all__ = ["N_COMPONENTS", "fit_directions"]
 
@@ -76,7 +75,7 @@ def fit_directions(
     groups
         Patients of one number stay in one half, shape (patients,); each by itself by default.
     """
-    within = covariances(bags)
+    within, tiles = _covariances_and_tiles(bags)
     size = within.shape[1]
     whiten, unwhiten = _roots(within.mean(axis=0))
     starts = [
@@ -84,7 +83,7 @@ def fit_directions(
         for n in sorted({size, min(n_leading, size)}, reverse=True)
     ]
     del within  # 32 kB per patient
-    tiles = _DrawnTiles.of(bags, whiten)
+    tiles = replace(tiles, values=(tiles.values @ whiten).astype(np.float32))
     first_half = _first_half(labels, np.arange(len(labels)) if groups is None else groups)
     shifts = [
         whiten @ _fit_mixture(tiles, unwhiten @ of_class, labels == which, first_half)
@@ -101,21 +100,9 @@ class _DrawnTiles:
     tiles.
     """
 
-    values: Float32s
+    values: Floats | Float32s
     starts: Ints
     n_tiles: Ints
-
-    @classmethod
-    def of(cls, bags: Sequence[Tensor], whiten: Floats) -> Self:
-        most = max(1, _MOST_TILES // len(bags))
-        n_tiles = np.array([min(len(bag), most) for bag in bags])
-        starts = n_tiles.cumsum() - n_tiles
-        values = np.empty((n_tiles.sum(), len(whiten)), np.float32)
-        for bag, start, n_drawn in zip(bags, starts, n_tiles, strict=True):
-            drawn = ((np.arange(n_drawn) + 0.5) * (len(bag) / n_drawn)).astype(np.int64)
-            rows = (bag[drawn].double() - bag.mean(dim=0, dtype=torch.float64)).cpu().numpy()
-            values[start : start + n_drawn] = rows @ whiten
-        return cls(values=values, starts=starts, n_tiles=n_tiles)
 
     def of_patients(self, patients: Bools) -> Self:
         """Select patients, a mask of shape (patients,)."""
@@ -126,18 +113,40 @@ class _DrawnTiles:
             n_tiles=n_tiles,
         )
 
-    def membership(self, shifts: Floats, shares: Floats) -> Floats:
+    def membership(self, shifts: Floats, shares: Floats) -> Float32s:
         """Return how probably each tile is of the shifted ones, shape (tiles, candidates).
 
         ``shifts`` have shape (n_components, candidates), ``shares`` (candidates,).
         """
         along = self.values @ shifts.astype(np.float32)
-        return np.asarray(expit(along + (logit(shares) - (shifts**2).sum(axis=0) / 2)), np.float64)
+        along += (logit(shares) - (shifts**2).sum(axis=0) / 2).astype(np.float32)
+        return np.asarray(expit(along), np.float32)
 
     def shifted_share(self, shifts: Floats, shares: Floats) -> Floats:
         """Return the mean of :meth:`membership` over tiles, shape (patients, candidates)."""
-        sums = segment_sums(self.membership(shifts, shares), self.starts)
+        sums = segment_sums(self.membership(shifts, shares).astype(np.float64), self.starts)
         return sums / self.n_tiles[:, None]
+
+
+def _covariances_and_tiles(bags: Sequence[Tensor]) -> tuple[Floats, _DrawnTiles]:
+    """Return the covariance of each bag, (patients, n_components, n_components), and tiles drawn.
+
+    Both in one pass over the ``bags``, shape (tiles, n_components) each.
+    """
+    size = bags[0].shape[1]
+    within = np.empty((len(bags), size, size))
+    lengths = np.array([len(bag) for bag in bags])
+    n_tiles = np.minimum(lengths, max(1, _MOST_TILES // len(bags)))
+    starts = n_tiles.cumsum() - n_tiles
+    drawn = np.empty((n_tiles.sum(), size))
+    for own, joined, first_rows in joined_bags(bags):
+        rows = about_means(joined, first_rows)
+        segment_covariances(rows, first_rows, out=within[own])
+        n_own = n_tiles[own]
+        middle = np.arange(n_own.sum()) - np.repeat(n_own.cumsum() - n_own, n_own) + 0.5
+        picked = (middle * np.repeat(lengths[own] / n_own, n_own)).astype(np.int64)
+        drawn[starts[own.start] :][: len(picked)] = rows[np.repeat(first_rows, n_own) + picked]
+    return within, _DrawnTiles(values=drawn, starts=starts, n_tiles=n_tiles)
 
 
 def _eigenvectors(
@@ -194,14 +203,12 @@ def _fit_shifts(tiles: _DrawnTiles, shifts: Floats, is_class: Bools) -> tuple[Fl
     A candidate whose tiles are no more frequent in the class than in the others stays as it is.
     """
     of_patient = np.where(is_class, 1 / is_class.sum(), -1 / (~is_class).sum()) / tiles.n_tiles
-    of_tile = np.repeat(of_patient, tiles.n_tiles)[:, None]
+    of_tile = np.repeat(of_patient, tiles.n_tiles).astype(np.float32)[:, None]
     shares = np.full(shifts.shape[1], _FIRST_SHARE)
     for _ in range(_N_STEPS):
         excess_of_tiles = tiles.membership(shifts, shares) * of_tile
-        excess = excess_of_tiles.sum(axis=0)
-        moved = (
-            tiles.values.T @ excess_of_tiles.astype(np.float32) / np.maximum(excess, _LEAST_DIVISOR)
-        )
+        excess = excess_of_tiles.sum(axis=0, dtype=np.float64)
+        moved = tiles.values.T @ excess_of_tiles / np.maximum(excess, _LEAST_DIVISOR)
         lengths = np.linalg.norm(moved, axis=0)
         moved *= np.minimum(1, _LONGEST_SHIFT / np.maximum(lengths, 1e-9))
         changes = excess > _LEAST_EXCESS

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
 from mil.base_learners.second_order import (
     covariance_contributions,
     covariances,
+    project,
     tail_parts,
     tail_statistics,
 )
@@ -99,6 +101,8 @@ class BaseLearners:
                 strict=True,
             )
         )  # fmt: skip
+        every_direction = np.concatenate(list(of_tails.values()), axis=1)
+        projected = [project(bag, every_direction) for bag in components]
         kernels, of_kernels = PatientKernels.fit(
             pooled.reshape(len(pooled), -1), labels, n_classes=n_classes, balanced=balanced
         )
@@ -110,7 +114,7 @@ class BaseLearners:
                 name: LinearModel.fit(
                     tails, labels, n_classes=n_classes, balanced=balanced, standardise=True
                 )
-                for name, tails in _tails(components, of_tails).items()
+                for name, tails in _tails(projected, of_tails).items()
             },
             **of_kernels,
         }  # fmt: skip
@@ -133,29 +137,41 @@ class BaseLearners:
         """
         raw, components = whiten_tiles(tiles, whitening)
         pooled = mean_and_extremes(raw)
-        return np.asarray(self.logits_of([pooled], [raw], [components])[0], np.float64)
+        of_bag = self.logits_of([pooled], [self.project(raw)], [components])
+        return np.asarray(of_bag[0], np.float64)
+
+    def project(self, tiles: Tensor) -> Tensor:
+        """Return tiles, shape (tiles, dim), along all directions, (tiles, directions), float64."""
+        return project(tiles, self._every_direction)
+
+    @cached_property
+    def _every_direction(self) -> Floats:
+        dim = len(self.models["mean"].weights)
+        return np.concatenate([np.empty((dim, 0)), *self.directions.values()], axis=1)
 
     def logits_of(
         self,
         pooled: Sequence[Floats | Float32s],
-        tiles: Sequence[Tensor],
+        projected: Sequence[Tensor],
         components: Sequence[Tensor],
     ) -> Floats:
         """Return logits, shape (patients, learners, classes), of many patients.
 
         Many at once take less time than one after the other. ``pooled`` are results of
-        :func:`mil.base_learners.pooling.mean_and_extremes`, shape (3, dim) each, of ``tiles``,
-        shape (tiles, dim) each, at least one; ``components`` are the same whitened for the heads,
-        shape (tiles, n_components).
+        :func:`mil.base_learners.pooling.mean_and_extremes`, shape (3, dim) each, and ``projected``
+        of :meth:`project`, for the same tiles, at least one each; ``components`` are these whitened
+        for the heads, shape (tiles, n_components).
         """
         flat = np.stack(pooled).reshape(len(pooled), -1).astype(np.float64)
         dim = flat.shape[1] // 3
         features = {
             "mean": flat[:, :dim], "mean + logistic": flat[:, :dim], "extremes": flat[:, dim:],
         }  # fmt: skip
-        features |= _tails(tiles, self.directions)
+        if self.directions:
+            features |= _tails(projected, self.directions)
         if self.component_directions is not None:
-            features |= _tails(components, {"projections": self.component_directions})
+            of_components = [project(bag, self.component_directions) for bag in components]
+            features |= _tails(of_components, ("projections",))
         if self.codebook is not None:
             features["histogram"] = self.codebook.mean_occupancies(components)
         if not {"spread", "covariance"}.isdisjoint(self.models):
@@ -197,10 +213,7 @@ class BaseLearners:
         return of_tiles
 
 
-def _tails(bags: Sequence[Tensor], directions: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Return the tail statistics of bags along the directions of each learner, in one pass."""
-    if not directions:
-        return {}
-    tails = tail_statistics(bags, np.concatenate(list(directions.values()), axis=1))
-    parts = np.split(tails, len(directions), axis=2)
-    return {name: part.reshape(len(bags), -1) for name, part in zip(directions, parts, strict=True)}
+def _tails(projected: Sequence[Tensor], names: Collection[str]) -> dict[str, Floats]:
+    """Return the tail statistics of each learner, of bags along the directions of all of them."""
+    parts = np.split(tail_statistics(projected), len(names), axis=2)
+    return {name: part.reshape(len(part), -1) for name, part in zip(names, parts, strict=True)}

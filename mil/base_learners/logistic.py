@@ -21,6 +21,7 @@ _MEAN_SQUARED_NORM = 16.0
 _MAX_DEVIATION = 8.0  # training standard deviations, of new patients
 _LEAST_DEVIATION = 1e-6  # of the largest: smaller ones are rounding errors
 _MOST_NEWTON_COEFFICIENTS = 1024
+_MOST_PATIENTS_PER_FEATURE = 2  # of two classes, for a fit on the patients' Gram matrix
 _TILES_PER_BLOCK = 8192
 _JITTER = 1e-10  # of the mean squared norm: centred patients have a singular Gram matrix
 _MOST_NEWTON_STEPS = 50
@@ -68,8 +69,9 @@ class LinearModel:
 
         Features are centred and scaled to a mean squared norm of 16, so that one penalty fits any
         number of features. With more features than patients, the patients span the solution: the
-        fit is that of the kernel form, on their Gram matrix, which has the same minimum. With more
-        than two classes the model is multinomial.
+        fit is that of the kernel form, on their Gram matrix, which has the same minimum; of two
+        classes it is so with half as many features, too, since it takes less time. With more than
+        two classes the model is multinomial.
 
         Parameters
         ----------
@@ -85,19 +87,22 @@ class LinearModel:
             Divide each feature by its standard deviation, and limit those of new patients to 8.
         """
         x = pooled.astype(np.float64)  # the only copy, changed in place: it may be large
-        centre, deviation = x.mean(axis=0), x.std(axis=0)
+        centre = x.mean(axis=0)
+        x -= centre
+        deviation = np.sqrt(np.einsum("ij,ij->j", x, x) / len(x))
         varies = deviation > max(_LEAST_DEVIATION * deviation.max(), 1e-12)
         scale = np.where(varies, deviation, 1.0) if standardise else np.ones(x.shape[1])
-        x -= centre
-        x /= scale
+        if standardise:
+            x /= scale
         if not varies.all():
             x = x[:, varies]
-        norm = np.sqrt(_MEAN_SQUARED_NORM / max((x**2).sum(axis=1).mean(), 1e-12))
+        norm = np.sqrt(_MEAN_SQUARED_NORM / max(float(np.vdot(x, x)) / len(x), 1e-12))
         weights = np.zeros((pooled.shape[1], n_classes))
         bias = np.zeros(n_classes)
         if varies.any():
             x *= norm
-            is_wide = x.shape[1] > len(x)
+            most = _MOST_PATIENTS_PER_FEATURE if n_classes == 2 else 1
+            is_wide = most * x.shape[1] > len(x)
             fitted = _fit_logistic_by_gram if is_wide else _fit_logistic
             own, bias = fitted(x, labels, n_classes=n_classes, balanced=balanced)
             weights[varies] = norm * own
@@ -156,7 +161,7 @@ def _fit_logistic(
 def _fit_logistic_by_gram(
     x: Floats, labels: Ints, *, n_classes: int, balanced: bool
 ) -> tuple[Floats, Floats]:
-    """Return what :func:`_fit_logistic` does, of more features than patients, in less time.
+    """Return what :func:`_fit_logistic` does, of many features, in less time.
 
     Weights are ``x.T @ dual``, and all steps are on the Gram matrix of the patients.
     """

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mil.arrays import Floats
+from mil.arrays import Floats, Ints
 from mil.base_learners.joined_bags import about_means, joined_bags, segment_sums
 from mil.base_learners.logistic import LinearModel
 
-__all__ = ["covariance_contributions", "covariances", "tail_parts", "tail_statistics"]
+__all__ = [
+    "covariance_contributions", "covariances", "project", "segment_covariances", "tail_parts",
+    "tail_statistics",
+]  # fmt: skip
 
 _TAIL_SHARE = 0.1
 _TILES_PER_BLOCK = 8192
@@ -28,10 +31,18 @@ def covariances(bags: Sequence[Tensor]) -> Floats:
     size = bags[0].shape[1]
     found = np.empty((len(bags), size, size))
     for own, tiles, starts in joined_bags(bags):
-        rows = about_means(tiles, starts)
-        for index, of_bag in enumerate(np.split(rows, starts[1:]), own.start):
-            np.divide(of_bag.T @ of_bag, len(of_bag), out=found[index])
+        segment_covariances(about_means(tiles, starts), starts, out=found[own])
     return found
+
+
+def segment_covariances(rows: Floats, starts: Ints, *, out: Floats) -> None:
+    """Write the covariance of each bag into ``out``, shape (bags, n_components, n_components).
+
+    ``rows`` are tiles about the mean of their bag, shape (tiles, n_components); a bag begins at
+    each start.
+    """
+    for of_bag, room in zip(np.split(rows, starts[1:]), out, strict=True):
+        np.divide(of_bag.T @ of_bag, len(of_bag), out=room)
 
 
 def covariance_contributions(model: LinearModel, components: Tensor) -> Floats:
@@ -51,16 +62,28 @@ def covariance_contributions(model: LinearModel, components: Tensor) -> Floats:
     return np.asarray((of_tiles + model.bias) / n_tiles, np.float64)
 
 
-def tail_statistics(bags: Sequence[Tensor], directions: Floats) -> Floats:
+def project(tiles: Tensor, directions: Floats) -> Tensor:
+    """Return a bag, shape (tiles, features), along directions, (tiles, directions), float64.
+
+    ``directions`` have shape (features, directions). In blocks, since tiles may be embeddings: a
+    large bag in float64 would need much memory.
+    """
+    matrix = torch.from_numpy(directions.T).to(tiles.device)
+    # A product with few rows takes half as long as one with few columns.
+    blocks = torch.split(tiles, _TILES_PER_PRODUCT)
+    return torch.cat([matrix @ block.double().T for block in blocks], dim=1).T
+
+
+def tail_statistics(projected: Sequence[Tensor]) -> Floats:
     """Return six statistics of the tiles of each bag along directions, float64.
 
     They are the means of the largest and of the smallest tenth, maximum, minimum, third moment and
-    root of the fourth moment, about the patient's mean. ``bags`` have shape (tiles, features), at
-    least one tile each, ``directions`` shape (features, directions), and the result shape (bags,
-    6, directions).
+    root of the fourth moment, about the patient's mean. ``projected`` are results of
+    :func:`project`, shape (tiles, directions), at least one tile each, and the result has shape
+    (bags, 6, directions).
     """
-    found = np.empty((len(bags), 6, directions.shape[1]))
-    for own, tiles, starts in joined_bags([_project(bag, directions) for bag in bags]):
+    found = np.empty((len(projected), 6, projected[0].shape[1]))
+    for own, tiles, starts in joined_bags(projected):
         along = about_means(tiles, starts)
         squares = along**2
         for index, of_bag in enumerate(np.split(along, starts[1:]), own.start):
@@ -82,7 +105,7 @@ def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
     (tiles, features): a mean of a tail is shared by its tiles, a maximum is one tile's, and the
     root of the fourth moment m is the mean of x⁴ / √m.
     """
-    along = about_means(_project(tiles, directions), np.zeros(1, np.int64))
+    along = about_means(project(tiles, directions), np.zeros(1, np.int64))
     n_tiles, n_directions = along.shape
     n_tail = max(1, round(_TAIL_SHARE * n_tiles))
     order = along.argsort(axis=0, kind="stable")
@@ -94,12 +117,3 @@ def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
     root = np.sqrt((along**4).mean(axis=0))
     parts[:, 5] = along**4 / np.where(root > 0, root, 1)
     return parts
-
-
-def _project(tiles: Tensor, directions: Floats) -> Tensor:
-    """Return a bag along directions, shape (tiles, directions), float64.
-
-    In blocks, since tiles may be embeddings: a large bag in float64 would need much memory.
-    """
-    matrix = torch.from_numpy(directions).to(tiles.device)
-    return torch.cat([block.double() @ matrix for block in torch.split(tiles, _TILES_PER_PRODUCT)])

@@ -29,8 +29,10 @@ def predict_learners(
     logits, attention = predict_components(heads, components)
     if base_learners is None:
         return logits, attention
-    of_base = base_learners.logits_of([mean_and_extremes(raw)], [raw], [components])[0]
-    return with_base_learners(logits, of_base), attention
+    of_base = base_learners.logits_of(
+        [mean_and_extremes(raw)], [base_learners.project(raw)], [components]
+    )
+    return with_base_learners(logits, of_base[0]), attention
 
 
 def predict_learner_views(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import numpy as np
 import scipy.linalg
@@ -14,12 +14,15 @@ from mil.data.features import Features
 from mil.heads.tile_moments import TileMoments
 from mil.threads import map_single_threaded
 
-__all__ = ["Whitening", "fit_pca_whitening", "fit_pca_whitenings"]
+__all__ = ["MomentsKey", "Whitening", "fit_pca_whitening", "fit_pca_whitenings"]
 
 _TOTAL_TILES = 4096
 _TILES_PER_PATIENT = (16, 256)
 _MOST_MOMENT_BYTES = 2**28  # of all parts of training sets together
 _TILES_PER_BLOCK = 65_536
+
+MomentsKey = tuple[int, tuple[str, ...]]
+"""Tiles per patient at most, and patients."""
 
 
 class Whitening(nn.Module):
@@ -73,25 +76,30 @@ def fit_pca_whitenings(
     training_sets: Sequence[Sequence[str]],
     *n_components: int,
     device: torch.device | None = None,
+    known: MutableMapping[MomentsKey, TileMoments] | None = None,
 ) -> list[tuple[Whitening, ...]]:
     """Fit the whitenings of each training set of patients, one for each number of components.
 
     Each is that of :func:`fit_pca_whitening`. The moments of patients who are in the same sets are
     computed once and added up for each set, so that nothing of a patient reaches a set that it is
-    not in.
+    not in. ``known`` are moments of the same bags to read and to add to, 268 MB at most.
     """
+    known = {} if known is None else known
     n_tiles = [_tiles_per_patient(len(names)) for names in training_sets]
     parts = _parts(training_sets, n_tiles)
     if len(training_sets) > 1:
         dim = bags[training_sets[0][0]].shape[1]
         if 8 * dim**2 * len(parts) > _MOST_MOMENT_BYTES:
             return [
-                fit_pca_whitenings(bags, [own], *n_components, device=device)[0]
+                fit_pca_whitenings(bags, [own], *n_components, device=device, known=known)[0]
                 for own in training_sets
             ]
     moments_of: list[list[TileMoments]] = [[] for _ in training_sets]
     for (number, sets), names in parts.items():
-        moments = TileMoments.of(bags, names, number, device=device)
+        key = number, tuple(names)
+        moments = known.get(key) or TileMoments.of(bags, names, number, device=device)
+        if 8 * len(moments.first) ** 2 * (1 + len(known)) <= _MOST_MOMENT_BYTES:
+            known[key] = moments
         for index in sets:
             moments_of[index].append(moments)
     return map_single_threaded(lambda own: _from_moments(own, n_components), moments_of)
@@ -146,7 +154,7 @@ def _top_eigenvectors(moments: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
     """
     dim = len(moments)
     values, vectors = scipy.linalg.eigh(
-        moments.float().cpu().numpy(), subset_by_index=(dim - n_kept, dim - 1)
+        moments.float().cpu().numpy(), lower=False, subset_by_index=(dim - n_kept, dim - 1)
     )
     values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
     # The sign of an eigenvector is arbitrary; a fixed one makes runs comparable.

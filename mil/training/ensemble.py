@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import ChainMap
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,8 @@ from mil.data.splits import stratified_fold_ids
 from mil.errors import RunError, SplitError
 from mil.heads import Head, Whitening, build_head
 from mil.heads.ensemble import logit_spread
-from mil.heads.whitening import fit_pca_whitenings
+from mil.heads.tile_moments import TileMoments
+from mil.heads.whitening import MomentsKey, fit_pca_whitenings
 from mil.threads import map_single_threaded
 from mil.training.config import N_INNER_FOLDS, TrainConfig
 from mil.training.feature_cache import CacheSpec, FeatureCache, build_caches, length_buckets
@@ -31,6 +32,7 @@ from mil.training.trainer import EpochRecord, TrainSplit, tiles_per_batch, train
 __all__ = [
     "MIN_VALIDATION_PER_CLASS",
     "Ensemble",
+    "SharedStatistics",
     "max_parallel_ensembles",
     "predict_batch",
     "train_ensemble",
@@ -43,6 +45,23 @@ _MAX_CACHE_BYTES = 2**30
 _GPU_MEMORY_DIVISOR = 4
 _TILES_PER_PREDICTION = 16_384  # some heads need memory for every pair of a patient's tiles
 _TILES_FOR_SPREAD = 256  # per patient at most
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SharedStatistics:
+    """Statistics of embeddings, without labels, that are computed once for several trainings.
+
+    Attributes
+    ----------
+    pooled
+        Pooled embeddings by patient id, shape (3, dim), of a stack, see
+        :func:`mil.base_learners.pooling.mean_and_extremes`.
+    moments
+        Moments of patients' tiles, see :func:`mil.heads.whitening.fit_pca_whitenings`.
+    """
+
+    pooled: dict[str, Floats] = field(default_factory=dict)
+    moments: dict[MomentsKey, TileMoments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +100,7 @@ def train_ensembles(
     n_classes: int,
     config: TrainConfig,
     on_head: Callable[[], None] = lambda: None,
-    pooled: MutableMapping[str, Floats] | None = None,
+    shared: SharedStatistics | None = None,
 ) -> tuple[Ensemble, ...]:
     """Train ensembles together, each on its own bags, shape (tiles, dim) per patient.
 
@@ -114,10 +133,9 @@ def train_ensembles(
         Hyper-parameters.
     on_head
         Callback after each finished head.
-    pooled
-        Pooled embeddings by patient id, shape (3, dim), to read and to add to, where the stores
-        hold the same embeddings; see :func:`mil.base_learners.pooling.mean_and_extremes`. The
-        moments for the whitening are then computed once for all stores, too.
+    shared
+        Statistics to read and to add to, where the stores, and those of other calls with it, hold
+        the same embeddings.
 
     Raises
     ------
@@ -129,7 +147,7 @@ def train_ensembles(
     try:
         return _train_together(
             bags, labels, seeds, n_classes=n_classes, config=config, on_head=on_head,
-            pooled=pooled,
+            shared=shared,
         )  # fmt: skip
     except torch.cuda.OutOfMemoryError as error:
         if len(bags) == 1:
@@ -146,7 +164,7 @@ def train_ensembles(
     first, second = (
         train_ensembles(
             bags[part], labels[part], seeds=seeds[part], n_classes=n_classes, config=config,
-            on_head=on_head, pooled=pooled,
+            on_head=on_head, shared=shared,
         )
         for part in (slice(half), slice(half, None))
     )  # fmt: skip
@@ -161,19 +179,19 @@ def _train_together(
     n_classes: int,
     config: TrainConfig,
     on_head: Callable[[], None],
-    pooled: MutableMapping[str, Floats] | None,
+    shared: SharedStatistics | None,
 ) -> tuple[Ensemble, ...]:
     device = torch.device(config.device)
     indices = [
         _class_indices(store, of_store, n_classes=n_classes, config=config)
         for store, of_store in zip(bags, labels, strict=True)
     ]
-    whitenings = _fit_whitenings(bags, config, share=pooled is not None)
+    whitenings = _fit_whitenings(bags, config, shared)
     specs = [
         CacheSpec(
             bags=store, patient_ids=store.nonempty(), labels=of_store, whitening=whitening,
             wide=wide[0] if wide else None,
-            pooled=({} if pooled is None else pooled) if config.is_stack else None,
+            pooled=(shared or SharedStatistics()).pooled if config.is_stack else None,
         )
         for store, of_store, (whitening, *wide) in zip(bags, indices, whitenings, strict=True)
     ]  # fmt: skip
@@ -295,19 +313,16 @@ def _class_indices(
 
 
 def _fit_whitenings(
-    bags: Sequence[PatientBags], config: TrainConfig, *, share: bool
+    bags: Sequence[PatientBags], config: TrainConfig, shared: SharedStatistics | None
 ) -> list[tuple[Whitening, ...]]:
-    """Fit the whitening of each store, and a wide one for base learners where the heads' is not.
-
-    ``share`` where the stores hold the same embeddings.
-    """
+    """Fit the whitening of each store, and a wide one for base learners where the heads' is not."""
     n_components = [config.n_components, *_wide_components(bags[0], config)]
     sets = [store.unsupervised_features() for store in bags]
     device = torch.device(config.device)
-    if share:
+    if shared is not None:
         every: Mapping[str, Features] = ChainMap(*(of for of, _ in sets))  # type: ignore[arg-type] # only read
         names = [own for _, own in sets]
-        return fit_pca_whitenings(every, names, *n_components, device=device)
+        return fit_pca_whitenings(every, names, *n_components, device=device, known=shared.moments)
     return [
         fit_pca_whitenings(features, [names], *n_components, device=device)[0]
         for features, names in sets

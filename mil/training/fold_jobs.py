@@ -26,8 +26,9 @@ from mil.data.features import Features
 from mil.data.splits import Fold
 from mil.heads import Head
 from mil.heads.ensemble import whiten_tiles
+from mil.threads import map_single_threaded
 from mil.training.config import TrainConfig
-from mil.training.ensemble import Ensemble, predict_batch, train_ensembles
+from mil.training.ensemble import Ensemble, SharedStatistics, predict_batch, train_ensembles
 from mil.training.feature_cache import length_buckets
 from mil.training.trainer import EpochRecord
 
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-_TILES_PER_BLOCK = 8192  # embeddings of 1,280 numbers take 42 MB
+_TILES_PER_BLOCK = 32_768  # 64 components take 8 MB
 _TILES_PER_BATCH = 4096  # of one bag with more; some heads need memory for every pair of tiles
 
 ExecutorFactory = Callable[[PatientBags], AbstractContextManager[Executor]]
@@ -91,8 +92,8 @@ class FoldWorker:
 
     def __init__(self, bags: PatientBags) -> None:
         self._bags = bags
-        # Pooled embeddings of every patient, read once for all folds unless a filter is refitted.
-        self._pooled: dict[str, Floats] | None = {} if bags.tile_filter is None else None
+        # Of every patient, for all folds, unless a filter is refitted.
+        self._shared = SharedStatistics() if bags.tile_filter is None else None
 
     @property
     def info(self) -> object:
@@ -127,15 +128,13 @@ class FoldWorker:
                 n_classes=job.n_classes,
                 config=job.config,
                 on_head=lambda: queue.send_message("a head is trained"),
-                pooled=self._pooled,
+                shared=self._shared,
             )
             nonempty = set(bags.nonempty())
             tested = [[name for name in fold.test_ids if name in nonempty] for fold in job.folds]
-            results = [
-                _predict_held_out(ensemble, store.subset(names), job, self._pooled)
-                for ensemble, store, names in zip(ensembles, stores, tested, strict=True)
-            ]
-            queue.finish(queued, results)
+            pooled = {} if self._shared is None else self._shared.pooled
+            held_out = [store.subset(own) for store, own in zip(stores, tested, strict=True)]
+            queue.finish(queued, _predict_folds(ensembles, held_out, job, pooled))
 
 
 def training_subset(bags: PatientBags, fold: Fold) -> PatientBags:
@@ -146,11 +145,25 @@ def training_subset(bags: PatientBags, fold: Fold) -> PatientBags:
     return bags.refit_without(fold.test_ids).subset(fold.train_ids)
 
 
+def _predict_folds(
+    ensembles: Sequence[Ensemble],
+    held_out: Sequence[PatientBags],
+    job: FoldJob,
+    pooled: Mapping[str, Floats],
+) -> list[FoldResult]:
+    """Predict the patients of each store; the folds at once, if on the CPU."""
+    pairs = list(zip(ensembles, held_out, strict=True))
+    predict = partial(_predict_held_out, job=job, pooled=pooled)
+    if job.config.device == "cpu":
+        return map_single_threaded(lambda pair: predict(*pair), pairs)
+    return [predict(*pair) for pair in pairs]
+
+
 def _predict_held_out(
     ensemble: Ensemble,
     bags: PatientBags,
     job: FoldJob,
-    pooled: Mapping[str, Floats] | None,
+    pooled: Mapping[str, Floats],
 ) -> FoldResult:
     """Predict the patients of a store; logits are 0 where a tile filter drops every tile."""
     of_base = ensemble.base_learners
@@ -159,7 +172,7 @@ def _predict_held_out(
     averaged: dict[str, Floats] = {}
     device = torch.device(job.config.device)
     # Those of an accelerator differ in the last bits, and are there for some patients only.
-    known = (pooled or {}) if device.type == "cpu" else {}
+    known = pooled if device.type == "cpu" else {}
     for name, versions in _predict_versions(ensemble, bags, device, known):
         logits[name] = np.asarray(versions[0].mean(axis=0))
         if bags.views:
@@ -214,7 +227,7 @@ def _predict_block(
         return of_heads
     components: list[Tensor] = []
     of_tiles: list[Floats] = []
-    plain: list[Tensor] = []
+    projected: list[Tensor] = []
     for name in names:
         for version, tiles in enumerate(_versions(bags, name)):
             raw, whitened = whiten_tiles(tiles, heads[0].whitening)
@@ -222,14 +235,14 @@ def _predict_block(
             if of_base is not None:
                 known = pooled.get(name) if version == 0 else None
                 of_tiles.append(mean_and_extremes(raw) if known is None else known)
-                plain.append(raw)
+                projected.append(of_base.project(raw))
     if of_heads is None:
         own = _predict_bags(heads, components)  # (patients × versions, heads, classes)
         of_heads = own.reshape(len(names), -1, *own.shape[1:])
     if of_base is None:
         return of_heads
     added = of_base.logits_of(
-        of_tiles, plain, components
+        of_tiles, projected, components
     )  # (patients × versions, learners, classes)
     return with_base_learners(of_heads, added.reshape(*of_heads.shape[:2], 1, *added.shape[1:]))
 

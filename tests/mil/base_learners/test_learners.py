@@ -22,7 +22,7 @@ from mil.base_learners.joined_bags import joined_bags
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
-from mil.base_learners.second_order import covariances, tail_parts, tail_statistics
+from mil.base_learners.second_order import covariances, project, tail_parts, tail_statistics
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.heads.whitening import Whitening, fit_pca_whitening
 
@@ -104,10 +104,14 @@ def test_three_classes_are_penalised_as_two_are() -> None:
 
 @pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_fit_on_the_gram_matrix_is_that_on_the_features(n_classes: int, balanced: bool) -> None:
+@pytest.mark.parametrize("n_features", [90, 25])
+def test_the_fit_on_the_gram_matrix_is_that_on_the_features(
+    n_features: int, n_classes: int, balanced: bool
+) -> None:
     rng = np.random.default_rng(3)
     labels = np.arange(40) ** 2 % 5 % n_classes
-    x = rng.normal(size=(40, 90)) * rng.uniform(0.05, 1, size=90) + 0.3 * labels[:, None]
+    x = rng.normal(size=(40, n_features)) * rng.uniform(0.05, 1, size=n_features)
+    x += 0.3 * labels[:, None]
     x -= x.mean(axis=0)  # so the Gram matrix is singular
     x[1] = x[0]
     fits = [
@@ -209,7 +213,7 @@ def test_many_bags_are_pooled_as_each_by_itself() -> None:
     codebook = Codebook(centres=bags[2][:150], squared_width=0.1)
     directions = rng.normal(size=(3, 2))
     occupancy, within = codebook.mean_occupancies(bags), covariances(bags)
-    tails = tail_statistics(bags, directions)
+    tails = tail_statistics([project(bag, directions) for bag in bags])
     for index, bag in enumerate(bags):
         tiles = bag.double().numpy()
         centred = tiles - tiles.mean(axis=0)
@@ -323,7 +327,7 @@ def test_a_few_unlike_tiles_are_found_along_a_direction_of_their_class(n_classes
     for label in range(1, n_classes):
         along = directions[:, label] / np.linalg.norm(directions[:, label])
         assert abs(along @ unlike[:, label]) > 0.9
-    tails = tail_statistics(bags, directions)
+    tails = tail_statistics([project(bag, directions) for bag in bags])
     assert tails.shape == (48, 6, n_classes)
     largest = tails[:, 2, 1]  # the maximum along the direction of class 1
     smallest = -tails[:, 3, 1]

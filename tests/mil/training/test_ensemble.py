@@ -161,8 +161,13 @@ def test_moments_of_a_bag_are_computed_once_if_there_is_room(
 
     monkeypatch.setattr(TileMoments, "of", watch)
     bags = {name: np.eye(6, dtype=np.float32) for name in "abcd"}
-    whitening.fit_pca_whitenings(bags, [list("abc"), list("bcd")], 2)
+    known: dict[whitening.MomentsKey, TileMoments] = {}
+    first = whitening.fit_pca_whitenings(bags, [list("abc"), list("bcd")], 2, known=known)
     assert sorted(read) == (list("abcd") if room else list("abbccd"))
+    read.clear()
+    again = whitening.fit_pca_whitenings(bags, [list("abc"), list("bcd")], 2, known=known)
+    assert sorted(read) == ([] if room else list("abbccd"))
+    assert all(torch.equal(a.matrix, b.matrix) for (a,), (b,) in zip(first, again, strict=True))
 
 
 def test_embeddings_too_large_to_be_whitened_are_refused() -> None:
