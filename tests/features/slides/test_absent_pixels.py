@@ -389,6 +389,21 @@ def test_a_level_that_shows_something_else_is_set_aside(
     np.testing.assert_array_equal(read(path, 1, (0, 0, 192, 192)), QUARTER)
 
 
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+def test_a_level_with_blue_first_is_set_aside_though_most_of_it_is_glass(
+    tmp_path: Path, kind: str
+) -> None:
+    write, name = (write_tiff, "s.tif") if kind == "tiff" else (write_zarr, "s.zarr")
+    glass = np.array(GLASS)
+    fine, coarse = (glass + (level - glass) * 0.3 for level in (PIXELS.astype(float), HALF))
+    fine[:400] = coarse[:200] = glass
+    fine, coarse = fine.round().astype(np.uint8), coarse.round().astype(np.uint8)
+    with closing(open_slide(write(tmp_path / f"a{name}", (fine, coarse)))) as slide:
+        assert len(slide.levels) == 2
+    with closing(open_slide(write(tmp_path / f"b{name}", (fine, coarse[..., ::-1])))) as slide:
+        assert len(slide.levels) == 1
+
+
 @pytest.mark.parametrize(
     "other", [np.full_like(HALF, GLASS), np.roll(HALF, 120, axis=1), HALF[..., ::-1]],
     ids=["blank", "elsewhere", "blue first"],
