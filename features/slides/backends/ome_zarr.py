@@ -182,6 +182,7 @@ class OmeZarrSlide(BlockReader):
             group = zarr.open_group(self._store, mode="r", path=folder)
             group, image = self._choose_image(group, scene)
             axes = _axes_of(image)
+            image = _finest_first(group, image, axes)
             check_names(_channel_labels(_ome_of(group)), where=self._where)
             self._grids = list(self._read_grids(group, image["datasets"], axes))
             self.stated_mpp, notes = choose_mpp(self._read_mpp(image, folder))
@@ -522,6 +523,23 @@ def _axes_of(image: Mapping[str, Any]) -> tuple[str, ...]:
         else:
             names.append("c" if axis.get("type") == "channel" else axis["name"].lower())
     return tuple(names)
+
+
+def _finest_first(
+    group: zarr.Group, image: Mapping[str, Any], axes: tuple[str, ...]
+) -> Mapping[str, Any]:
+    """The entry of an image in ``multiscales`` with its levels by size, if its first is there."""
+
+    def area_px(dataset: Mapping[str, Any]) -> int:
+        array = group.get(dataset["path"])
+        if not isinstance(array, zarr.Array):
+            return 0
+        sizes = dict(zip(axes or "tczyx"[-array.ndim :], array.shape, strict=False))
+        return sizes.get("x", 0) * sizes.get("y", 0)
+
+    areas = [area_px(dataset) for dataset in image["datasets"]]
+    order = sorted(range(len(areas)), key=lambda level: -areas[level]) if areas[0] else ()
+    return {**image, "datasets": [image["datasets"][level] for level in order]} if order else image
 
 
 def _mpp_of(image: Mapping[str, Any], axes: tuple[str, ...]) -> Iterator[StatedMpp]:

@@ -375,7 +375,6 @@ def test_a_slide_without_a_whole_chunk_is_refused_when_it_is_opened(tmp_path: Pa
         (lambda image: image.pop("datasets"), "KeyError: 'datasets'"),
         (lambda image: image["datasets"].insert(0, {"path": "7"}), "no array '7'"),
         (lambda image: image["datasets"].append({"path": "../.."}), "cannot be opened"),
-        (lambda image: image["datasets"].reverse(), "a level of 421 × 300 px after one of 211"),
         (lambda image: image["axes"].pop(), "axes t, c, z, y for 5 dimensions"),
         (lambda image: image["axes"][4].update(name="w"), "axes t, c, z, y, w for 5"),
         (lambda image: image["axes"].reverse(), "more than one plane"),
@@ -396,6 +395,24 @@ def test_broken_metadata_is_one_clear_error(tmp_path: Path, edit: Any, message: 
     assert caught.value.where == str(path)
     assert caught.value.expected
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mpp", [(0.3, 0.3), None])
+def test_levels_listed_in_reverse_are_read_finest_first(
+    tmp_path: Path, mpp: tuple[float, float] | None
+) -> None:
+    path = write(tmp_path / "s.zarr", [SMOOTH, SMOOTH[::2, ::2]], mpp=mpp)
+    change(path, lambda image: image["datasets"].reverse())
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [421, 211]
+        assert (slide.stated_mpp and slide.stated_mpp.x) == (mpp and pytest.approx(mpp[0]))
+        np.testing.assert_array_equal(whole(slide), SMOOTH)
+
+
+def test_a_level_that_is_narrower_and_taller_than_another_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.zarr", [SMOOTH, SMOOTH.transpose(1, 0, 2)[:, :200]])
+    with pytest.raises(SlideError, match="a level of 200 × 421 px after one of 421 × 300 px"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"multiscales": 3}', '{"ome": []}'])
