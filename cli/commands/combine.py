@@ -9,7 +9,7 @@ import typer
 
 from cli.console import print_json, print_next, spinner, stdout
 from cli.options import ClassName, ColumnNames, JsonOutput, LabelTable, Seed, flag
-from cli.shared.arguments import keep_inputs, parse_columns
+from cli.shared.arguments import check_output, parse_columns
 from cli.shared.combination import write_summary
 from cli.shared.output import print_caveats, print_model_scores
 from cli.shared.runs import require_free
@@ -77,7 +77,7 @@ def combine(
     if not files and run is None:
         raise typer.BadParameter("name the new run", param_hint="--run")
     if out is not None:
-        keep_inputs(out, [*files, cohort])
+        check_output(out, [*files, cohort], suffix=".html")
     if run is not None:
         require_free(run, overwrite=overwrite)
     with spinner("combining"):

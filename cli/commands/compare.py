@@ -9,7 +9,7 @@ import typer
 
 from cli.console import print_json, print_next, spinner, stdout
 from cli.options import ClassName, ColumnNames, JsonOutput, LabelTable, Seed, flag
-from cli.shared.arguments import keep_inputs, parse_columns
+from cli.shared.arguments import check_output, parse_columns
 from cli.shared.output import print_caveats, print_model_scores
 from cli.shared.runs import free_run
 
@@ -71,7 +71,7 @@ def compare(
     names = parse_columns(columns)
     files = [*(path for path in models if path.is_file()), *(predictions or ())]
     runs = [path for path in models if not path.is_file()]
-    keep_inputs(out, [*files, cohort])
+    check_output(out, [*files, cohort], suffix=".html")
     with spinner("comparing"):
         from mil.comparison.differences import compare_models
         from mil.comparison.models import read_models, same_folds

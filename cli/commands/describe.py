@@ -17,7 +17,7 @@ from cli.console import (
     stdout,
 )
 from cli.options import ColumnNames, JsonOutput
-from cli.shared.arguments import given_options, keep_inputs, parse_columns
+from cli.shared.arguments import check_output, given_options, parse_columns
 from cli.shared.output import print_findings
 from features.utils.text import pluralize
 
@@ -83,7 +83,7 @@ def describe(
     from features.utils.files import make_folder
 
     make_folder(out.parent)
-    keep_inputs(out, [train])
+    check_output(out, [train], suffix=".html")
     if label is not None and "label" in names:
         raise typer.BadParameter("give either --label or --column label=", param_hint="--label")
     with spinner("loading"):

@@ -33,8 +33,8 @@ from cli.options import (
     Weights,
 )
 from cli.shared.arguments import (
+    check_output,
     given_options,
-    keep_inputs,
     require_one_resolution,
     resolve_mpp_table,
 )
@@ -101,7 +101,7 @@ def fit(
     Exit codes: 0 done, 1 examples cannot be used or are too few, 2 usage.
     """
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
-    keep_inputs(out, [table, mpp_table, *(weights or ())])
+    check_output(out, [table, mpp_table, *(weights or ())], suffix=".safetensors")
     with spinner("loading the backbone"):
         from features.encoders.config import EncoderConfig
         from features.encoders.names import parse_backbone

@@ -28,8 +28,8 @@ from cli.options import (
     flag,
 )
 from cli.shared.arguments import (
+    check_output,
     given_options,
-    keep_inputs,
     only_folder,
     parse_columns,
     reject_options,
@@ -171,7 +171,7 @@ def infer(
     """
     names = parse_columns(columns)
     details = out.with_name(f"{out.stem}.details.csv")
-    keep_inputs(out, [patients, series, mpp_table], beside=[details])
+    check_output(out, [patients, series, mpp_table], suffix=".csv", beside=[details])
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     require_ray_for_address(engine, address)
     if slides is not None and series is not None:

@@ -74,7 +74,12 @@ def view(
         from mil.data.cohort import read_cohort
         from mil.errors import RunError
         from mil.inference.bundle import load_bundle
-        from mil.inference.output import bag_caveats, covariate_caveats, missing_bag_caveats
+        from mil.inference.output import (
+            bag_caveats,
+            covariate_caveats,
+            missing_bag_caveats,
+            unlike_caveats,
+        )
         from mil.inference.predict import check_any_used, iter_predictions
 
         model = load_bundle(run or newest_run())
@@ -112,8 +117,9 @@ def view(
             f"port {port}", actual=f"cannot be used ({error.strerror or error})",
             expected="a free port", hint="Choose another with --port; 0 takes any free one.",
         ) from error  # fmt: skip
+    new = [p for p in predictions if not p.matched_training_patient]
     print_caveats((
-        *bag_caveats(predictions), *missing_bag_caveats(predictions, refs),
+        *bag_caveats(predictions), *missing_bag_caveats(predictions, refs), *unlike_caveats(new),
         *covariate_caveats(model, cohort),
     ))  # fmt: skip
     _print_start(server, predictions, with_slides=slides is not None)

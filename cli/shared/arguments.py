@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from mil.data.cohort import Cohort
 
 __all__ = [
+    "check_output",
     "files_of",
     "folder_for_bags",
     "given_options",
-    "keep_inputs",
     "only_folder",
     "parse_columns",
     "reject_options",
@@ -117,10 +117,13 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
             raise typer.BadParameter(why, param_hint=option)
 
 
-def keep_inputs(out: Path, inputs: Iterable[Path | None], *, beside: Sequence[Path] = ()) -> None:
+def check_output(
+    out: Path, inputs: Iterable[Path | None], *, suffix: str, beside: Sequence[Path] = ()
+) -> None:
     """Raise if a file that a command is to write is one that it reads, or cannot be there.
 
-    ``out`` is the one that ``--out`` names, ``beside`` are tables that are written with it.
+    ``out`` is the one that ``--out`` names, ``beside`` are tables that are written with it. Its
+    name may end in ``suffix``, that of the only kind of file that the command writes, or in none.
     """
     read = {path.resolve() for path in inputs if path is not None}
     taken = next((path for path in beside if path.is_dir() or path.resolve() in read), None)
@@ -130,8 +133,8 @@ def keep_inputs(out: Path, inputs: Iterable[Path | None], *, beside: Sequence[Pa
         fault = f"{out} is a folder; name a file in it"
     elif out.resolve() in read:
         fault = f"it would replace {out}, which is read; name another"
-    elif out in beside:
-        fault = f"a table beside it would be {out} as well; name a file with another suffix"
+    elif out.suffix.lower() not in {"", suffix}:
+        fault = f"{out.name} would be written as {suffix}, the only kind; let its name end so"
     elif taken is not None:
         why = "is a folder" if taken.is_dir() else "is read"
         fault = f"a table beside {out.name} would replace {taken}, which {why}; name another"

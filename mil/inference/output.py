@@ -30,6 +30,7 @@ __all__ = [
     "typicality_caveats",
     "typicality_details",
     "undersized_caveats",
+    "unlike_caveats",
     "write_details",
     "write_predictions",
 ]
@@ -120,9 +121,7 @@ def bag_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
 
 def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
     """Return warnings and notes on patients without tissue, or used in training."""
-    caveats = [*bag_caveats(predictions)]
-    if unlike := [p for p in predictions if p.unlike_training]:
-        caveats.append(_unlike_caveat(unlike, predictions))
+    caveats = [*bag_caveats(predictions), *unlike_caveats(predictions)]
     if n_by_kind := count_differences(predictions):
         differing = [p for p in predictions if p.provenance]
         named = ", ".join(f"{kind} {n_patients}" for kind, n_patients in n_by_kind.items())
@@ -146,6 +145,21 @@ def patient_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]
             "labels: their prediction sets hold all classes"
         )
     return tuple(caveats)
+
+
+def unlike_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
+    """Return a warning on patients who are unlike the training patients, if there are any."""
+    unlike = [p for p in predictions if p.unlike_training]
+    if not unlike:
+        return ()
+    level = max(p.typicality.level for p in unlike if p.typicality is not None)
+    n_scored = sum(p.typicality is not None for p in predictions)
+    return (
+        f"warning: {len(unlike)} of {pluralize(n_scored, 'patients')} unlike the training patients "
+        f"(typicality at most {level:.3g}; of patients like them {level * n_scored:.1f} would be "
+        f"marked by chance): {_name_first(unlike)}. Their prediction sets hold all classes; look "
+        "at their slides",
+    )
 
 
 def missing_bag_caveats(
@@ -273,20 +287,6 @@ def undersized_caveats(
         "all classes"
     )
     return (note,)
-
-
-def _unlike_caveat(
-    unlike: Sequence[PatientPrediction], predictions: Sequence[PatientPrediction]
-) -> str:
-    """Return the warning on patients who are unlike the training patients."""
-    level = max(p.typicality.level for p in unlike if p.typicality is not None)
-    n_scored = sum(p.typicality is not None for p in predictions)
-    return (
-        f"warning: {len(unlike)} of {pluralize(n_scored, 'patients')} unlike the training patients "
-        f"(typicality at most {level:.3g}; of patients like them {level * n_scored:.1f} would be "
-        f"marked by chance): {_name_first(unlike)}. Their prediction sets hold all classes; look "
-        "at their slides"
-    )
 
 
 def _name_first(predictions: Sequence[PatientPrediction]) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mil.training.config import TrainConfig
-from tests.cli.running import follow_advice, mil, mil_ok
+from tests.cli.running import expect_advice, follow_advice, mil, mil_ok
 from tests.studies import train_on, write_encoded_cohort
 
 pytestmark = pytest.mark.ci
@@ -135,25 +135,47 @@ def test_where_the_output_cannot_be_is_said_before_the_work(study: Path, tmp_pat
     mil_ok(*infer, tmp_path / "new" / "p.csv")
 
 
-@pytest.mark.parametrize(
-    ("name", "advice"),
-    [
-        ("t.csv", "a table beside it would be {out} as well; name a file with another suffix"),
-        ("f.html", "a table beside f.html would replace {folder}, which is a folder; name another"),
-    ],
-)
-def test_what_is_in_the_way_of_a_table_beside_a_page_is_said(
-    study: Path, tmp_path: Path, name: str, advice: str
-) -> None:
-    folder, out = tmp_path / "f.csv", tmp_path / name
+def test_a_folder_in_the_way_of_a_table_beside_a_page_is_said(study: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "f.csv", tmp_path / "f.html"
     folder.mkdir()
     evaluate = ["evaluate", study / "runs" / "a", "--bags", study / "bags" / "a", "--cohort",
                 study / "new.csv", "--out"]  # fmt: skip
     refused = mil(*evaluate, out)
     assert refused.exit_code == 2
-    words = refused.output.replace("│", " ").split()
-    assert "".join(advice.format(out=out, folder=folder).split()) in "".join(words)
+    words = "".join(refused.output.replace("│", " ").split())
+    advice = f"a table beside f.html would replace {folder}, which is a folder; name another"
+    assert "".join(advice.split()) in words
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "names", "suffix"),
+    [
+        ("infer --run {a} --bags {bags} --patients {new}", "p.xlsx p.json p.tsv p.csv.gz", ".csv"),
+        ("evaluate {a} --bags {bags} --cohort {new}", "p.pdf p.csv", ".html"),
+        ("describe {new}", "p.docx p.json", ".html"),
+        ("compare {a} {b}", "p.json p.csv", ".html"),
+        ("combine {one} {two} --cohort {train}", "p.csv", ".html"),
+        ("filter fit {new}", "p.h5 p.pt", ".safetensors"),
+    ],
+)
+def test_an_output_of_a_kind_that_is_not_written_is_refused_before_the_work(
+    study: Path, tmp_path: Path, command: str, names: str, suffix: str
+) -> None:
+    typed = command.format(
+        a=study / "runs" / "a", b=study / "runs" / "b", bags=study / "bags" / "a",
+        new=study / "new.csv", train=study / "train.csv", one=study / "a.csv", two=study / "b.csv",
+    )  # fmt: skip
+    for name in names.split():
+        refused = expect_advice(
+            f"{typed} --out {tmp_path / name}", "the only kind; let its name end so", exit_code=2
+        )
+        assert f"{name} would be written as {suffix}" in refused
+    assert not list(tmp_path.iterdir())
+    if "filter" not in command:  # whose examples are none
+        for name in ("p", f"p{suffix}", f"q{suffix.upper()}"):
+            mil_ok(*typed.split(), "--out", tmp_path / name)
+            assert (tmp_path / name).is_file()
 
 
 def test_no_command_replaces_what_it_reads(study: Path, tmp_path: Path) -> None:

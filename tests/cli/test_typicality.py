@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from cli.viewer.server import ViewServer
 from features.bags.h5 import write_bag
 from mil.data.cohort import read_cohort
 from mil.inference.bundle import load_bundle, save_bundle
@@ -18,7 +21,7 @@ from mil.inference.predict import PatientPrediction, predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.cli.running import mil, mil_ok
-from tests.fakes import make_bag, make_series
+from tests.fakes import make_bag, make_series, real_data
 
 QUICK = TrainConfig(head="mean", n_members=1, n_components=4, fixed_steps=4)
 
@@ -88,6 +91,65 @@ def test_a_patient_unlike_the_training_patients_is_marked_and_the_exit_code_stay
     assert pd.read_csv(tmp_path / "out.csv").set_index("patient_id").loc["other"].min() >= 1 / 26
     described = json.loads(mil_ok(*ask, "--json").stdout)["typicality"]
     assert (described["level"], described["n_unlike"]) == (0.05, 2)
+
+
+def test_every_page_and_summary_says_who_is_unlike_the_training_patients(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{kind}{number}" for number in range(5) for kind in ("usual", "other")]
+    new = {n: (1 if n[0] == "u" else -1) * usual(int(n[-1])) for n in names}
+    table, run = write_new(tmp_path, new), world / "run"
+    labelled = tmp_path / "labelled.csv"
+    pd.read_csv(table).assign(label=list("aabbaabbab")).to_csv(labelled, index=False)
+    of_bags = ["--bags", tmp_path / "new"]
+    views: list[ViewServer] = []
+    monkeypatch.setattr(ViewServer, "serve_forever", lambda server: views.append(server))
+    told = mil("view", run, "--patients", table, *of_bags, "--no-browser").stderr
+    assert "5 of 10 patients unlike the training patients" in told
+    listed = json.loads(views[0].respond("patients.json")[1])["patients"]
+    assert all(row["unlike"] == row["patient_id"].startswith("other") for row in listed)
+    assert all(row["set"] == ["a", "b"] for row in listed if row["unlike"])
+    pages = tmp_path / "pages"
+    told = mil_ok("explain", "--run", run, "--patients", table, *of_bags, "--out", pages).stderr
+    assert "5 patients unlike the training patients" in told
+    for name in names:
+        page = (pages / name / "index.html").read_text()
+        assert ("<small>unlike the training patients" in page) == (name[0] == "o")
+    page = tmp_path / "page.html"
+    told = mil_ok("evaluate", run, "--cohort", labelled, *of_bags, "--out", page).stderr
+    assert "5 of 10 patients unlike the training patients" in told
+    assert "Patients least like the training patients" in page.read_text()
+
+
+@real_data
+@pytest.mark.ci
+def test_tissue_of_another_organ_is_unlike_the_training_patients(
+    tmp_path: Path, mil_data: Path
+) -> None:
+    """Regions of ovary, embedded by the default encoder, and slides of skin and kidney."""
+    slides, rows = tmp_path / "slides", []
+    slides.mkdir()
+    for label in ("nest", "stromal_he"):
+        with Image.open(mil_data / "images" / "histolytics" / f"hgsc_{label}.jpg") as image:
+            for block in range(9):
+                left, top = 500 * (block % 3), 500 * (block // 3)
+                region = image.crop((left, top, left + 448, top + 448))
+                region.save(slides / f"{label}{block}.png")
+                rows.append(f"{label}{block},{label}{block},{label}")
+    for name in ("cmu-1-small-region.svs", "kidney-48-5.tif"):
+        shutil.copy(mil_data / "slides" / name, slides)
+    of_bags = ["--bags", tmp_path / "bags"]
+    mil_ok("embed", slides, *of_bags, "--tissue", "all", "--mpp", 0.25, "--max-tiles", 8)
+    train, run = tmp_path / "train.csv", tmp_path / "run"
+    train.write_text("\n".join(["image_id,patient_id,label", *rows]) + "\n")
+    mil_ok("train", "--cohort", train, *of_bags, "--run", run, "--head", "mean", "--folds", 3)
+    new, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    new.write_text("image_id,patient_id\ncmu-1-small-region,skin\nkidney-48-5,kidney\n")
+    mil_ok("infer", "--run", run, *of_bags, "--patients", new, "--out", out)
+    details = pd.read_csv(tmp_path / "out.details.csv", index_col="patient_id")
+    assert details["unlike_training"].all()
+    assert set(details["set"]) == {"nest|stromal_he"}
+    assert pd.read_csv(out)[["nest", "stromal_he"]].min(axis=None) >= 1 / 20
 
 
 @pytest.mark.parametrize(("level", "n_needed"), [(0.0399, 25), (0.01, 99), (0.001, 999)])
