@@ -12,7 +12,7 @@ import tomli_w
 import typer
 from typer.main import get_command
 
-from cli.shared.executors import print_warning
+from cli.shared.executors import absolute_path, print_warning
 from features.errors import CONTENT_ERRORS, MilError
 from features.utils.text import nearest_names
 
@@ -233,9 +233,11 @@ def settings_text(context: typer.Context, config: Any, **resolved: object) -> st
     """Return the settings of a command as TOML that ``--config`` takes and makes the same.
 
     ``config`` holds the command's further settings, ``resolved`` defaults that options leave open.
-    Settings that are None are left out: TOML has no null.
+    Settings that are None are left out: TOML has no null. The paths of a run are absolute, as it is
+    trained again from any folder; a bag has the same bytes wherever it is made.
     """
     command = str(context.command.name)
+    own_path = absolute_path if command == "train" else Path
     further = asdict(config)
     stated = {_key(own): context.params.get(str(own.name)) for own in context.command.params}
     stated |= resolved
@@ -243,7 +245,7 @@ def settings_text(context: typer.Context, config: Any, **resolved: object) -> st
     for key in settings_parameters(context.command):
         value = stated.get(key, further.get(key))
         if key not in _NOT_RECORDED[command] and value not in (None, (), []):
-            table[key] = _plain(value)
+            table[key] = _plain(own_path(value) if isinstance(value, Path) else value)
     return tomli_w.dumps({command: table})
 
 

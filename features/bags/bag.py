@@ -179,7 +179,8 @@ class Bag:
     Raises
     ------
     BagError
-        If shapes do not fit each other, the fingerprint or the kind.
+        If shapes do not fit each other, the fingerprint or the kind, or a tile is outside the
+        slide.
     """
 
     features: npt.NDArray[np.floating[Any]]
@@ -203,6 +204,7 @@ class Bag:
                 actual=f"coords {self.coords_px0.shape}, tissue {self.tissue_fraction.shape}",
                 expected=f"({n_tiles}, 2) and ({n_tiles},), one row per embedding",
             )
+        _check_places(self)
         if dim != self.meta.fingerprint.dim:
             raise BagError(
                 self.meta.slide_id,
@@ -458,6 +460,22 @@ def _check_series(bag: Bag) -> None:
     if bag.order is not None and (np.diff(bag.order) <= 0).any():
         raise BagError(
             bag.meta.slide_id, actual="images out of order", expected="an increasing order"
+        )
+
+
+def _check_places(bag: Bag) -> None:
+    """Raise for a tile whose corner is not on its slide, unless no place of the bag is known."""
+    coords, meta = bag.coords_px0, bag.meta
+    size = np.array([meta.width_px0 or np.inf, meta.height_px0 or np.inf])  # 0 of unknown size
+    is_outside = ((coords < 0) | (coords >= size)).any(axis=1)
+    if is_outside.any() and (coords != UNKNOWN_COORD).any():
+        x, y = coords[is_outside][0]
+        of_size = f" of {meta.width_px0:,} × {meta.height_px0:,} px" if meta.width_px0 else ""
+        raise BagError(
+            meta.slide_id,
+            actual=f"{is_outside.sum():,} of {len(coords):,} tiles outside the slide{of_size}, the "
+            f"first at x {x:,}, y {y:,}",
+            expected="the level-0 px of upper left corners",
         )
 
 

@@ -153,15 +153,10 @@ def _check_views(features: npt.NDArray[Any], views: npt.NDArray[Any]) -> Iterato
 
 
 def _check_coords(bag: Bag) -> Iterator[str]:
-    coords, meta = bag.coords_px0, bag.meta
+    coords = bag.coords_px0
     n_duplicates = len(coords) - len(np.unique(coords, axis=0))
     if n_duplicates:
         yield f"{n_duplicates} tiles have the coordinates of another"
-    size = np.array([meta.width_px0, meta.height_px0], np.float64)
-    size[size == 0] = np.inf  # Unknown in imported bags.
-    n_outside = int(((coords < 0) | (coords >= size)).any(axis=1).sum())
-    if n_outside:
-        yield f"{n_outside} tiles are outside the slide of {meta.width_px0} × {meta.height_px0} px"
 
 
 def _check_tissue(tissue_fraction: npt.NDArray[np.float32]) -> Iterator[str]:

@@ -58,6 +58,14 @@ def put(value: float) -> Callable[[Path], None]:
     return change
 
 
+def place(x_px0: int) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file["coords"][2, 0] = x_px0
+
+    return change
+
+
 def attribute(name: str, value: object) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         with h5py.File(path, "r+") as file:
@@ -72,6 +80,7 @@ DAMAGE = {
     "of another slide": lambda path: write_bag(path, make_bag("other", dim=16)),
     "of another make": lambda path: write_bag(path, make_bag(path.stem, dim=15)),
     "of version 0": attribute("format_version", 0), "of no kind": attribute("kind", "frog"),
+    "left of the slide": place(-448), "right of the slide": place(448 * 90),
     "no HDF5": lambda path: path.write_bytes(b"<html>not found</html>"),
 }  # fmt: skip
 
@@ -101,7 +110,7 @@ def test_inference_goes_on_past_a_damaged_bag(
     assert list(data["problems"]) == ["n1"]
 
 
-@pytest.mark.parametrize("damage", ["NaN", "cut off"])
+@pytest.mark.parametrize("damage", ["NaN", "cut off", "left of the slide"])
 def test_the_other_commands_name_a_damaged_bag(
     world: Path, bags: Path, tmp_path: Path, damage: str
 ) -> None:

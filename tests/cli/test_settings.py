@@ -38,7 +38,9 @@ def table_of(run: Path) -> dict[str, object]:
     return dict(tomllib.loads((run / "settings.toml").read_text())["train"])
 
 
-def test_a_run_from_the_settings_of_a_run_has_the_same_bytes(study: Path) -> None:
+def test_a_run_from_the_settings_of_a_run_has_the_same_bytes_from_any_folder(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (study / "study.toml").write_text(
         '[train]\nfolds = 3\nn_members = 1\nhead = "gated"\nseed = 4\n'
         "learning_rate = 0.002\nfixed_steps = 3\n"
@@ -48,8 +50,10 @@ def test_a_run_from_the_settings_of_a_run_has_the_same_bytes(study: Path) -> Non
     stated = table_of(study / "a" / "run")
     assert (stated["folds"], stated["learning_rate"], stated["feature_noise"]) == (3, 0.002, 0.1)
     assert stated["patience"] == 12
-    assert stated["cohort"] == "train.csv"
-    mil_ok("train", "--config", "a/run", "--run", "b/run")
+    assert stated["cohort"] == str(study / "train.csv")
+    (tmp_path / "train.csv").write_text("image_id,patient_id,label\nof_another,study,a\n")
+    monkeypatch.chdir(tmp_path)
+    mil_ok("train", "--config", study / "a/run", "--run", study / "b/run")
     assert content(study / "a" / "run") == content(study / "b" / "run")
 
 

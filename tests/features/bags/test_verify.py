@@ -118,7 +118,9 @@ def test_tiles_at_the_same_place_are_found(tmp_path: Path) -> None:
 def test_tiles_outside_the_slide_are_found(tmp_path: Path, corner: tuple[int, int]) -> None:
     with h5py.File(write(tmp_path), "r+") as file:
         file["coords"][3] = corner
-    assert problem(tmp_path) == "1 tiles are outside the slide of 896 × 896 px"
+    x, y = corner
+    found = f"1 of 4 tiles outside the slide of 896 × 896 px, the first at x {x:,}, y {y:,}"
+    assert problem(tmp_path) == found
 
 
 @pytest.mark.parametrize(
