@@ -83,13 +83,13 @@ def check_digests(path: Path, described: Mapping[str, Any]) -> None:
     if described.get("format_version", 0) < first and not {_PARTS, _DIGEST} & described.keys():
         return
     if described.get(_DIGEST) != hash_description(described):
-        raise _changed(path, described, f"{_marker_of(path)} was changed")
+        raise _changed(path, described, f"{_marker_of(path)} was changed afterwards")
     for name, digest in described.get(_PARTS, {}).items():
         file = path / Path(name).name
         if not file.is_file():
-            raise _changed(path, described, f"{name} is missing, which was there")
+            raise _changed(path, described, f"{name} is missing")
         if hash_file(file) != digest:
-            raise _changed(path, described, f"{name} was changed")
+            raise _changed(path, described, f"{name} was changed afterwards")
 
 
 def check_run(path: Path) -> None:
@@ -150,7 +150,7 @@ def _changed(path: Path, described: Mapping[str, Any], actual: str) -> RunError:
         command, again = "mil train", "train again"
     return RunError(
         path,
-        actual=f"damaged ({actual} afterwards)",
+        actual=f"damaged ({actual})",
         expected=f"all parts as '{command}' wrote them",
         hint=f"Copy the run again, or {again} with '{command}'.",
     )

@@ -251,7 +251,7 @@ def _as_dict(
 def _print_summary(report: ExplanationReport, run: ModelBundle, shares: str, prior: str) -> None:
     stdout.print(f"{pluralize(len(report.predictions), 'patients')} explained (run {run.path})")
     stdout.print(f"The probabilities are for a prior of {shares} ({prior}).")
-    if (agreement := report.agreement) is not None:
+    if (agreement := report.agreement) is not None and agreement.n_patients:
         stdout.print(
             f"Attention and image labels of {pluralize(agreement.n_patients, 'patients')}: "
             f"AUROC {agreement.auroc:.3f}; the most attended image is labelled in "
@@ -277,6 +277,10 @@ def _print_warnings(report: ExplanationReport, terms: Terms) -> None:
             "say so",
             style="yellow",
         )
+    notes = list(report.label_notes)
+    if report.agreement is not None and not report.agreement.n_patients:
+        notes.append("no patient's images have labels of both kinds, to compare with")
+    print_caveats(f"note: {note}" for note in notes)
     if n_by_kind := count_differences(report.predictions):
         named = ", ".join(f"{kind} {n_patients}" for kind, n_patients in n_by_kind.items())
         stderr.print(

@@ -35,7 +35,7 @@ from features.utils.text import pluralize
 if TYPE_CHECKING:
     from mil.data.cohort import Cohort
     from mil.evaluation.predictions import Predictions
-    from mil.evaluation.scoring import ScoreSettings
+    from mil.evaluation.scoring import ScoreReport, ScoreSettings
 
 __all__ = ["Average", "score"]
 
@@ -238,6 +238,7 @@ def _score_files(
         })  # fmt: skip
         return
     for name, report in scored.items():
+        _warn_of_reversed(name, report)
         print_scores(name, report.scores, n_patients=len(labelled.patients))
         for kind, of_classes in report.classification.items():
             print_classification(name if len(report.scores) == 1 else f"{name}, {kind}", of_classes)
@@ -275,6 +276,17 @@ def _print_warnings(files: Sequence[Path], tables: Sequence[Predictions]) -> Non
                 "If a class has no column, add it.",
                 style="yellow",
             )
+
+
+def _warn_of_reversed(name: str, report: ScoreReport) -> None:
+    """Print that a file ranks patients the wrong way round, if that is no chance."""
+    area = next(iter(report.scores.values()))["auroc"]
+    if area.high < 0.5:
+        stderr.print(
+            f"warning: {name} ranks patients worse than chance (AUROC {area}): see whether its "
+            "columns of classes are exchanged, or --class names the other class",
+            style="yellow",
+        )
 
 
 def _stated(cohort: Cohort, settings: ScoreSettings) -> dict[str, float]:

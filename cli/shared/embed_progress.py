@@ -24,7 +24,7 @@ from cli.console import (
 from cli.shared.embed_profile import profile_table
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 from features.errors import one_line
-from features.utils.text import pluralize, printable
+from features.utils.text import list_names, pluralize, printable
 
 if TYPE_CHECKING:
     from features.embedding.results import SlideResult
@@ -152,7 +152,7 @@ def assumed_mpp_text(slide_ids: Sequence[str]) -> str:
     """Return the sentence that names the slides whose resolution was assumed."""
     return (
         f"{pluralize(len(slide_ids), 'slides')} without a plausible resolution: 0.25 µm/px was "
-        f"assumed for {_list_some(slide_ids)}. If you know it, give --slide-mpp, "
+        f"assumed for {list_names(slide_ids)}. If you know it, give --slide-mpp, "
         "or --mpp-table to 'mil embed'."
     )
 
@@ -178,21 +178,14 @@ def tissue_warnings(shares: Mapping[str, float]) -> list[str]:
     if names := found["tissue_nearly_all"]:
         texts.append(
             f"warning: tissue nearly everywhere on {pluralize(len(names), 'slides')}: "
-            f"{_list_some(names)}. {advice}: either they hold no glass, or it was not recognised."
+            f"{list_names(names)}. {advice}: either they hold no glass, or it was not recognised."
         )
     if names := found["tissue_nearly_none"]:
         texts.append(
             f"warning: hardly any tissue on {pluralize(len(names), 'slides')}: "
-            f"{_list_some(names)}. {advice}; if tissue was missed, `--tissue all` takes everything."
+            f"{list_names(names)}. {advice}; if tissue was missed, `--tissue all` takes everything."
         )
     return texts
-
-
-def _list_some(names: Sequence[str]) -> str:
-    """Return the first five names, and how many more there are."""
-    text = ", ".join(map(printable, names[:_N_NAMED]))
-    n_more = len(names) - _N_NAMED
-    return f"{text} and {n_more:,} more" if n_more > 0 else text
 
 
 def _summary(results: list[SlideResult], bags_dir: Path) -> dict[str, object]:
@@ -267,14 +260,14 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
         named = [f"{o.slide_id} (scene {o.scene}; others {o.other_scenes})" for o in several]
         stdout.print(
             f"{pluralize(len(several), 'slides')} with several scenes, of which one was embedded: "
-            f"{_list_some(named)}. --scene N embeds another."
+            f"{list_names(named)}. --scene N embeds another."
         )
     if assumed := [result.slide_id for result in results if result.mpp_source == "assumed"]:
         stdout.print(assumed_mpp_text(assumed))
     if derived := [result.slide_id for result in results if result.mpp_source == "derived"]:
         stdout.print(
             f"{pluralize(len(derived), 'slides')} with a resolution derived from the "
-            f"magnification, right within some 10 %: {_list_some(derived)}"
+            f"magnification, right within some 10 %: {list_names(derived)}"
         )
 
 

@@ -22,6 +22,7 @@ from features.filters.classifier import (
     LabelledTiles,
     TileFilter,
 )
+from features.utils.text import list_names
 
 __all__ = ["C_GRID", "LEAST_GROUPS", "fit_filter", "refit_filter"]
 
@@ -200,8 +201,7 @@ def _check_groups(
     expected, hint = f"{least} or more", "Add examples from more slides"
     if without:
         names = sorted(slide.slide_id for slide in without)
-        shown = ", ".join(names[:5]) + (" and more" if len(names) > 5 else "")
-        actual += f" without the slides of held-out patients ({shown})"
+        actual += f" without the slides of held-out patients ({list_names(names)})"
         expected += " to fit it again without them"
         hint += ", preferably of patients outside the cohort"
     else:

@@ -81,6 +81,9 @@ _END_OF_FILE = "\x1a"
 """Ctrl-Z, by which programs of DOS mark the end of a text."""
 _MAX_AFTER_END = 512
 _MARKED_LINE = re.compile(r"\n[ \t]*#")
+_MARKS = "'`\u00ab\u00b4\u00bb\u2018-\u201f\u2039\u203a"
+_QUOTED_OTHERWISE = re.compile(f"[{_MARKS}].+[{_MARKS}]")
+"""Cell in quotation marks that are none of CSV."""
 _OPEN_QUOTE = re.compile(r"EOF inside string starting at row (\d+)")
 """Error of pandas, which counts rows from 0."""
 
@@ -143,7 +146,8 @@ def read_table(path: Path) -> pd.DataFrame:
         separator = "|"
     _check_comments(path, text, separator, n_lines_before)
     try:
-        names = [strip_blanks(name) for name in next(csv.reader([header], delimiter=separator))]
+        cells = csv.reader([header], delimiter=separator, skipinitialspace=True)
+        names = [strip_blanks(name) for name in next(cells)]
         with warnings.catch_warnings(record=True, action="always") as caught:
             table = pd.read_csv(
                 io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False,
@@ -173,16 +177,29 @@ def read_table(path: Path) -> pd.DataFrame:
     stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
     if stripped.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
-    repeats = np.logical_and.reduce([stripped[name] == name for name in stripped.columns])
-    if repeats.any():
+    if row := _find_repeated_header(plain.loc[stripped.index, stripped.columns]):
         raise TableError(
-            f"{path}, row {stripped.index[repeats][0] + 2}",
+            f"{path}, row {row}",
             actual="the header again",
             expected="one header, in the first row",
             hint="If tables were joined, delete the header of each but the first.",
         )
     is_escaped = _ESCAPE in text or '="' in text  # else the slow look at every cell is spared
     return _map_cells(stripped, _unescape_formula) if is_escaped else stripped
+
+
+def _find_repeated_header(table: pd.DataFrame) -> int:
+    """Return the line in the file of a row with nothing but names of columns; 0 if there is none.
+
+    They may be in another order or in capitals, as in a table that was joined to another.
+    """
+    names = {str(name).casefold() for name in table.columns}
+    likely = table[table.iloc[:, 0].str.casefold().isin(names)]
+    for index, *cells in likely.itertuples():
+        filled = [cell.casefold() for cell in cells if cell]
+        if len(filled) >= min(2, len(names)) and names.issuperset(filled):
+            return int(index) + 2
+    return 0
 
 
 def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None) -> None:
@@ -324,7 +341,8 @@ def _check_comments(path: Path, text: str, separator: str, n_lines_before: int) 
 def _check_row_lengths(path: Path, text: str, separator: str) -> None:
     """Raise an error for a row with more cells than the header, except empty ones at its end."""
     n_columns = 0
-    for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator), start=1):
+    rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    for number, cells in enumerate(rows, start=1):
         n_columns = n_columns or len(cells)
         if any(cell.strip() for cell in cells[n_columns:]):
             if rare := _RARE_LINE_END.search(separator.join(cells).strip()):
@@ -374,25 +392,30 @@ def find_column(
             )
         if same:
             return same[0]
-    if near := suggest_column(columns, names):
-        with_option = f", or name it with {option.format(shlex.quote(near))}" if option else ""
-        hint = f"Did you mean {near!r}? Rename it in the table{with_option}."
-    elif row := _find_header(table, names):
-        hint = f"Row {row} looks like the header: make it the first row."
-    elif any((table[name] == name).any() for name in columns):
-        hint = "The first row looks like values: write the names of the columns above it."
-    elif len(columns) == 1 and re.search(r"[,;\t|]", columns[0]):
-        hint = "Delete quotation marks around whole rows, and a line sep= of another separator."
-    elif len(columns) == 1 and re.search(r"[\s\u3001\uff0c\uff1b]", columns[0]):
-        hint = "Put commas, semicolons or tabs between the cells."
-    else:
-        hint = otherwise
     raise TableError(
         where,
         actual=f"no column {' or '.join(map(repr, names))} among {list_columns(table)}",
         expected=what,
-        hint=hint,
+        hint=_missing_column_hint(table, names, option) or otherwise,
     )
+
+
+def _missing_column_hint(table: pd.DataFrame, names: Sequence[str], option: str) -> str:
+    """Return which column may be meant by ``names``, or why the header has none; or nothing."""
+    columns = [str(column) for column in table.columns]
+    if all(map(_QUOTED_OTHERWISE.fullmatch, columns)):
+        return 'Put the quotation marks " around cells, or none.'
+    if near := suggest_column(columns, names):
+        with_option = f", or name it with {option.format(shlex.quote(near))}" if option else ""
+        return f"Did you mean {near!r}? Rename it in the table{with_option}."
+    if row := _find_header(table, names):
+        return f"Row {row} looks like the header: make it the first row."
+    if any((table[name] == name).any() for name in columns):
+        return "The first row looks like values: write the names of the columns above it."
+    if len(columns) == 1 and re.search(r"[,;\t|]", columns[0]):
+        return "Delete quotation marks around whole rows, and a line sep= of another separator."
+    is_one_row = len(columns) == 1 and re.search(r"[\s\u3001\uff0c\uff1b]", columns[0])
+    return "Put commas, semicolons or tabs between the cells." if is_one_row else ""
 
 
 def find_optional_column(table: pd.DataFrame, name: str, *, where: object) -> str:

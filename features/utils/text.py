@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from features.utils.spreadsheet_dates import date_hint
 
@@ -14,6 +14,7 @@ __all__ = [
     "LINE_BREAKS",
     "is_missing_word",
     "is_unclear_word",
+    "list_names",
     "lookalike_key",
     "lookalikes",
     "misread_form",
@@ -33,18 +34,33 @@ LINE_BREAKS = "\n\r\x0b\x0c\x85\u2028\u2029"
 """Characters that end a line in some program or other."""
 
 _MISSING_WORDS = frozenset({
-    "<na>", "(na)", "[na]", "#n/a", "#na", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "null",
+    "<na>", "(na)", "[na]", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "null",
     "(null)", "<null>", "[null]", "(blank)", "(empty)", "\\n", "missing", "undefined",
     "notapplicable", "notavailable",
-    "#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!",
 })  # fmt: skip
-"""What programs write for no value, without blanks; the last row are errors of spreadsheets."""
+"""What programs write for no value, without blanks."""
 _NO_WORD = re.compile(r"#{3,}|[-\u2010-\u2015\u2212.?/*~_'\"]*")
 """Marks without a letter or digit; the first is shown by spreadsheets for what is too wide."""
+_SPREADSHEET_ERROR = re.compile(r"#[¡¿]?[^\W\d_]+(?:/0)?[!?]|#n/[a-z]+|#n[av]")
+"""Errors of spreadsheets in any language, such as ``#WERT!``, ``#¿NOMBRE?``, ``#NV``, ``#N/D``."""
 _UNCLEAR_WORDS = frozenset({
     "indeterminate", "not known", "not reported", "not specified", "pending", "tbd", "to be done",
     "undetermined", "unk", "unknown", "unspecified",
+    # German, Dutch, Danish, Norwegian, Swedish
+    "fehlend", "fehlt", "k.a.", "k. a.", "keine angabe", "keine angaben", "nicht bekannt",
+    "ohne angabe", "unbekannt", "unklar", "onbekend", "ukendt", "ukjent", "okänd",
+    # French, Spanish, Italian, Portuguese, Romanian
+    "inconnu", "inconnue", "non renseigné", "non précisé", "manquant", "n.d.", "desconocido",
+    "desconocida", "no disponible", "no especificado", "sin datos", "sin dato", "ignoto",
+    "non noto", "sconosciuto", "sconosciuta", "desconhecido", "desconhecida", "ignorado",
+    "não informado", "necunoscut",
+    # Polish, Czech, Hungarian, Turkish, Russian, Ukrainian
+    "brak danych", "nieznany", "nieznane", "neznámý", "neznámo", "ismeretlen", "bilinmiyor",
+    "неизвестно", "нет данных", "не указано", "невідомо",
+    # Chinese, Japanese, Korean
+    "不明", "不详", "不詳", "未知", "缺失", "欠損", "미상", "불명",
 })  # fmt: skip
+"""Words for what is not known, of the languages that most tables are written in."""
 _CONFUSABLES = str.maketrans(
     "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455"
     "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7"
@@ -63,6 +79,7 @@ _INVISIBLE = re.compile(
 )
 """Marks and letters that are drawn as nothing, beside the format characters of Unicode."""
 _BLANKS_AROUND = re.compile(rf"^[\s{_ZERO_WIDTH}]+|[\s{_ZERO_WIDTH}]+$")
+_MOST_LISTED = 5
 _MIN_SIMILARITY = 0.6
 _MAX_COMPARED = 20_000
 
@@ -77,6 +94,18 @@ def pluralize(number: int, nouns: str) -> str:
     """
     noun = nouns if number != 1 or nouns == "series" else nouns.removesuffix("s")
     return f"{number:,} {noun}"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first five names, and the number of the others.
+
+    Examples
+    --------
+    >>> list_names(["a", "b"]), list_names(list("abcdefg"))
+    ('a, b', 'a, b, c, d, e and 2 more')
+    """
+    n_more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {n_more:,} more" if n_more > 0 else "")
 
 
 def percent(share: float, *, digits: int = 0) -> str:
@@ -161,7 +190,9 @@ def is_missing_word(text: str) -> bool:
     (True, True, False)
     """
     plain = re.sub(r"\s", "", shown_form(text)).casefold()
-    return plain in _MISSING_WORDS or _NO_WORD.fullmatch(plain) is not None
+    return plain in _MISSING_WORDS or any(
+        pattern.fullmatch(plain) for pattern in (_NO_WORD, _SPREADSHEET_ERROR)
+    )
 
 
 def is_unclear_word(text: str) -> bool:

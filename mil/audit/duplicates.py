@@ -25,8 +25,8 @@ from features.bags.bag import Bag
 from features.bags.digest import BagDigest
 from features.bags.h5 import read_bag
 from features.bags.tile_keys import TileKeys
-from features.utils.text import percent
-from mil.audit.findings import Finding, Severity, abbreviate
+from features.utils.text import list_names, percent
+from mil.audit.findings import Finding, Severity
 from mil.audit.tables import TableEntry
 from mil.data.copies import ContentKeys, CopyIndex
 
@@ -274,5 +274,5 @@ def _by_severity(kind: str, verb: str, copies: Sequence[_DuplicateFinding]) -> I
         subjects = tuple(str(copy) for copy in copies if copy.severity is severity)
         if subjects:
             owner = "of one patient " if severity is Severity.note else ""
-            message = f"slides {owner}{verb}: {abbreviate(subjects)}"
+            message = f"slides {owner}{verb}: {list_names(subjects)}"
             yield Finding(severity, kind, message, _ADVICE[severity], subjects)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Finding", "Severity", "abbreviate", "worst_first"]
-
-_N_NAMED = 3
+__all__ = ["Finding", "Severity", "worst_first"]
 
 
 class Severity(StrEnum):
@@ -43,9 +41,3 @@ def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return the findings by severity; those of equal severity keep their order."""
     order = list(Severity)
     return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    """Return the first few names and the number of the others: ``a, b, c and 4 more``."""
-    more = len(names) - _N_NAMED
-    return ", ".join(names[:_N_NAMED]) + (f" and {more} more" if more > 0 else "")

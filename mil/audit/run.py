@@ -11,9 +11,10 @@ from features.bags.digest import BagDigest, read_digests
 from features.bags.store import open_bags
 from features.errors import BagError
 from features.utils.spreadsheet_dates import date_hint
+from features.utils.text import list_names
 from mil.audit.covariates import audit_covariates
 from mil.audit.duplicates import find_identical, find_near_duplicates, find_shared_tiles
-from mil.audit.findings import Finding, Severity, abbreviate, worst_first
+from mil.audit.findings import Finding, Severity, worst_first
 from mil.audit.shortcuts import (
     MIN_CLASS_SIZE,
     ShortcutScore,
@@ -180,7 +181,7 @@ def _audit_bags(
             Finding(
                 Severity.warning, "slide_without_bag",
                 f"{len(missing)} of {len(entries)} slides have no bag and were not examined: "
-                f"{abbreviate(missing)}",
+                f"{list_names(missing)}",
                 date_hint(missing, digests) or "Embed them with 'mil embed', and audit again.",
                 missing,
             )
@@ -190,7 +191,7 @@ def _audit_bags(
             Finding(
                 Severity.note, "places_not_known",
                 f"{len(without)} of {len(digests)} bags hold series of images or lack tile "
-                f"coordinates: {abbreviate(without)}; copies among them are recognised by file and "
+                f"coordinates: {list_names(without)}; copies among them are recognised by file and "
                 "by embeddings only, not if scanned or embedded again",
                 subjects=without,
             )

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from features.errors import BagError
-from features.utils.text import is_unclear_word, lookalikes, misread_form, pluralize
-from mil.audit.findings import Finding, Severity, abbreviate
+from features.utils.text import is_unclear_word, list_names, lookalikes, misread_form, pluralize
+from mil.audit.findings import Finding, Severity
 from mil.calibration import MIN_PATIENTS_PER_CLASS
 from mil.data.cohort import Cohort, Columns, read_slide_rows
 from mil.data.splits import patient_folds, split_notes
@@ -117,14 +117,14 @@ def audit_table(split: Split) -> Iterator[Finding]:
         yield Finding(
             Severity.error, "slide_of_two_patients",
             f"{split.path}: {pluralize(len(shared), 'slides')} of two patients or more: "
-            f"{abbreviate(shared)}; folds of patients would hold it in training and test",
+            f"{list_names(shared)}; folds of patients would hold it in training and test",
             "Find out which patient it belongs to, and delete the other rows.",
             tuple(shared),
         )  # fmt: skip
     if again:
         yield Finding(
             Severity.warning, "slide_listed_twice",
-            f"{split.path}: {pluralize(len(again), 'slides')} listed twice: {abbreviate(again)}",
+            f"{split.path}: {pluralize(len(again), 'slides')} listed twice: {list_names(again)}",
             "Keep one row per slide.",
             tuple(again),
         )  # fmt: skip
@@ -139,7 +139,7 @@ def audit_overlap(train: Split, test: Split) -> Iterator[Finding]:
         yield Finding(
             Severity.error, "patient_on_two_sides",
             f"{pluralize(len(patients), 'patients')} both in {train.path} and in "
-            f"{test.path}: {abbreviate(patients)}",
+            f"{test.path}: {list_names(patients)}",
             "Remove them from one table; scores on them say nothing about new patients.",
             tuple(patients),
         )  # fmt: skip
@@ -147,7 +147,7 @@ def audit_overlap(train: Split, test: Split) -> Iterator[Finding]:
         yield Finding(
             Severity.error, "slide_on_two_sides",
             f"{pluralize(len(slides), 'slides')} both in {train.path} and in "
-            f"{test.path}: {abbreviate(slides)}",
+            f"{test.path}: {list_names(slides)}",
             "Remove them from one table.",
             tuple(slides),
         )  # fmt: skip
@@ -164,14 +164,14 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
             yield Finding(
                 Severity.warning, f"lookalike_{column}s",
                 f"{what} that look alike, as in capitals, blanks, hyphens or leading zeros: "
-                f"{abbreviate(similar)}",
+                f"{list_names(similar)}",
                 f"If they are one {column}, write it the same way everywhere.", similar,
             )  # fmt: skip
         if misread := tuple(sorted(filter(misread_form, names))):
             yield Finding(
                 Severity.warning, f"misread_{column}s",
                 f"{what} that look like names read in another encoding, the first like "
-                f"{misread_form(misread[0])}: {abbreviate(misread)}",
+                f"{misread_form(misread[0])}: {list_names(misread)}",
                 "Export the table again as UTF-8.", misread,
             )  # fmt: skip
 
@@ -182,7 +182,7 @@ def audit_unclear_labels(splits: Sequence[Split]) -> Iterator[Finding]:
     if unclear := tuple(sorted(filter(is_unclear_word, names))):
         yield Finding(
             Severity.warning, "unclear_labels",
-            f"classes named by a word for what is not known: {abbreviate(unclear)}",
+            f"classes named by a word for what is not known: {list_names(unclear)}",
             "If it means that the label is not known, delete these rows.", unclear,
         )  # fmt: skip
 
@@ -194,7 +194,7 @@ def audit_refused(refused: Mapping[str, BagError]) -> Iterator[Finding]:
         yield Finding(
             Severity.warning, BAG_REFUSED,
             f"{pluralize(len(refused), 'bags')} cannot be used, and were not examined: "
-            f"{abbreviate(tuple(refused))}. The first: {str(first).removesuffix('.')}",
+            f"{list_names(tuple(refused))}. The first: {str(first).removesuffix('.')}",
             "'mil bags verify' checks all; 'mil train' refuses them.", tuple(refused),
         )  # fmt: skip
 
@@ -218,7 +218,7 @@ def _contradictions(split: Split, column: str) -> Iterator[Finding]:
         yield Finding(
             Severity.warning, f"patient_with_two_{column}s",
             f"{split.path}: {pluralize(len(names), 'patients')} with more than one {column}: "
-            f"{abbreviate(names)}",
+            f"{list_names(names)}",
             f"Give each patient one {column}; training refuses the table as it is.",
             tuple(names),
         )  # fmt: skip
@@ -258,7 +258,7 @@ def _single_class_centres(cohort: Cohort) -> Iterator[Finding]:
     if names:
         yield Finding(
             Severity.note, "centre_with_one_class",
-            f"centres with patients of one class only: {abbreviate(names)}",
+            f"centres with patients of one class only: {list_names(names)}",
             "Look at the shortcut scores; tested by themselves, these centres have no AUROC.",
             tuple(names),
         )  # fmt: skip

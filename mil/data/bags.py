@@ -30,6 +30,7 @@ from features.utils.text import normalize_name
 from mil.data.cohort import Cohort, Patient
 from mil.data.copies import ContentKeys, CopyIndex, content_keys, without_copies
 from mil.data.features import FeatureMapping, Features, OnDiskFeatures, subset_features
+from mil.data.instance_labels import describe_unmatched
 from mil.data.patient_groups import LinkedPairs
 
 __all__ = [
@@ -100,6 +101,8 @@ class PatientBags:
         Embeddings of augmented views, shape (tiles, n_views, dim); empty without.
     instance_labels
         Labels of images, shape (tiles,): 1, 0, or -1 if unknown; empty without.
+    label_notes
+        Notes on labels that are of no image of these bags.
     """
 
     features: Mapping[str, Features]
@@ -110,6 +113,7 @@ class PatientBags:
     unlabelled: PatientBags | None = None
     views: Mapping[str, Features] = field(default_factory=dict)
     instance_labels: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
+    label_notes: tuple[str, ...] = ()
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
@@ -169,11 +173,12 @@ class PatientBags:
             If none of them is of an image of a bag.
         """
         by_patient: dict[str, list[int]] = {name: [] for name in self.patient_ids}
+        images: set[tuple[str, str]] = set()
         for record in self.slides:
             sources = record.sources or [""] * record.n_tiles
-            by_patient[record.patient_id] += [
-                labels.get((record.slide_id, normalize_name(source)), -1) for source in sources
-            ]
+            keys = [(record.slide_id, normalize_name(source)) for source in sources]
+            by_patient[record.patient_id] += [labels.get(key, -1) for key in keys]
+            images.update(keys)
         if all(label < 0 for own in by_patient.values() for label in own):
             first = next(
                 (f"{n.slide_id}, {n.sources[0]}" for n in self.slides if n.sources), "none"
@@ -183,7 +188,8 @@ class PatientBags:
                 expected=f"slide and source as bags name them (first: {first})",
             )  # fmt: skip
         arrays = {name: np.array(own, np.int8) for name, own in by_patient.items()}
-        return replace(self, instance_labels=arrays)
+        notes = describe_unmatched(labels, images)
+        return replace(self, instance_labels=arrays, label_notes=notes)
 
     def with_unlabelled(self, others: PatientBags) -> PatientBags:
         """Return the store with unlabelled patients, shape (tiles, dim) each; call before splits.

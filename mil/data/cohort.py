@@ -360,7 +360,10 @@ def match_ids(
     TableError if it has none, or a row has no id, and CohortError if the last row is one of totals,
     unless the table may have rows of others.
     """
-    column = find_column(table, names, where=where, what="ids of patients or slides")
+    column = find_column(
+        table, names, where=where, what="ids of patients or slides",
+        otherwise="Name the column of ids 'patient_id' or 'slide_id'.",
+    )  # fmt: skip
     ids = table[column].map(_one_form)
     if not has_others and ids.iloc[-1] not in {*cohort.patient_ids, *cohort.patient_of_slide()}:
         check_no_totals(where, ids)

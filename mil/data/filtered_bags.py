@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features.errors import FilterError
 from features.filters.classifier import ExampleSlide, TileFilter, check_compatible, load_filter_copy
 from features.filters.training import refit_filter
-from features.utils.text import percent
+from features.utils.text import list_names, percent
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.features import FeatureMapping, Features, subset_features
@@ -22,8 +22,6 @@ __all__ = ["FilteredFeatures", "apply_tile_filter", "filter_notes"]
 
 FilterExamples = Mapping[str, frozenset[ExampleSlide]]
 """The filter's training slides by patient id; patients without any are absent."""
-
-_MOST_NAMED = 5
 
 
 class FilteredFeatures(FeatureMapping):
@@ -160,8 +158,7 @@ def _embedding_filter(
         raise FilterError(
             bags_dir,
             actual=f"bags embedded with a filter that was trained on {len(names)} slides of "
-            f"{len(trained_on)} patients of the cohort ({', '.join(names[:_MOST_NAMED])}"
-            f"{' and more' if len(names) > _MOST_NAMED else ''})",
+            f"{len(trained_on)} patients of the cohort ({list_names(names)})",
             expected="a filter that was not trained on test patients",
             hint="Embed the slides without --filter and give it to 'mil train --filter', which "
             "fits it again in each fold, or fit one on slides of other patients.",

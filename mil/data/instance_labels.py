@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from features.utils.tables import find_column, read_table
-from features.utils.text import normalize_name
+from features.utils.text import list_names, normalize_name, pluralize
 from mil.data.cohort import without_suffix
 from mil.errors import CohortError
 
-__all__ = ["InstanceLabels", "read_instance_labels"]
+__all__ = ["InstanceLabels", "describe_unmatched", "read_instance_labels"]
 
 InstanceLabels = Mapping[tuple[str, str], int]
 """1 for positive images, 0 for negative ones, by bag and source, both composed (NFC)."""
@@ -49,3 +49,24 @@ def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, st
                 expected="one label per image",
             )  # fmt: skip
     return labels
+
+
+def describe_unmatched(
+    labels: Iterable[tuple[str, str]], images: Collection[tuple[str, str]]
+) -> tuple[str, ...]:
+    """Return notes on labels of other bags, and of images that their bags do not hold.
+
+    Both are keys of :data:`InstanceLabels`.
+    """
+    unmatched = [key for key in labels if key not in images]
+    bags = {bag for bag, _ in images}
+    others = list(dict.fromkeys(bag for bag, _ in unmatched if bag not in bags))
+    unknown = [f"{bag}, {source}" for bag, source in unmatched if bag in bags]
+    notes = []
+    if others:
+        count = pluralize(len(others), "bags")
+        notes.append(f"labels of images of {count} that are not read: {list_names(others)}")
+    if unknown:
+        count = pluralize(len(unknown), "images")
+        notes.append(f"labels of {count} that their bags do not hold: {list_names(unknown)}")
+    return tuple(notes)

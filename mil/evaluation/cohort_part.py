@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from features.utils.tables import read_table
-from features.utils.text import spelling_hint
+from features.utils.text import list_names, spelling_hint
 from mil.data.cohort import Cohort, match_ids
 from mil.errors import CohortError
 
@@ -34,8 +34,7 @@ def read_part(path: Path, cohort: Cohort) -> tuple[str, ...]:
     if unknown := sorted(set(ids) - set(patient_of)):
         raise CohortError(
             path,
-            actual=f"{len(unknown)} of its ids are not in {cohort.path} "
-            f"({', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''})",
+            actual=f"{len(unknown)} of its ids are not in {cohort.path} ({list_names(unknown)})",
             expected="patients or slides of that table, whose labels are known",
             hint=spelling_hint(unknown, patient_of),
         )

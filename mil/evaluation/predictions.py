@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from features.utils.tables import column_key, list_columns, read_table
-from features.utils.text import is_missing_word, pluralize, spelling_hint
+from features.utils.text import is_missing_word, list_names, pluralize, spelling_hint
 from mil.arrays import Floats
 from mil.data.cohort import Cohort, match_ids, without_suffix
 from mil.errors import PredictionsError
@@ -135,8 +135,8 @@ def predicted_patients(path: Path, cohort: Cohort) -> tuple[str, ...]:
     if not present:
         raise PredictionsError(
             path,
-            actual=f"none of the patients of {cohort.path}; its first: {_abbreviate(list(ids))}",
-            expected=f"{nouns} such as {_abbreviate(list(patient_of))}",
+            actual=f"none of the patients of {cohort.path}; its first: {', '.join(list(ids)[:3])}",
+            expected=f"{nouns} such as {', '.join(list(patient_of)[:3])}",
             hint=spelling_hint(ids, patient_of),
         )
     return tuple(name for name in cohort.patient_ids if name in present)
@@ -185,7 +185,7 @@ def _find_classes(
             expected=f"one column per class: {', '.join(cohort.classes)}",
             hint=spelling_hint(table.columns, absent)
             or _longer_name_hint(table.columns, absent[0])
-            or "If one column holds the probability of a single class, name it with --class.",
+            or _columns_hint(table, cohort.classes),
         )
     known = [n for n in known_classes if n in table and n not in cohort.classes]
     sums = read_probabilities(path, table, [*cohort.classes, *known]).sum(axis=1)
@@ -217,11 +217,26 @@ def _find_classes(
 
 
 def _longer_name_hint(columns: Iterable[str], class_name: str) -> str:
-    """Return which column, such as ``prob_CE``, may be that of a class; empty if none is."""
-    near = next(
-        (name for name in columns if re.search(rf"[_\W]{re.escape(class_name)}$", name)), ""
-    )
+    """Return which column, as ``prob_CE`` or ``CE_prob``, may be of a class; empty if none is."""
+    name = re.escape(class_name)
+    pattern = re.compile(rf"[_\W]{name}$|^{name}[_\W]")
+    near = next(filter(pattern.search, columns), "")
     return f"If {near!r} holds its probability, rename it to {class_name!r}." if near else ""
+
+
+def _columns_hint(table: pd.DataFrame, classes: Sequence[str]) -> str:
+    """Return what to do about a table, shape (rows, columns), without columns of these classes."""
+    others = [table[name] for name in table.columns if column_key(name) not in _NOT_CLASSES]
+    n_probabilities = sum(_as_probabilities(column) is not None for column in others)
+    if n_probabilities > 1:
+        return "Name the columns of probabilities after their classes."
+    if any(set(column) <= set(classes) for column in others):
+        return (
+            "Write one row per patient, with a column of probabilities per class."
+            if n_probabilities
+            else "Scores need probabilities, not predicted classes."
+        )
+    return "If one column holds the probability of a single class, name it with --class."
 
 
 def _as_probabilities(column: pd.Series[str]) -> Floats | None:
@@ -333,7 +348,7 @@ def _unknown_hint(ids: pd.Series[str], cohort: Cohort, known: Collection[str]) -
         if not set(ids).isdisjoint(set(cohort.patient_ids) - set(known)):
             return "They are ids of patients: name their column 'patient_id'."
         return (
-            f"No id is in both: name them as the labels do, such as {_abbreviate(sorted(known))}."
+            f"No id is in both: name them as the labels do, such as {', '.join(sorted(known)[:3])}."
         )
     return "To score only those with labels, give the table of labels with --patients too."
 
@@ -381,7 +396,7 @@ def check_same_ids(
         raise PredictionsError(
             path,
             actual=f"{pluralize(len(set(duplicates)), what)} more than once "
-            f"({_abbreviate(list(dict.fromkeys(duplicates)))})",
+            f"({list_names(list(dict.fromkeys(duplicates)))})",
             expected="one row each",
             hint="Delete all rows of each but one.",
         )
@@ -389,18 +404,14 @@ def check_same_ids(
         raise PredictionsError(
             path,
             actual=f"{pluralize(len(unknown), what)} that {cohort.path} does not have "
-            f"({_abbreviate(unknown)})",
+            f"({list_names(unknown)})",
             expected="predictions and labels of the same patients",
             hint=spelling_hint(unknown, known - set(ids)) or _unknown_hint(ids, cohort, known),
         )
     if missing := sorted(known - set(ids)):
         raise PredictionsError(
             path,
-            actual=f"no row for {len(missing)} of {len(known)} {what} ({_abbreviate(missing)})",
+            actual=f"no row for {len(missing)} of {len(known)} {what} ({list_names(missing)})",
             expected="a row for each",
             hint="To score some patients only, list them in a table and give it with --patients.",
         )
-
-
-def _abbreviate(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

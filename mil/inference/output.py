@@ -11,7 +11,7 @@ import pandas as pd
 
 from features.utils.spreadsheet_dates import date_hint
 from features.utils.tables import write_table
-from features.utils.text import nearest_names, pluralize
+from features.utils.text import list_names, nearest_names, pluralize
 from mil.base_learners import learner_key
 from mil.data.cohort import Cohort
 from mil.inference.bundle import ModelBundle
@@ -109,7 +109,7 @@ def bag_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
     for status, words in _STATUS_CAVEATS.items():
         if of_status := [p for p in predictions if p.status == status]:
             count = pluralize(len(of_status), "patients")
-            caveats.append(f"warning: {count} {words} ({_name_first(of_status)})")
+            caveats.append(f"warning: {count} {words} ({_list_patients(of_status)})")
     problems = [error for p in predictions for error in p.problems.values()]
     caveats += [f"warning: not used: {error}" for error in problems[:_MAX_NAMED]]
     if len(problems) > _MAX_NAMED:
@@ -154,12 +154,13 @@ def unlike_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
         return ()
     level = max(p.typicality.level for p in unlike if p.typicality is not None)
     n_scored = sum(p.typicality is not None for p in predictions)
-    return (
+    caveat = (
         f"warning: {len(unlike)} of {pluralize(n_scored, 'patients')} unlike the training patients "
         f"(typicality at most {level:.3g}; of patients like them {level * n_scored:.1f} would be "
-        f"marked by chance): {_name_first(unlike)}. Their prediction sets hold all classes; look "
-        "at their slides",
+        f"marked by chance): {_list_patients(unlike)}. Their prediction sets hold all classes; "
+        "look at their slides"
     )
+    return (caveat,)
 
 
 def missing_bag_caveats(
@@ -191,10 +192,9 @@ def covariate_caveats(bundle: ModelBundle, cohort: Cohort) -> tuple[str, ...]:
         word for p in cohort.patients for word in bundle.covariates.unknown(p.covariates)
     )
     if unknown:
-        named = ", ".join(f"{word} ({n})" for word, n in unknown.most_common(_MAX_NAMED))
+        named = list_names([f"{word} ({n})" for word, n in unknown.most_common()])
         caveats.append(
             f"warning: categories that no training patient had count as missing: {named}"
-            + (f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else "")
         )
     for index, covariate in enumerate(bundle.covariates.covariates):
         n_missing = sum(not p.covariates[index] for p in cohort.patients)
@@ -289,11 +289,8 @@ def undersized_caveats(
     return (note,)
 
 
-def _name_first(predictions: Sequence[PatientPrediction]) -> str:
-    """Return the ids of the first few patients and the number of the others."""
-    more = len(predictions) - _MAX_NAMED
-    names = ", ".join(p.patient_id for p in predictions[:_MAX_NAMED])
-    return names + (f" and {more} more" if more > 0 else "")
+def _list_patients(predictions: Sequence[PatientPrediction]) -> str:
+    return list_names([prediction.patient_id for prediction in predictions])
 
 
 def _details(prediction: PatientPrediction, classes: Sequence[str]) -> dict[str, object]:

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.utils.files import make_folder
-from features.utils.text import percent, rounded
+from features.utils.text import normalize_name, percent, rounded
 from mil.data.cohort import Cohort
-from mil.data.instance_labels import InstanceLabels
+from mil.data.instance_labels import InstanceLabels, describe_unmatched
 from mil.inference.attention import Explanation, SlideAttention, explain_patients
 from mil.inference.attention_agreement import AttentionAgreement, mean_agreement, measure_agreement
 from mil.inference.bundle import ModelBundle, write_json
@@ -95,7 +95,7 @@ class ExplanationReport:
 
     ``index`` is the page with links to ``pages``, which are by patient id. ``without_picture``
     holds the notes of :class:`SlideView` by slide id. ``agreement`` of the attention with image
-    labels is None without labels.
+    labels is None without labels; ``label_notes`` are on labels that are of no image shown.
     """
 
     index: Path
@@ -103,6 +103,7 @@ class ExplanationReport:
     predictions: tuple[PatientPrediction, ...]
     without_picture: Mapping[str, str]
     agreement: AttentionAgreement | None
+    label_notes: tuple[str, ...] = ()
 
 
 def write_page(
@@ -213,6 +214,7 @@ def write_explanations(
     pages, predictions, agreements = {}, [], []
     thumbnails: dict[str, EmbeddedImage | None] = {}
     without_picture: dict[str, str] = {}
+    images: set[tuple[str, str]] = set()
     for explanation in explanations:
         prediction = explanation.prediction
         folder = make_folder(out / folder_name(prediction.patient_id))
@@ -226,6 +228,10 @@ def write_explanations(
         predictions.append(prediction)
         if image_labels is not None and (one := measure_agreement(explanation, image_labels)):
             agreements.append(one)
+        images.update(
+            (slide.meta.slide_id, normalize_name(source))
+            for slide in explanation.slides for source in slide.source or ()
+        )  # fmt: skip
         without_picture |= {view.slide.meta.slide_id: view.note for view in views if view.note}
         on_patient(prediction)
     write_index(
@@ -237,6 +243,7 @@ def write_explanations(
         predictions=tuple(predictions),
         without_picture=without_picture,
         agreement=None if image_labels is None else mean_agreement(agreements),
+        label_notes=describe_unmatched(image_labels or (), images),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from features.utils.text import pluralize
+from features.utils.text import list_names, pluralize
 from mil.arrays import Floats, Ints
 from mil.calibration.priors import balanced, parse_prior
 from mil.data.cohort import Cohort
@@ -33,7 +33,6 @@ MIN_PATIENTS_PER_CLASS = 5
 """Fewest scored patients of each class; the bootstrap of fewer has no meaning."""
 
 _GROUP_METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
-_MOST_NAMED = 3
 _REASONS = {
     "no_bag": "no bag of any slide",
     "no_tissue": "no tissue on any slide",
@@ -335,9 +334,8 @@ def _notes(scored: Sequence[PatientPrediction], left_out: Mapping[str, str]) -> 
         )
     others = [name for name, why in left_out.items() if not why.startswith("the run was trained")]
     if others:
-        some = ", ".join(f"{name}: {left_out[name]}" for name in others[:_MOST_NAMED])
-        more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
-        notes.append(f"{pluralize(len(others), 'patients')} left out of all scores ({some}{more})")
+        some = list_names([f"{name}: {left_out[name]}" for name in others])
+        notes.append(f"{pluralize(len(others), 'patients')} left out of all scores ({some})")
     if n_partly := sum(p.status == "slides_missing" for p in scored):
         notes.append(f"{pluralize(n_partly, 'patients')} predicted from part of their slides")
     if n_whitened := sum(p.used_for_whitening for p in scored):

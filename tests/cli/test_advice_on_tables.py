@@ -58,9 +58,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("three.csv", "patient_id,any,CE,LAA", patients, both[0], *both)
     logits = [[f"{4 * float(cell) - 3:.2f}" for cell in column] for column in both]
     write("logits.csv", "patient_id,CE,LAA", patients, *logits)
-    write("prefixed.csv", "patient_id,prob_CE,prob_LAA", patients, *both)
+    for name, header in (
+        ("prefixed", "patient_id,prob_CE,prob_LAA"), ("suffixed", "patient_id,CE_prob,LAA_prob"),
+        ("numbered", "patient_id,class_0,class_1"), ("nameless", "id,CE,LAA"),
+    ):  # fmt: skip
+        write(f"{name}.csv", header, patients, *both)
+    write("long.csv", "patient_id,class,p", [*patients, *patients],
+          ["CE" if n < len(patients) else "LAA" for n in range(2 * len(patients))],
+          [*both[0], *both[1]])  # fmt: skip
     kinds = [["CE", "LAA"][p > 0.5] for p in proba]
     write("kinds.csv", "patient_id,CE,LAA", patients, kinds, kinds)
+    write("guesses.csv", "patient_id,prediction", patients, kinds)
     write("again.csv", "patient_id,CE,LAA", *[[*column, column[0]] for column in (patients, *both)])
     write("total.csv", "patient_id,CE,LAA", [*patients, "Mean"], *[[*b, "0.5"] for b in both])
     write("gap.csv", "patient_id,CE,LAA", patients, *[["", *column[1:]] for column in both])
@@ -107,6 +115,10 @@ def odd_tables(study: Path) -> None:
         "blanks": good.replace(",", " ").encode(),
         "separated": good.replace("\ns3", "\u2028s3").encode(),
         "rows": "".join(f'"{row}"\n' for row in good.splitlines()).encode(),
+        "curly": "".join("\u201c{}\u201d\n".format(row.replace(",", "\u201d,\u201c"))
+                         for row in good.splitlines()).encode(),
+        "single_quotes": "".join("'{}'\n".format(row.replace(",", "','"))
+                                 for row in good.splitlines()).encode(),
         "sep": ("sep=;\n" + good).encode(), "web": b"<table><tr><td>image_id</td></tr></table>",
         "array": b"\x93NUMPY of rows",
         "latin": good.replace("p3", "p\u00e4").encode("latin-1"),
@@ -192,7 +204,13 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("logits.csv", "If these are logits, turn each row into probabilities by the softmax.",
          "p.csv"),
         ("prefixed.csv", "If 'prob_CE' holds its probability, rename it to 'CE'.", "p.csv"),
+        ("suffixed.csv", "If 'CE_prob' holds its probability, rename it to 'CE'.", "p.csv"),
+        ("numbered.csv", "Name the columns of probabilities after their classes.", "p.csv"),
+        ("nameless.csv", "Name the column of ids 'patient_id' or 'slide_id'.", "p.csv"),
+        ("long.csv", "Write one row per patient, with a column of probabilities per class.",
+         "p.csv"),
         ("kinds.csv", "Scores need probabilities, not predicted classes.", "p.csv"),
+        ("guesses.csv", "Scores need probabilities, not predicted classes.", "p.csv"),
         ("again.csv", "Delete all rows of each but one.", "p.csv"),
         ("total.csv", "per row. Delete the row. If it is a slide or patient, move it up.", "p.csv"),
         ("gap.csv", ("To leave its patient out, delete the row; 'mil score' takes the others by "
@@ -255,6 +273,8 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
         ("total.csv", "Delete the row. If it is a slide or patient, move it up.", "good.csv"),
         ("headless.csv",
          "The first row looks like values: write the names of the columns above it.", "good.csv"),
+        ("curly.csv", 'Put the quotation marks " around cells, or none.', "good.csv"),
+        ("single_quotes.csv", 'Put the quotation marks " around cells, or none.', "good.csv"),
         ("rows.csv", "Delete quotation marks around whole rows, and a line sep= of", "good.csv"),
         ("sep.csv", "and a line sep= of another separator.", "good.csv"),
         ("web.csv", "Open it in a spreadsheet, and save the sheet as CSV (UTF-8).", "good.csv"),

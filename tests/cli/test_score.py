@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import Result
 
-from tests.cli.running import mil
+from tests.cli.running import mil, mil_ok
 from tests.fakes import real_data
 
 
@@ -282,3 +282,14 @@ def test_a_part_is_scored_with_several_labels(tmp_path: Path) -> None:
     assert (data["n_patients"], data["n_patients_left_out"]) == (16, 8)
     assert data["label_counts"]["x"] == truth[:16, 0].sum()
     assert "having the label" in mil(*part).output
+
+
+def test_exchanged_columns_of_classes_are_warned_of(tmp_path: Path) -> None:
+    rows = [f"p{number},{'ab'[number % 2]}" for number in range(20)]
+    labels, predicted = tmp_path / "labels.csv", tmp_path / "p.csv"
+    labels.write_text("\n".join(["patient_id,label", *rows]))
+    for header, is_exchanged in (("patient_id,a,b", False), ("patient_id,b,a", True)):
+        values = [f"p{n},{0.8 - 0.6 * (n % 2):.2f},{0.2 + 0.6 * (n % 2):.2f}" for n in range(20)]
+        predicted.write_text("\n".join([header, *values]))
+        told = mil_ok("score", predicted, "--cohort", labels, "--column", "slide=patient_id")
+        assert ("ranks patients worse than chance" in told.stderr) == is_exchanged

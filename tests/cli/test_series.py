@@ -338,3 +338,31 @@ def test_series_cannot_be_embedded_for_a_run_of_an_unknown_backbone(
     )  # fmt: skip
     assert result.exit_code == 1
     assert "backbone 'fake'" in result.output
+
+
+def test_labels_of_images_that_no_bag_holds_are_counted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "bags").mkdir()
+    rows, images = ["image_id,patient_id,label"], ["slide_id,source,label"]
+    for number in range(12):
+        name = f"s{number}"
+        write_bag(tmp_path / "bags" / f"{name}.h5", make_series(name, shift=number % 2))
+        rows.append(f"{name},p{number},{'ab'[number % 2]}")
+        images += [f"{name},{name}_{index}.png,{index % 2}" for index in range(4)]
+    images += [f"t{number},t_{index}.png,1" for number in range(7) for index in range(2)]
+    images.append("s0,another.png,1")
+    table, labels = tmp_path / "train.csv", tmp_path / "images.csv"
+    table.write_text("\n".join(rows))
+    labels.write_text("\n".join(images))
+    given = ["--bags", tmp_path / "bags", "--image-labels", labels]
+    few = ["--set", "n_members=1", "--set", "fixed_steps=2", "--set", "n_components=4"]
+    run = tmp_path / "run"
+    train = ["train", "--cohort", table, *given, "--run", run, "--head", "gated", "--folds", 2]
+    explain = ["explain", "--run", run, "--patients", table, *given, "--out", tmp_path / "pages"]
+    for command in ([*train, *few], explain):
+        told = mil_ok(*command).stderr
+        assert "labels of images of 7 bags that are not read: t0, t1, t2, t3, t4 and 2 mo" in told
+        assert "labels of 1 image that their bags do not hold: s0, another.png" in told
+    labels.write_text("slide_id,source,label\ns0,another.png,1\n")
+    told = mil_ok(*explain)
+    assert "no patient's images have labels of both kinds" in told.stderr
+    assert "nan" not in told.stdout

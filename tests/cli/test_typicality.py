@@ -103,7 +103,7 @@ def test_every_page_and_summary_says_who_is_unlike_the_training_patients(
     pd.read_csv(table).assign(label=list("aabbaabbab")).to_csv(labelled, index=False)
     of_bags = ["--bags", tmp_path / "new"]
     views: list[ViewServer] = []
-    monkeypatch.setattr(ViewServer, "serve_forever", lambda server: views.append(server))
+    monkeypatch.setattr(ViewServer, "serve_forever", lambda own: [views.append(own)])
     told = mil("view", run, "--patients", table, *of_bags, "--no-browser").stderr
     assert "5 of 10 patients unlike the training patients" in told
     listed = json.loads(views[0].respond("patients.json")[1])["patients"]

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from features.bags.digest import BagDigest
-from features.utils.text import percent, pluralize, rounded
-from mil.audit.findings import Finding, Severity, abbreviate
+from features.utils.text import list_names, percent, pluralize, rounded
+from mil.audit.findings import Finding, Severity
 from mil.audit.tables import Split, audit_similar_ids, audit_table, audit_unclear_labels
 from mil.evaluation.metrics import wilson_interval
 from mil.reporting.cohort_report.statistics import ClassDifference, Crosstab
@@ -100,7 +100,7 @@ def check_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
     known = list(table.slides["slide"])
     named = set(known)
     if failed := sorted(named & files.failures.keys()):
-        message = f"{pluralize(len(failed), 'slides')} cannot be opened: {abbreviate(failed)}"
+        message = f"{pluralize(len(failed), 'slides')} cannot be opened: {list_names(failed)}"
         advice = f"The first: {files.failures[failed[0]]}"
         yield Finding(Severity.warning, "file_unreadable", message, advice, tuple(failed))
     with_file = files.headers.keys() | files.failures.keys()
@@ -108,7 +108,7 @@ def check_files(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
         yield _missing("file", missing, len(known))
     if extra := sorted(with_file - named):
         message = (
-            f"{pluralize(len(extra), 'files')} that the table does not name: {abbreviate(extra)}"
+            f"{pluralize(len(extra), 'files')} that the table does not name: {list_names(extra)}"
         )
         yield Finding(Severity.note, "file_not_in_table", message, "", tuple(extra))
     yield from _check_copies(table, files)
@@ -126,7 +126,7 @@ def check_bags(
     if missing := [slide for slide in known if slide not in bags and slide not in refused]:
         yield _missing("bag", missing, len(known), "Embed them with 'mil embed'.")
     if empty := [bag.slide_id for bag in bags.values() if not bag.n_tiles]:
-        message = f"{pluralize(len(empty), 'bags')} without a tile: {abbreviate(empty)}"
+        message = f"{pluralize(len(empty), 'bags')} without a tile: {list_names(empty)}"
         advice = f"The first: {bags[empty[0]].meta.empty_reason or 'no reason is stored'}."
         yield Finding(Severity.warning, "bag_empty", message, advice, tuple(empty))
     n_ways = len({bag.meta.fingerprint for bag in bags.values()})
@@ -221,7 +221,7 @@ def _check_copies(table: SlideTable, files: SlideFiles) -> Iterator[Finding]:
         apart = len({rows[name]["patient"] for name in names if name in rows}) > 1
         yield Finding(
             Severity.error if apart else Severity.warning, "file_copied",
-            f"{len(names)} files of the same content: {abbreviate(listed)}",
+            f"{len(names)} files of the same content: {list_names(listed)}",
             "Keep one" + ("; folds could hold it in training and test." if apart else "."),
             tuple(names),
         )  # fmt: skip
@@ -235,7 +235,7 @@ def _check_resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Find
             Severity.warning if len(unknown) < len(headers) else Severity.note,
             "resolution_unknown",
             f"{len(unknown)} of {pluralize(len(headers), 'slides')} state no plausible "
-            f"resolution: {abbreviate(unknown)}",
+            f"resolution: {list_names(unknown)}",
             "State it in 'mil embed' with --slide-mpp or --mpp-table.", tuple(unknown),
         )  # fmt: skip
     mpps = {header.slide_id: header.mpp for header in headers if not math.isnan(header.mpp)}
@@ -248,11 +248,11 @@ def _check_resolutions(files: SlideFiles, known: Sequence[str]) -> Iterator[Find
             Severity.warning, "resolution_far",
             f"{pluralize(len(outliers), 'slides')} off the median "
             f"resolution of {usual:.3g} µm/px by a factor of {_MAX_MPP_RATIO} or more: "
-            f"{abbreviate(outliers)}", "", tuple(outliers),
+            f"{list_names(outliers)}", "", tuple(outliers),
         )  # fmt: skip
 
 
 def _missing(what: str, slide_ids: Sequence[str], n_slides: int, advice: str = "") -> Finding:
-    names = abbreviate(slide_ids)
+    names = list_names(slide_ids)
     message = f"{len(slide_ids)} of {pluralize(n_slides, 'slides')} have no {what}: {names}"
     return Finding(Severity.warning, f"{what}_missing", message, advice, tuple(slide_ids))

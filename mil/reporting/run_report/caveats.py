@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from features.bags.bag import UNKNOWN
 from features.utils.spreadsheet_dates import date_hint
+from features.utils.text import list_names
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.filtered_bags import filter_notes
@@ -19,17 +20,17 @@ def run_caveats(
     """Return caveats on missing and repeated patients, unknown origins and early stopping."""
     notes = []
     if bags.missing_slides:
-        names = ", ".join(bags.missing_slides[:3])
         why = date_hint(bags.missing_slides, {record.slide_id for record in bags.slides})
         notes.append(
-            f"slides without a bag: {len(bags.missing_slides)}, first {names}"
+            f"slides without a bag: {len(bags.missing_slides)}, first "
+            + list_names(bags.missing_slides)
             + (f". {why}" if why else "")
         )
     with_bag = {*bags.missing_slides, *(record.slide_id for record in bags.slides)}
     if repeated := [name for name in cohort.patient_of_slide() if name not in with_bag]:
         notes.append(
             "slides that are copies of another slide of their patient, which counts once: "
-            f"{len(repeated)}, first {', '.join(repeated[:3])}"
+            f"{len(repeated)}, first {list_names(repeated)}"
         )
     n_left_out = len(cohort.patients) - len(oof.patient_ids)
     if n_left_out:
@@ -49,6 +50,7 @@ def run_caveats(
             "'mil audit', and give copies one patient id"
         )
     notes += filter_notes(bags)
+    notes += bags.label_notes
     if bags.instance_labels and not settings.mixup:
         n_patients = sum(1 in own and 0 in own for own in bags.instance_labels.values())
         notes.append(
@@ -70,12 +72,12 @@ def unlabelled_caveats(bags: PatientBags, unlabelled: PatientBags) -> tuple[str,
     n_used = sum(name not in known for name in unlabelled.nonempty())
     notes = [f"whitening was also fitted on {n_used} patients without using their labels"]
     if known:
-        few = ", ".join(f"{name} is {own}" for name, own in list(known.items())[:3])
+        few = list_names([f"{name} is {own}" for name, own in known.items()])
         notes.append(
             f"unlabelled patients left out as patients of the cohort, by id or by the content of a "
-            f"slide: {len(known)} ({few}{', …' if len(known) > 3 else ''})"
+            f"slide: {len(known)} ({few})"
         )
     if unlabelled.missing_slides:
-        names = ", ".join(unlabelled.missing_slides[:3])
+        names = list_names(unlabelled.missing_slides)
         notes.append(f"unlabelled slides without a bag: {len(unlabelled.missing_slides)}, {names}")
     return tuple(notes)

@@ -203,8 +203,24 @@ def test_a_header_that_comes_again_is_refused(tmp_path: Path) -> None:
     path.write_text(table + "\n" + table)
     with pytest.raises(TableError, match=r"t.csv, row 5: the header again.*delete the header"):
         read_table(path)
+    for again in ("\ufeffimage_id,patient_id", "PATIENT_ID,IMAGE_ID"):
+        path.write_text(f"{table}{again}\nc,r\n", encoding="utf-8")
+        with pytest.raises(TableError, match="row 4: the header again"):
+            read_table(path)
     path.write_text("image_id,patient_id\nimage_id,p\n")
     assert len(read_table(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "n_columns"),
+    [('a, "b", "c"\n1, "2, 3", "4"\n', 3), ('a, "b, "c"\n1, "2, "3"\n', 2)],
+)
+def test_blanks_before_quotation_marks_part_header_and_rows_alike(
+    tmp_path: Path, text: str, n_columns: int
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    assert read_table(path).shape == (1, n_columns)
 
 
 @pytest.mark.parametrize("comment", ["# a,b", "#excluded", "  # later", "#9,p9"])

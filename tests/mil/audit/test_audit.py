@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,11 +88,19 @@ def rescanned(bag: Bag, slide_id: str, *, noise_share: float = 0.3) -> Bag:
     order = rng.permutation(len(bag.features))[2:]
     blurred = bag.features[order] + noise_share * rng.normal(size=bag.features[order].shape)
     return replace(
-        renamed(bag, slide_id),
+        bag,
         features=blurred.astype(np.float16),
-        coords_px0=bag.coords_px0[order] + np.array([150, 4000]),
         tissue_fraction=bag.tissue_fraction[order],
+        **placed(bag, bag.coords_px0[order] + np.array([150, 4000]), slide_id=slide_id),
     )
+
+
+def placed(bag: Bag, corners: np.ndarray, *, slide_id: str = "") -> dict[str, Any]:
+    """Return corners that may be turned, shape (tiles, 2), with a slide that holds them."""
+    corners = corners - np.minimum(corners.min(axis=0), 0)
+    width, height = (corners.max(axis=0) + 448).tolist()
+    meta = renamed(bag, slide_id).meta if slide_id else bag.meta
+    return {"coords_px0": corners, "meta": replace(meta, width_px0=width, height_px0=height)}
 
 
 def kinds(report: AuditReport, severity: Severity = Severity.error) -> list[str]:
@@ -219,9 +228,8 @@ def test_a_slide_put_in_the_other_way_round_is_recognised(
     turn: Sequence[Sequence[int]],
 ) -> None:
     bag = make_bag("a", n_tiles=30, seed=1)
-    turned = replace(
-        rescanned(bag, "b"), coords_px0=rescanned(bag, "b").coords_px0 @ np.array(turn)
-    )
+    again = rescanned(bag, "b")
+    turned = replace(again, **placed(again, again.coords_px0 @ np.array(turn)))
     fit = match_tiles(bag, turned, centre=np.zeros(8))
     assert fit.is_copy
     assert fit.share > 0.8
@@ -239,7 +247,7 @@ def test_a_bag_that_lost_tiles_is_recognised(
     features = bag.features[rows] + noise_share * rng.normal(size=(n_kept, 16))
     part = replace(
         bag, features=features.astype(np.float16), tissue_fraction=bag.tissue_fraction[rows],
-        coords_px0=bag.coords_px0[rows] @ np.array(turn) + 90_000,
+        **placed(bag, bag.coords_px0[rows] @ np.array(turn) + 90_000),
     )  # fmt: skip
     assert match_tiles(bag, part, centre=np.zeros(16)).is_copy
     other = replace(part, features=rng.normal(size=(n_kept, 16)).astype(np.float16))

@@ -79,6 +79,12 @@ def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: st
         "(blank)",
         "[null]",
         "Not  applicable",
+        "#NV",
+        "#N/D",
+        "#¡DIV/0!",
+        "#DIV/0!",
+        "#WERT!",
+        "#¿NOMBRE?",
     ],
 )
 @pytest.mark.parametrize("column", [0, 1, 2])
@@ -91,7 +97,11 @@ def test_words_for_missing_values_are_no_values(tmp_path: Path, word: str, colum
         read(tmp_path, [ROWS[2], *rows])
 
 
-@pytest.mark.parametrize("word", ["unknown", "UNKNOWN", "not_known", "Not  reported", "unk"])
+@pytest.mark.parametrize(
+    "word",
+    ["unknown", "UNKNOWN", "not_known", "Not  reported", "unk", "keine Angabe", "Desconocido",
+     "não informado", "Inconnu", "НЕИЗВЕСТНО", "不明", "未知", "brak danych", "n.d."],
+)  # fmt: skip
 def test_a_class_that_may_mean_no_label_is_named(tmp_path: Path, word: str) -> None:
     cohort = read(tmp_path, [*ROWS, ("d", "p4", word, "Bern")])
     (note,) = cohort_notes(cohort)

@@ -266,8 +266,9 @@ def test_tissue_and_tiles_come_from_bags(tmp_path: Path) -> None:
         bag = make_bag(slide, n_tiles=4)
         bag.tissue_fraction[:] = 0.5
         write_bag(bags / f"{slide}.h5", bag)
-    glass = replace(make_bag("001p_0").meta, background_rgb=(196, 211, 192))
-    write_bag(bags / "001p_0.h5", replace(make_bag("001p_0", n_tiles=9), meta=glass))
+    green = make_bag("001p_0", n_tiles=9)
+    glass = replace(green.meta, background_rgb=(196, 211, 192))
+    write_bag(bags / "001p_0.h5", replace(green, meta=glass))
     write_bag(bags / "002p_0.h5", make_bag("002p_0", n_tiles=0, empty_reason="no tissue found"))
     (bags / "003p_0.h5").unlink()
     summary = described(path, bags=bags)

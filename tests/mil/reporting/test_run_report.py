@@ -557,7 +557,7 @@ def test_probabilities_biased_to_a_class_show_in_the_intercept() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("judged.csv", None, "judged.csv is missing, which was there.*Copy the run again"),
+        ("judged.csv", None, "judged.csv is missing.*Copy the run again"),
         ("judged.csv", "repeat,fold\n0,0\n", "judged.csv was changed afterwards"),
         ("notes.json", None, "notes.json is missing"),
         ("notes.json", "{", "notes.json was changed"),
