@@ -90,10 +90,14 @@ class SharedEncoderWorker:
             self._stack = stack.pop_all()
 
     def run(self, queue: JobQueue) -> None:
-        """Write bags until the queue offers no source."""
+        """Write bags until the queue offers no source; when interrupted, end the processes."""
         before = STAGE_TIMES.as_dict()
         listener = _Listener(queue, self._warnings)
-        self._pool.run(listener.sources(), listener, stop=Event())
+        try:
+            self._pool.run(listener.sources(), listener, stop=Event())
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
         listener.send_warnings()
         after = STAGE_TIMES.as_dict()
         queue.send_message(

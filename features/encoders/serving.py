@@ -87,7 +87,7 @@ class EncoderServer:
         self, encoder: Encoder, *, batch_shape: tuple[int, int, int, int], n_clients: int
     ) -> None:
         self._encoder, self._timed = encoder, TimedEncoder(encoder)
-        self._pinned = PinnedBufferPool(pinned=True) if encoder.device.type == "cuda" else None
+        self._memory = PinnedBufferPool(pinned=True)
         self._sending = Lock()
         self._on_device = BoundedSemaphore(_BATCHES_ON_DEVICE)
         self._closed = Event()
@@ -147,15 +147,19 @@ class EncoderServer:
         """Start a batch, and have its embeddings sent once they are ready."""
         self._on_device.acquire()
         with self._sending:
-            batch = pixels if self._pinned is None else self._pinned.stack(list(pixels))
+            pinned = None
             try:
-                result: ConcatResult | Exception = self._timed.embed_async(batch)
+                if self._encoder.device.type == "cuda":
+                    pinned = self._memory.stack(list(pixels))
+                result: ConcatResult | Exception = self._timed.embed_async(
+                    pixels if pinned is None else pinned
+                )
             except Exception as error:  # noqa: BLE001 - it must stop the slides of this batch only
                 result = error
-            self._answering.submit(self._answer, result, batch, connection)
+            self._answering.submit(self._answer, result, pinned, connection)
 
     def _answer(
-        self, result: ConcatResult | Exception, batch: RgbArray, connection: Connection
+        self, result: ConcatResult | Exception, pinned: RgbArray | None, connection: Connection
     ) -> None:
         if not isinstance(result, Exception):
             try:
@@ -163,8 +167,8 @@ class EncoderServer:
             except Exception as error:  # noqa: BLE001 - as above
                 result = error
         answer = _portable(result) if isinstance(result, Exception) else values
-        if self._pinned is not None:
-            self._pinned.release(batch)
+        if pinned is not None:
+            self._memory.release(pinned)
         self._on_device.release()
         with suppress(OSError):  # The client has died.
             connection.send(_Answer(answer, self._encoder.execution))

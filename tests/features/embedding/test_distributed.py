@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import timm
 import torch
@@ -267,6 +268,28 @@ def test_an_estimate_counts_the_processes_that_read(
         rates[n_processes] = estimate.decode_tiles_per_s
     assert (rates[2], rates[3]) == (4.0, 6.0)
     assert rates[1] > 6.0  # measured as it is, without the clock that ticks
+
+
+@pytest.mark.slow
+def test_processes_that_share_an_encoder_end_at_once_when_interrupted(
+    world: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    class Interrupted(NoProgress):
+        def slide_started(self, slide_id: str, n_tiles: int) -> None:
+            raise KeyboardInterrupt
+
+    config, bags = config_for(world), tmp_path / "bags"
+    with shared(bags, encoder, config) as worker:
+        readers = psutil.Process().children(recursive=True)
+        assert len(readers) >= 2
+        with pytest.raises(KeyboardInterrupt):
+            embed_slides(
+                [world / "slides"], bags, config, executor=LocalExecutor(worker),
+                progress=Interrupted(),
+            )  # fmt: skip
+        running = [reader.cmdline() for reader in readers if reader.is_running()]
+        assert not any("spawn_main" in " ".join(command) for command in running)
+    assert not list(bags.glob("*.h5"))
 
 
 _SCRIPT = """

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from features.encoders.base import AsyncResult, ConcatResult
+from features.encoders.buffers import PinnedBufferPool
 from features.encoders.preprocessing import Preprocessing
 from features.encoders.serving import EncoderAddress, EncoderServer, RemoteEncoder
 from features.errors import EncoderError
@@ -108,6 +109,44 @@ def test_each_client_gets_the_embeddings_of_its_own_batches() -> None:
             assert described == ("sum", "0" * 64, 3, encoder.preprocessing)
             assert (str(remote.device), remote.device.type) == ("meta", "remote")
             assert remote.execution.startswith("eager batch ")
+
+
+@pytest.mark.usefixtures("no_threads_left")
+def test_batches_for_a_gpu_pass_through_few_pinned_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocated: list[tuple[int, ...]] = []
+
+    def allocate(pool: PinnedBufferPool, shape: tuple[int, ...]) -> RgbArray:
+        allocated.append(shape)
+        return np.empty(shape, np.uint8)
+
+    monkeypatch.setattr(PinnedBufferPool, "_allocate", allocate)
+    encoder = SumEncoder()
+    encoder.device = torch.device("cuda")
+    with serve(encoder, n_clients=3) as server, ThreadPoolExecutor(3) as clients:
+        list(clients.map(check_client, server.addresses, range(3)))
+    assert 1 <= len(allocated) <= 4 < encoder.n_batches
+    assert set(allocated) == {SHAPE}
+
+
+@pytest.mark.usefixtures("no_threads_left")
+def test_a_batch_for_which_there_is_no_pinned_memory_fails_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = SumEncoder()
+    encoder.device = torch.device("cuda")
+    n_left = iter([False, True])
+
+    def allocate(pool: PinnedBufferPool, shape: tuple[int, ...]) -> RgbArray:
+        if next(n_left):
+            return np.empty(shape, np.uint8)
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(PinnedBufferPool, "_allocate", allocate)
+    with serve(encoder) as server:
+        remote = RemoteEncoder(server.addresses[0])
+        with pytest.raises(RuntimeError, match="CUDA error: out of memory"):
+            remote.embed(batches(9)[0])
+        np.testing.assert_array_equal(remote.embed(batches(9)[1]), sums(batches(9)[1]))
 
 
 @pytest.mark.usefixtures("no_threads_left")
