@@ -39,20 +39,26 @@ def resolve_bits(stated: int | None, *, field: str, largest: int) -> tuple[int, 
 
     ``stated`` are the bits that ``field`` of the file states, None without any; ``largest`` is the
     largest of some sampled values. A statement that the samples exceed is not used. Samples that
-    use less than half of the range without a statement are warned of: glass is nearly white, so
-    the slide would look too dark.
+    use less than half of the range without a statement, or a quarter of the one that is stated, are
+    warned of: glass is nearly white, so the slide would look too dark.
     """
+    used = max(_LEAST, largest.bit_length())
     if stated is not None and largest >> stated:
         return _FULL, (
             f"{field} states {stated} bit, but samples reach {largest:,}: it is not used",
         )
+    if stated is not None and used <= stated - 2 and largest:
+        warning = (  # some writers state the size of a sample for what is used of it
+            f"{field} states {stated} bit, but samples reach only {largest:,}, as if {used} bit "
+            f"were used: the slide is read too dark. Let it state {used}, or export it with 8 bit."
+        )
+        return stated, (warning,)
     if stated is not None:
         return stated, ()
     if 0 < largest < 1 << (_FULL - 1):
-        bits = max(_LEAST, largest.bit_length())
         warning = (
-            f"samples of 16 bit reach only {largest:,}, as if {bits} bit were used, and the file "
-            f"does not say so: the slide is read too dark. Write {(1 << bits) - 1:,} into "
+            f"samples of 16 bit reach only {largest:,}, as if {used} bit were used, and the file "
+            f"does not say so: the slide is read too dark. Write {(1 << used) - 1:,} into "
             "MaxSampleValue (TIFF) or window.max (OME-Zarr), or export it with 8 bit."
         )
         return _FULL, (warning,)

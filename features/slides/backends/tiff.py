@@ -246,8 +246,10 @@ class TiffSlide(BlockReader):
                     samples = self._decode_samples(grid, int(stored[rank]), self._descriptor)
                     n_colours = samples.shape[-1] - len(page.extrasamples)
                     largest = max(largest, int(samples[..., : max(1, n_colours)].max()))
-        if page.photometric.name == "MINISWHITE" and stated is None:
-            return 16, ()  # glass has small values there, whatever the bits
+        if page.photometric.name == "MINISWHITE":  # glass has small values there
+            if stated is None:
+                return 16, ()
+            largest = max(largest, (1 << stated) - 1)
         return resolve_bits(stated, field=field, largest=largest)
 
     def _check_samples(self) -> None:

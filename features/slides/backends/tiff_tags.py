@@ -162,6 +162,8 @@ def _unknown_kind(page: Any) -> str:
     for name, kind in kinds.items():
         if page.tags.get(name) is not None and not isinstance(kind, Enum):
             return f"{name} {kind}, which is not known"
+    if isinstance(page.bitspersample, tuple):
+        return f"samples of {', '.join(map(str, page.bitspersample))} bit in one pixel"
     # By the standard, a page without Compression has none, but one without colours is damaged.
     if not page.tags.get("PhotometricInterpretation"):
         return "no PhotometricInterpretation"

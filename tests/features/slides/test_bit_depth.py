@@ -107,6 +107,20 @@ def test_unstated_bits_are_warned_of_and_the_advice_works(tmp_path: Path, bits: 
     assert warnings == ()
 
 
+@pytest.mark.parametrize("stated", [14, 16])
+def test_more_bits_stated_than_used_are_warned_of_and_the_advice_works(
+    tmp_path: Path, stated: int
+) -> None:
+    ome = {"axes": "YXS", "SignificantBits": stated}
+    _, (warning,) = read(write(tmp_path / "s.ome.tif", 12, metadata=ome))
+    assert f"SignificantBits of the OME-XML states {stated} bit, but samples reach only" in warning
+    assert "Let it state 12" in warning
+    ome["SignificantBits"] = 12
+    result, warnings = read(write(tmp_path / "s.ome.tif", 12, metadata=ome))
+    np.testing.assert_array_equal(result, PIXELS)
+    assert warnings == ()
+
+
 def test_sixteen_full_bits_are_not_warned_of(tmp_path: Path) -> None:
     result, warnings = read(write(tmp_path / "s.tif", 16))
     np.testing.assert_array_equal(result, PIXELS)
