@@ -19,7 +19,12 @@ from features.slides.backends.image import ImageSlide
 from features.slides.backends.tiff import TiffSlide
 from features.slides.base import Slide
 from features.slides.dicom_series import group_dicom_files, is_dicom
-from features.utils.file_kinds import BFCONVERT, START_BYTES, find_foreign_kind
+from features.utils.file_kinds import (
+    BFCONVERT,
+    START_BYTES,
+    find_foreign_kind,
+    was_copied_as_text,
+)
 from features.utils.files import ZARR_METADATA, is_zarr_folder
 from features.utils.paths import parse_url, slide_name
 
@@ -163,6 +168,7 @@ def _check_readable(path: Path) -> None:
                              hint="Copy it again.")  # fmt: skip
         with path.open("rb") as file:
             start = file.read(START_BYTES)
+            is_text_copy = b"\0" in start and was_copied_as_text(file)
     except OSError as error:
         raise SlideError(path, actual=f"cannot be read ({error.strerror or error})") from error
     kind, hint = find_foreign_kind(start)
@@ -171,6 +177,12 @@ def _check_readable(path: Path) -> None:
     if not any(start):
         raise SlideError(path, actual="zeros where its header should be, as after a broken copy",
                          expected="a slide", hint="Copy it again.")  # fmt: skip
+    if is_text_copy:
+        raise SlideError(
+            path, actual="a carriage return before every line feed, as after a copy in text mode, "
+            "which shifts and changes its pixels", expected="a slide",
+            hint="Copy it again in binary mode.",
+        )  # fmt: skip
     if start.startswith(b"PK"):
         _check_zip(path)
 

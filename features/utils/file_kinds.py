@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["BFCONVERT", "START_BYTES", "find_foreign_kind"]
+import os
+from typing import BinaryIO
+
+__all__ = ["BFCONVERT", "START_BYTES", "find_foreign_kind", "was_copied_as_text"]
 
 BFCONVERT = "bfconvert -noflat -bigtiff -compression LZW -tilex 512 -tiley 512 IN OUT.ome.tiff"
 """Command of Bio-Formats that makes an OME-TIFF in tiles of 512 px and keeps the pyramid."""
 
 START_BYTES = 4096
 """Number of first bytes by which a file is known."""
+_N_PIECES, _PIECE_BYTES, _LEAST_FEEDS = 4, 1 << 17, 50
 
 _KINDS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     (
@@ -49,3 +53,19 @@ def find_foreign_kind(start: bytes) -> tuple[str, str]:
         if start.startswith(beginnings) or text.startswith(beginnings):
             return kind, hint
     return "", ""
+
+
+def was_copied_as_text(file: BinaryIO) -> bool:
+    """Return whether a binary file was copied in text mode, which adds a byte to each line feed.
+
+    Four pieces of it are read; in each, every one of at least 50 line feeds has to follow a
+    carriage return. Text in a file may have such lines, but not all of it is text.
+    """
+    n_bytes = file.seek(0, os.SEEK_END)
+    for piece in range(_N_PIECES):
+        file.seek(piece * max(0, n_bytes - _PIECE_BYTES) // (_N_PIECES - 1))
+        content = file.read(_PIECE_BYTES)
+        n_feeds = content.count(b"\n")
+        if n_feeds < _LEAST_FEEDS or content.count(b"\r\n") < n_feeds - 1:  # one may be cut
+            return False
+    return True

@@ -594,3 +594,19 @@ def test_loops_of_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "b" / "itself").symlink_to("itself")
     result = [str(path.relative_to(tmp_path)) for path in find_slides([tmp_path])]
     assert result == ["a/slide.png", "b/slide.png"]
+
+
+@pytest.mark.parametrize("suffix", ["tif", "bmp"])
+def test_a_copy_in_text_mode_is_refused_and_not_read_as_noise(tmp_path: Path, suffix: str) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / f"s.{suffix}"
+    pixels = rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)
+    text = b"\r\n".join([b"line"] * 400).decode()
+    if suffix == "tif":
+        tifffile.imwrite(path, pixels, photometric="rgb", description=text, metadata=None)
+    else:
+        Image.fromarray(pixels).save(path)
+    with closing(open_slide(path)) as slide:
+        assert slide.levels[0].width_px == 512
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(SlideError, match=r"as after a copy in text mode.*in binary mode"):
+        open_slide(path)
