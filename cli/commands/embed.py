@@ -274,7 +274,7 @@ def embed(
     has_mpp = slide_mpp is not None or mpp_table is not None
     search = resolve_slides(paths or [], has_mpp=has_mpp)
     slides = select_shard(search.slides, shard)
-    given_mpp = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    given_mpp = resolve_mpp_table(search.slides, slide_mpp=slide_mpp, mpp_table=mpp_table)
     read_filter = None if tile_filter is None else _read_filter(tile_filter, slides)
     from features.embedding.config import EmbedConfig
     from features.embedding.finished import skip_if_all_finished

@@ -192,19 +192,26 @@ def resolve_mpp_table(
     """Return µm per level-0 px by slide id, as far as options state it.
 
     Warn of a row whose id is another spelling of that of a slide without a row, or if no row is of
-    any slide.
+    any slide; note how many are of none.
     """
     from features.slides.manifest import read_mpp_table
     from features.slides.reader import slide_id_of
-    from features.utils.text import spelling_hint
+    from features.utils.text import list_names, pluralize, spelling_hint
 
     if mpp_table is not None:
         stated = read_mpp_table(mpp_table)
         slide_ids = {slide_id_of(path) for path in slides}
-        if hint := spelling_hint(sorted(stated.keys() - slide_ids), slide_ids - stated.keys()):
+        others = sorted(stated.keys() - slide_ids)
+        if hint := spelling_hint(others, slide_ids - stated.keys()):
             stderr.print(f"warning: {mpp_table}, a row of no slide: {hint}", style="yellow")
         elif slide_ids.isdisjoint(stated):
             stderr.print(f"warning: {mpp_table}: no row is of a slide given", style="yellow")
+        elif others:
+            count = pluralize(len(others), "rows")
+            stderr.print(
+                f"note: {mpp_table}: {count} of no slide given: {list_names(others)}",
+                style="yellow",
+            )
         return stated
     return {slide_id_of(path): slide_mpp for path in slides} if slide_mpp is not None else {}
 

@@ -72,13 +72,13 @@ def embed_missing_slides(
     from features.slides.reader import scene_of
     from features.slides.search import find_slides
 
-    files = match_files(find_slides([slides]), missing, option="--slides")
+    found = find_slides([slides])
+    files = match_files(found, missing, option="--slides")
     if not files:
         return 0
     _require_folder(bags_dir, n_missing=len(files), first=next(iter(files)))
     config = config_from_fingerprint(run.fingerprint, tile_filter=run.tile_filter, **options)
-    paths = sorted(set(files.values()))
-    given_mpp = resolve_mpp_table(paths, slide_mpp=slide_mpp, mpp_table=mpp_table)
+    given_mpp = resolve_mpp_table(found, slide_mpp=slide_mpp, mpp_table=mpp_table)
     by_scene: dict[int | None, list[Path]] = {}
     for slide_id, path in files.items():
         by_scene.setdefault(scene_of(slide_id, path), []).append(path)

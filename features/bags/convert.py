@@ -47,27 +47,43 @@ def import_bags(
     """Convert another program's bags into bags of this program, in a new or empty folder.
 
     ``layout`` is a key of :data:`features.bags.formats.registry.BAG_FORMATS`. A bag that cannot be
-    read does not stop the others; files of embeddings that are not of that layout follow as left
-    out. Raises BagError if ``source`` holds no bag of that layout,
-    OutputError if ``bags_dir`` is not empty, or cannot be written.
+    read, or was made otherwise than most, does not stop the others and is not kept; files of
+    embeddings that are not of that layout follow as left out. Raises BagError if ``source`` holds
+    no bag of that layout, OutputError if ``bags_dir`` is not empty, or cannot be written.
     """
     bag_format = BAG_FORMATS[layout]
     if not source.is_dir():
         raise BagError(source, actual=missing_folder(source), expected=f"bags of {layout}")
     found = bag_format.find(source)
     _make_new_folder(bags_dir)
+    fingerprints: dict[str, Fingerprint] = {}
 
     def convert(slide_id: str, path: Path) -> ConversionResult:
         target = bag_path(bags_dir, slide_id)
         foreign = bag_format.read(path, defaults.encoder)
         bag = to_bag(foreign, path=path, slide_id=slide_id, layout=layout, defaults=defaults)
         write_bag(target, bag)
+        fingerprints[slide_id] = bag.meta.fingerprint
         return ConversionResult(
             slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown_fields(bag.meta)
         )
 
+    results = _convert_each(found.paths, convert, on_slide)
+    usual = usual_fingerprint(fingerprints.values()) if fingerprints else None
+
+    def keep_usual(result: ConversionResult) -> ConversionResult:
+        slide_id = result.slide_id
+        if usual is not None and slide_id in fingerprints:
+            own = [(found.paths[slide_id], fingerprints[slide_id])]
+            try:
+                check_fingerprint(usual, own, source="most of the bags")
+            except BagError as error:
+                bag_path(bags_dir, slide_id).unlink()
+                return ConversionResult(slide_id=slide_id, problem=str(error))
+        return result
+
     return [
-        *_convert_each(found.paths, convert, on_slide),
+        *map(keep_usual, results),
         *(ConversionResult(slide_id=n, left_out=reason) for n, reason in found.left_out.items()),
     ]
 

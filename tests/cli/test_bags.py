@@ -246,3 +246,17 @@ def test_a_layout_or_vectors_must_be_named(tmp_path: Path, options: list[str]) -
     result = mil("bags", "import", tmp_path, *options, "--bags", tmp_path / "bags")
     assert result.exit_code == 2
     assert "either --from or --slide-vectors" in result.output
+
+
+def test_a_bag_of_another_encoder_is_not_imported_with_the_others(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(4):
+        with h5py.File(tmp_path / "source" / f"s{number}.h5", "w") as file:
+            file["features"] = np.random.default_rng(number).normal(size=(5, 8 + (number == 1)))
+            file["coords"] = np.arange(10).reshape(5, 2) * 256
+    result = mil("bags", "import", tmp_path / "source", "--from", "clam", "--bags", tmp_path / "b")
+    assert result.exit_code == 3
+    assert "failed: " in result.stderr
+    assert "s1.h5: dim is 9; expected 8 as in most of the bags" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["s0.h5", "s2.h5", "s3.h5"]
+    mil_ok("bags", "verify", tmp_path / "b")

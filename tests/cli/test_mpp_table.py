@@ -22,6 +22,9 @@ def test_another_spelling_of_a_slide_is_warned_of(
     assert "'Slide 2' looks like 'slide_2': write it the same" in capsys.readouterr().err
     table.write_text("slide_id,mpp\nslide_1,0.5\nslide_2,0.5\nfurther,0.25\n")
     resolve_mpp_table(slides, slide_mpp=None, mpp_table=table)
+    assert "1 row of no slide given: further" in capsys.readouterr().err
+    table.write_text("slide_id,mpp\nslide_1,0.5\nslide_2,0.5\n")
+    resolve_mpp_table(slides, slide_mpp=None, mpp_table=table)
     assert not capsys.readouterr().err
     table.write_text("slide_id,mpp\nfurther,0.25\n")
     resolve_mpp_table(slides, slide_mpp=None, mpp_table=table)
