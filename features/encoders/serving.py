@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import AuthenticationError, RawArray
 from multiprocessing.connection import Client, Connection, Listener
 from queue import SimpleQueue
-from threading import BoundedSemaphore, Event, Lock, Thread
+from threading import BoundedSemaphore, Event, Thread
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -88,7 +88,6 @@ class EncoderServer:
     ) -> None:
         self._encoder, self._timed = encoder, TimedEncoder(encoder)
         self._memory = PinnedBufferPool(pinned=True)
-        self._sending = Lock()
         self._on_device = BoundedSemaphore(_BATCHES_ON_DEVICE)
         self._closed = Event()
         self._connections: list[Connection] = []
@@ -105,6 +104,8 @@ class EncoderServer:
             )
             for client in range(n_clients)
         )  # fmt: skip
+        # All batches from one thread: what libraries keep for each thread is kept once.
+        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._answering = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._accepting = Thread(target=self._accept, name="clients", daemon=True)
 
@@ -126,6 +127,7 @@ class EncoderServer:
         self._listener.close()
         for connection in self._connections:
             _hang_up(connection)
+        self._embedding.shutdown()
         self._answering.shutdown()
 
     def _accept(self) -> None:
@@ -136,27 +138,27 @@ class EncoderServer:
                 Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
-        """Embed the batches of a client until it hangs up."""
-        with suppress(OSError, EOFError), connection:
+        """Embed the batches of a client until it hangs up, or the server is closed."""
+        with suppress(OSError, EOFError, RuntimeError), connection:  # the last from ``submit``
             slots = self.addresses[connection.recv()].slots
             while True:
                 request: _Request = connection.recv()
-                self._embed(slots[request.slot, : request.n_tiles], connection)
+                self._on_device.acquire()
+                pixels = slots[request.slot, : request.n_tiles]
+                self._embedding.submit(self._embed, pixels, connection)
 
     def _embed(self, pixels: RgbArray, connection: Connection) -> None:
         """Start a batch, and have its embeddings sent once they are ready."""
-        self._on_device.acquire()
-        with self._sending:
-            pinned = None
-            try:
-                if self._encoder.device.type == "cuda":
-                    pinned = self._memory.stack(list(pixels))
-                result: ConcatResult | Exception = self._timed.embed_async(
-                    pixels if pinned is None else pinned
-                )
-            except Exception as error:  # noqa: BLE001 - it must stop the slides of this batch only
-                result = error
-            self._answering.submit(self._answer, result, pinned, connection)
+        pinned = None
+        try:
+            if self._encoder.device.type == "cuda":
+                pinned = self._memory.stack(list(pixels))
+            result: ConcatResult | Exception = self._timed.embed_async(
+                pixels if pinned is None else pinned
+            )
+        except Exception as error:  # noqa: BLE001 - it must stop the slides of this batch only
+            result = error
+        self._answering.submit(self._answer, result, pinned, connection)
 
     def _answer(
         self, result: ConcatResult | Exception, pinned: RgbArray | None, connection: Connection
