@@ -20,11 +20,12 @@ from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
 from features.slides.backends import image, tiff
-from tests.cli.running import follow_advice, mil, mil_ok
+from tests.cli.running import expect_advice, follow_advice, mil, mil_ok
 from tests.features.slides.test_absent_pixels import HALF, PIXELS
 from tests.features.slides.test_dicom_frames import write_level
 from tests.features.slides.test_dicom_support import jpeg, recode, rle
 from tests.features.slides.test_search import write_dicom
+from tests.features.slides.vendor_files import write_mrxs
 
 OUT = re.compile(r"\bOUT\.\w+")
 
@@ -66,6 +67,26 @@ def test_a_file_that_was_damaged_is_copied_again(spoil: Callable[[], object]) ->
     assert failed.stderr.rstrip().endswith("Copy it again."), failed.stderr
     shutil.copy("whole.tif", "a.tif")
     mil_ok("inspect", "a.tif")
+
+
+def test_a_file_that_was_copied_as_text_is_copied_again_in_binary_mode() -> None:
+    write("a.tif", np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
+    whole = Path("a.tif").read_bytes()
+    Path("a.tif").write_bytes(whole.replace(b"\n", b"\r\n"))
+    expect_advice("inspect a.tif", "Copy it again in binary mode.")
+    Path("a.tif").write_bytes(whole)
+    mil_ok("inspect", "a.tif")
+
+
+def test_the_data_folder_of_a_mirax_slide_is_copied_under_its_name() -> None:
+    write_mrxs(Path("a.mrxs"), PIXELS, positions="raw")
+    Path("a").rename("elsewhere")
+    expect_advice(
+        "inspect a.mrxs",
+        "Copy the folder with Slidedat.ini and the .dat files, under that name.",
+    )
+    shutil.copytree("elsewhere", "a")
+    mil_ok("inspect", "a.mrxs")
 
 
 def test_a_slide_of_which_nothing_can_be_decoded_is_copied_again() -> None:
