@@ -302,6 +302,7 @@ def _print_conversion(
     results = [result for result in results if not result.left_out]
     failed = {result.slide_id: result.problem for result in results if result.problem}
     n_tiles = sum(result.n_tiles for result in results)
+    named = {result.slide_id: result.named for result in results if result.named}
     unknown = Counter(name for result in results for name in result.unknown)
     n_done = len(results) - len(failed)
     if as_json:
@@ -313,6 +314,7 @@ def _print_conversion(
             "n_done": n_done,
             "n_tiles": n_tiles,
             "unknown": dict(sorted(unknown.items())),
+            "named": named,
             "failed": failed,
             "left_out": left_out,
         })  # fmt: skip
@@ -327,6 +329,8 @@ def _print_conversion(
                 for name, n_slides in sorted(unknown.items())
             )
             stdout.print(f"Unknown about their provenance: {fields}.")
+    _print_first("note", (f"{slide_id}: its file says that it is of slide {name!r}, "
+                          "which has none" for slide_id, name in named.items()))  # fmt: skip
     _print_first("failed", failed.values())
     _print_first("left out", (f"{name}: {reason}" for name, reason in left_out.items()))
     if n_done and next_command and not as_json:

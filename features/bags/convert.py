@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from features.bags.bag import TILE, BagRef, Fingerprint, check_fingerprint, usual_fingerprint
+from features.bags.bag import (
+    TILE,
+    BagRef,
+    Fingerprint,
+    bag_id,
+    check_fingerprint,
+    usual_fingerprint,
+)
 from features.bags.formats.base import ImportDefaults, to_bag, unknown_fields
 from features.bags.formats.registry import BAG_FORMATS
 from features.bags.h5 import bag_path, read_bag_info, read_slide_bag, write_bag
@@ -32,6 +39,7 @@ class ConversionResult:
     """Result of the conversion of one slide: fields that its bag does not know, or the problem.
 
     A file that was not converted has the reason in ``left_out``, and its path as ``slide_id``.
+    ``named`` is the other slide that a file says it is of, if that one has no file.
     """
 
     slide_id: str
@@ -39,6 +47,7 @@ class ConversionResult:
     unknown: tuple[str, ...] = ()
     problem: str = ""
     left_out: str = ""
+    named: str = ""
 
 
 def import_bags(
@@ -61,11 +70,22 @@ def import_bags(
     def convert(slide_id: str, path: Path) -> ConversionResult:
         target = bag_path(bags_dir, slide_id)
         foreign = bag_format.read(path, defaults.encoder)
+        named = bag_id(foreign.slide_name)
+        if named != slide_id and named in found.paths:
+            raise BagError(
+                path,
+                actual=f"embeddings that say they are of slide {named!r}",
+                expected=f"those of {slide_id!r}",
+                hint="Name the file after its slide, or move it elsewhere.",
+            )
         bag = to_bag(foreign, path=path, slide_id=slide_id, layout=layout, defaults=defaults)
         write_bag(target, bag)
         fingerprints[slide_id] = bag.meta.fingerprint
         return ConversionResult(
-            slide_id=slide_id, n_tiles=len(bag.features), unknown=unknown_fields(bag.meta)
+            slide_id=slide_id,
+            n_tiles=len(bag.features),
+            unknown=unknown_fields(bag.meta),
+            named="" if named.startswith(slide_id) or slide_id.startswith(named) else named,
         )
 
     results = _convert_each(found.paths, convert, on_slide)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from features.bags.h5 import write_bag
-from tests.cli.running import follow_advice, mil, mil_ok
+from tests.cli.running import expect_advice, follow_advice, mil, mil_ok
 from tests.fakes import make_bag
 
 N_TILES = 4
@@ -140,6 +140,41 @@ def test_a_bag_that_is_there_twice_is_deleted_once(tmp_path: Path) -> None:
     assert "Delete one of them." in failed.output
     (tmp_path / "s1.svs.h5").unlink()
     mil_ok("bags", "verify", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("outdated", "advice"),
+    [("pt_files", "Move the file that is out of date elsewhere."),
+     ("patches", "Run its patching and feature steps with the same settings, or move")],
+)  # fmt: skip
+def test_files_of_clam_that_are_out_of_date_are_moved(
+    tmp_path: Path, outdated: str, advice: str
+) -> None:
+    slides = tmp_path / "clam"
+    shutil.copytree("clam", slides)
+    (slides / "pt_files").mkdir()
+    for name in ("s1", "s2"):
+        n_rows = N_TILES - (outdated == "pt_files")
+        torch.save(torch.from_numpy(FEATURES[:n_rows]), slides / "pt_files" / f"{name}.pt")
+        write_h5(slides / "patches" / f"{name}.h5", coords=COORDS + (outdated == "patches"))
+    command = f"bags import {slides} --from clam --bags {tmp_path}/"
+    expect_advice(f"{command}a", advice)
+    (slides / outdated).rename(tmp_path / "elsewhere")
+    mil_ok(*f"{command}b".split())
+
+
+def test_a_file_that_says_it_is_of_another_slide_is_moved(tmp_path: Path) -> None:
+    for name in ("s1", "s2"):
+        write_trident(tmp_path / "job" / f"{name}.h5")
+        with h5py.File(tmp_path / "job" / f"{name}.h5", "r+") as file:
+            file["features"].attrs["name"] = "s1"
+    command = ["bags", "import", tmp_path / "job", "--from", "trident", "--bags"]
+    failed = mil(*command, tmp_path / "a")
+    assert failed.exit_code == 3
+    assert "Name the file after its slide, or move it elsewhere." in failed.stderr
+    (tmp_path / "job" / "s1.h5").rename(tmp_path / "s1.h5")
+    noted = mil_ok(*command, tmp_path / "b")
+    assert "note: s2: its file says that it is of slide 's1', which has none" in noted.stderr
 
 
 def test_imported_bags_are_exported_once_their_options_are_given(tmp_path: Path) -> None:

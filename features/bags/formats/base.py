@@ -53,6 +53,7 @@ class ForeignBag:
     ``tile_px`` and ``overlap_px`` are px of a tile; ``span_px0``, the side of a tile, and
     ``size_px0``, width and height of the slide, are level-0 px. ``target_mpp`` and ``mpp`` are µm
     per px of a tile and of level 0; a nominal ``mpp`` follows from a magnification such as 40.
+    ``slide_name`` is the slide that the file says it is of.
     """
 
     features: npt.NDArray[Any]
@@ -66,6 +67,7 @@ class ForeignBag:
     size_px0: tuple[int, int] = (0, 0)
     mpp: float = 0.0
     mpp_is_nominal: bool = False
+    slide_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

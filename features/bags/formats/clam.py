@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from features.bags.bag import Bag
-from features.bags.formats.base import CHECK_LAYOUT, ForeignBag, number
+from features.bags.formats.base import CHECK_LAYOUT, ForeignBag, number, text
 from features.bags.formats.torch_tensors import first_tensor, read_tensors, write_tensor
 from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
+from features.errors import BagError
 from features.utils.files import make_folder
 
 __all__ = ["read", "write"]
@@ -19,7 +21,11 @@ _EXPECTED = "a CLAM file"
 
 
 def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
-    """Read embeddings, shape (n_tiles, dim), and tiles from ``../patches/<slide>.h5``."""
+    """Read embeddings, shape (n_tiles, dim), and tiles from ``../patches/<slide>.h5``.
+
+    Raises BagError if the ``.pt`` file of the slide, which CLAM trains on, holds other embeddings
+    than its ``.h5`` file, or that of its tiles lacks some.
+    """
     coords, attributes = None, {}
     tiles_path = path.parent.parent / "patches" / f"{path.stem}.h5"
     if tiles_path.is_file():
@@ -31,7 +37,14 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
     else:
         with open_h5(path, expected=_EXPECTED, hint=CHECK_LAYOUT) as file:
             features = read_array(file, "features", ndim=(2, 3), hint=CHECK_LAYOUT)
-            coords = read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)
+            tiles, coords = coords, read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)
+        _check_tensor(path, features)
+        if tiles is not None and not _corners(coords) <= _corners(tiles):
+            raise BagError(
+                path, actual=f"coordinates that are not in {tiles_path}", expected="its tiles",
+                hint="Run its patching and feature steps with the same settings, or move that "
+                "file elsewhere.",
+            )  # fmt: skip
     downsample = number(attributes, "downsample") or 1.0
     return ForeignBag(
         features=features,
@@ -39,6 +52,7 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
         tile_px=int(number(attributes, "patch_size")),
         span_px0=number(attributes, "patch_size") * downsample,
         size_px0=_size_px0(attributes, downsample),
+        slide_name=text(attributes, "name"),
     )
 
 
@@ -68,6 +82,34 @@ def write(folder: Path, bag: Bag) -> None:
     with create_h5(bags_path) as file:
         file.create_dataset("features", data=features, maxshape=(None, features.shape[1]))
         file.create_dataset("coords", data=coords, maxshape=(None, 2))
+
+
+def _corners(coords: npt.NDArray[Any]) -> set[tuple[float, ...]]:
+    """Return corners of tiles, an array of shape (n_tiles, 2 or more) with any batch axis."""
+    return {tuple(row[:2]) for row in coords.reshape(-1, max(1, coords.shape[-1])).tolist()}
+
+
+def _check_tensor(path: Path, features: npt.NDArray[Any]) -> None:
+    """Raise BagError if the ``.pt`` file of a slide holds other embeddings, beyond rounding."""
+    folder = path.parent.parent / "pt_files" if path.parent.name == "h5_files" else path.parent
+    tensor_path = folder / f"{path.stem}.pt"
+    try:
+        tensor = first_tensor(tensor_path, read_tensors(tensor_path))
+    except BagError:  # Where it is missing or damaged, the other file alone is read.
+        return
+    rows, others = (table[0] if table.ndim == 3 else table for table in (features, tensor))
+    if rows.shape != others.shape:
+        actual = f"embeddings of shape {rows.shape}, and {others.shape} in {tensor_path}"
+    elif not np.allclose(
+        rows, others, rtol=0, atol=0.01 * float(np.abs(rows).max(initial=0)), equal_nan=True
+    ):
+        actual = f"other embeddings than in {tensor_path}"
+    else:
+        return
+    raise BagError(
+        path, actual=actual, expected="the same, as CLAM writes both at once",
+        hint="Move the file that is out of date elsewhere.",
+    )  # fmt: skip
 
 
 def _size_px0(attributes: dict[str, Any], downsample: float) -> tuple[int, int]:

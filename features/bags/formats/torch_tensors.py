@@ -55,7 +55,8 @@ def write(folder: Path, bag: Bag) -> None:
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors of a file, of any shape, by name; a bare one is named ``features``.
 
-    Raises BagError if the file holds anything but tensors, or states more bytes than it has.
+    Raises BagError if the file holds neither a tensor nor a dictionary, or states more bytes than
+    it has.
     """
     if not path.is_file():
         raise BagError(path, actual="there is no such file", expected="a .pt file")
@@ -71,6 +72,12 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     except Exception as error:  # A damaged stream raises errors of any kind.
         reason = one_line(str(error), max_chars=200)
         raise BagError(path, actual=f"not readable ({reason})", expected="a .pt file") from error
+    if not isinstance(content, torch.Tensor | Mapping):
+        raise BagError(
+            path,
+            actual=f"an object of type {type(content).__name__}",
+            expected="a tensor, or a dictionary of tensors",
+        )
     tensors = content if isinstance(content, Mapping) else {"features": content}
     return {
         str(name): _as_array(path, value)

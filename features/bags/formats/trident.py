@@ -23,12 +23,13 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
         features = read_array(file, "features", ndim=(2, 3), hint=CHECK_LAYOUT)
         coords = read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)
         attributes = read_attributes(file["coords"])
-        name = text(read_attributes(file["features"]), "encoder")
+        made = read_attributes(file["features"])
     magnification = number(attributes, "level0_magnification")
     return ForeignBag(
         features=features,
         coords=coords,
-        encoder=name,
+        encoder=text(made, "encoder"),
+        slide_name=text(made, "name") or text(attributes, "name"),
         mpp=10.0 / magnification if magnification else 0.0,
         mpp_is_nominal=True,
         **parse_tiling(attributes),

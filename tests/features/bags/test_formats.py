@@ -138,6 +138,45 @@ def test_clam_tensors_take_their_places_from_patches(tmp_path: Path) -> None:
     assert not {"encoder", "size", "target_mpp", "tile_px"} & set(result.unknown)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "problem"),
+    [(FEATURES[:2], r"embeddings of shape \(3, 8\), and \(2, 8\) in .*s1\.pt; expected the same"),
+     (FEATURES[::-1].copy(), r"other embeddings than in .*s1\.pt; expected the same.*out of date"),
+     (FEATURES.astype(np.float16), "")],
+)  # fmt: skip
+@pytest.mark.parametrize("folders", [("h5_files", "pt_files"), ("", "")])
+def test_clam_files_of_one_slide_that_differ_are_refused(
+    tmp_path: Path, folders: tuple[str, str], tensor: np.ndarray, problem: str
+) -> None:
+    h5_path, pt_path = (tmp_path / "clam" / name for name in folders)
+    write_h5(h5_path / "s1.h5", features=FEATURES[None], coords=COORDS[None])
+    write_pt(pt_path / "s1.pt", torch.from_numpy(tensor))
+    if problem:
+        assert re.search(problem, import_problem(tmp_path / "clam", "clam"))
+    else:
+        import_slide(tmp_path / "clam", "clam")
+
+
+def test_a_damaged_clam_tensor_is_not_in_the_way_of_a_whole_file(tmp_path: Path) -> None:
+    write_h5(tmp_path / "clam/h5_files/s1.h5", features=FEATURES, coords=COORDS)
+    (tmp_path / "clam/pt_files").mkdir()
+    (tmp_path / "clam/pt_files/s1.pt").write_bytes(b"cut off")
+    import_slide(tmp_path / "clam", "clam")
+
+
+def test_a_file_that_says_it_is_of_another_slide_is_refused_or_noted(tmp_path: Path) -> None:
+    for name, stated in {
+        "s1": "s1.svs", "s2": "s1", "s3": "renamed", "TCGA-1": "TCGA-1-01Z", "s4": "s4.odd",
+    }.items():  # fmt: skip
+        write_trident(tmp_path / "job" / f"{name}.h5", FEATURES, COORDS)
+        with h5py.File(tmp_path / "job" / f"{name}.h5", "r+") as file:
+            file["features"].attrs["name"] = stated
+    results = {result.slide_id: result for result in import_all(tmp_path / "job", "trident")}
+    assert "say they are of slide 's1'; expected those of 's2'" in results["s2"].problem
+    assert {name for name, result in results.items() if result.problem} == {"s2"}
+    assert {name: one.named for name, one in results.items() if one.named} == {"s3": "renamed"}
+
+
 def write_trident(path: Path, features: np.ndarray, coords: np.ndarray) -> None:
     write_h5(path, features=features, coords=coords)
     with h5py.File(path, "r+") as file:
@@ -386,6 +425,8 @@ def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
     [
         ({"label": 1}, "no tensor"),
         ({"x": torch.zeros(2)}, "a dictionary of 'x'"),
+        ([torch.zeros(2, 3)], "an object of type list; expected a tensor, or a dictionary"),
+        (3, "an object of type int"),
         (torch.zeros(3, dtype=torch.complex64), "complex64"),
         (torch.zeros(3), "features of shape (3,)"),
         (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
