@@ -249,11 +249,8 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     if role == "slide":
         names = (_BAG,) if _has_bags(table) else names[1:]
     otherwise = f"Name it with --column {role}=NAME."
-    if role == "slide" and (own := _find_patients(table, columns)):
-        otherwise += (
-            " Where only patients matter, or slides have their names, it is "
-            f"--column slide={shlex.quote(own)}."
-        )
+    if (other := _OTHER_IDS.get(role)) and (own := _find_usual(table, other[0], columns)):
+        otherwise += f" {other[1]} it is --column {role}={shlex.quote(own)}."
     return find_column(
         table, names, where=where, what=what, option=f"--column {role}={{}}", otherwise=otherwise
     )
@@ -264,11 +261,18 @@ def _has_bags(table: pd.DataFrame) -> bool:
     return _BAG in map(column_key, table.columns)
 
 
-def _find_patients(table: pd.DataFrame, columns: Columns | None) -> str:
-    """Return the column of patients, stated or of a usual name; empty if there is none."""
-    names = [(columns or {}).get("patient", ROLES["patient"][0])]
-    wanted = set(map(column_key, names))
-    return next((str(name) for name in table.columns if column_key(str(name)) in wanted), "")
+_OTHER_IDS = {
+    "slide": ("patient", "Where only patients matter, or slides have their names,"),
+    "patient": ("slide", "Where each slide is of another patient,"),
+}
+"""Role whose column may serve as that of another role, and when."""
+
+
+def _find_usual(table: pd.DataFrame, role: str, columns: Columns | None) -> str:
+    """Return the column of a role, stated or of a usual name; empty if there is none."""
+    by_key = {column_key(str(name)): str(name) for name in table.columns}
+    names = [columns[role]] if columns and role in columns else ROLES[role]
+    return next((by_key[key] for key in map(column_key, names) if key in by_key), "")
 
 
 def find_roles(

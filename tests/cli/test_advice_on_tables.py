@@ -137,6 +137,7 @@ def odd_tables(study: Path) -> None:
     write("misread", [[cell.replace("c1", "c\ufffd1") for cell in row] for row in COHORT])
     write("single", [[*row[:2], "A", *row[3:]] for row in COHORT])
     write("reserved", [[*row[:2], row[2].replace("A", "patient_id"), *row[3:]] for row in COHORT])
+    write("slides_only", [[row[0], row[2]] for row in COHORT], "image_id,label")
     write("both", [[*row, row[0]] for row in COHORT], f"{HEADER},Label")
     write("pid", header=HEADER.replace("patient_id", "patient no"))
     write("kind", header=HEADER.replace("label", "kind"))
@@ -287,6 +288,9 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
         ("pid.csv", "Rename it in the table, or name it with --column patient='patient no'.",
          "pid.csv --column patient='patient no'"),
         ("kind.csv", "Name it with --column label=NAME.", "kind.csv --column label=kind"),
+        ("slides_only.csv",
+         "Where each slide is of another patient, it is --column patient=image_id.",
+         "slides_only.csv --column patient=image_id"),
         ("good.csv --column label=image_id", "Name the right ones with --column ROLE=NAME.",
          "good.csv --column label=age"),
         ("good.csv --covariates ages", "Rename it in the table, or name it with --covariates.",

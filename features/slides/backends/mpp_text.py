@@ -22,11 +22,19 @@ _NOT_OURS = r"(?<![A-Za-z])"
 _OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb|preview", re.IGNORECASE)
 _OTHER_THING = re.compile(
     r"(?:(?:original|macro|label|overview|thumb(?:nail)?|preview)[\"'\s_:={.-]*"
-    r"|(?:camera|ccd|cmos|sensor|detector|chip|axial|section|slice|line|step)[ _-]*)"
+    r"|(?:camera|ccd|cmos|sensor|detector|chip|axial|section|slice|line|step"
+    r"|target|patch|mask|model|heatmap|annotation|requested|desired|downsampled)[ _-]*)"
     r"(?:(?:pixels?|px)[\s_:-]*)?$",
     re.IGNORECASE,
 )
-"""What a name right behind it is of: a companion, the camera, or the third dimension."""
+"""What a name right behind it is of: a companion, the camera, the third dimension, or a method."""
+_OF_NO_PX = re.compile(
+    r"(?:lateral|optical|diffraction[ -]limited|theoretical|rayleigh|depth|\bz|focus|stage|motor"
+    r"|encoder|grid|spot|array|tile)[ _-]*$",
+    re.IGNORECASE,
+)
+"""What a resolution or spacing right behind it is of, but no size of pixels."""
+_OF_SECTIONS = re.compile(r"[ \t,(]*(?:between|apart|zwischen|entre|tra|tussen)\b", re.IGNORECASE)
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
 _LONG_UM = r"mi[ck]r(?:[oóô]m[eèé]t(?:er|re|ro|ri)|[oó]n|a)s?"
 _PER_WORD = r"(?:per|pro|par|por)"
@@ -257,7 +265,13 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     unit_beside = cache(partial(_unit_beside, text))  # it searches the whole text
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
-        if _is_of_other_thing(text, match.start()):
+        if _is_of_other_thing(text, match.start()) or (
+            not _NAMES_PX.search(name)
+            and (
+                _OF_NO_PX.search(text, max(0, match.start() - _AROUND), match.start())
+                or _OF_SECTIONS.match(text, match.end())
+            )
+        ):
             continue
         um = um_per_unit(unit) or next(map(um_per_unit, filter(None, unit_in_name)), None)
         if um is None:

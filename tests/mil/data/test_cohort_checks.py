@@ -116,6 +116,7 @@ def test_two_columns_of_centres_are_not_passed_over(tmp_path: Path) -> None:
         ("a,p1,A", ["b,p2,B", "c,p3,A"], "The first row looks like values: write the names"),
         ("image_id patient_id", ["a p1", "b p2"], "Put commas, semicolons or tabs"),
         ("patient_id,label", ["p1,A", "p2,B"], "--column slide=patient_id"),
+        ("image_id,bag_id,label", ["a,b,A", "c,d,B"], "--column patient=bag_id"),
         (",".join(f"n{i}" for i in range(40)), [",".join("x" * 40)], "n11 and 28 more; expected"),
     ],
 )
