@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import timm.layers
+from timm.layers.create_act import get_act_layer
+from timm.layers.create_norm import get_norm_layer
 from torch import nn
 
 from features.encoders.hub import cached_file, download_file, require_hub_id
@@ -130,7 +132,8 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
 def layer_args(config: ModelConfig) -> dict[str, Any]:
     """Return the model arguments with the layers that they name, e.g. ``SwiGLUPacked``.
 
-    ``LayerNorm:1e-12`` is a layer norm with that epsilon.
+    Names are those of classes or timm's own, e.g. ``silu``, ``gelu_tanh``, ``layernorm``, and null
+    is the layer of the architecture. ``LayerNorm:1e-12`` is a layer norm with that epsilon.
 
     Raises
     ------
@@ -138,16 +141,25 @@ def layer_args(config: ModelConfig) -> dict[str, Any]:
         If neither timm nor torch has a layer of a name.
     """
     return {
-        key: _layer(value, config.name) if key.endswith("_layer") else value
+        key: _layer(value, config.name) if key.endswith("_layer") and value is not None else value
         for key, value in config.model_args.items()
     }
 
 
 def _layer(value: Any, name: str) -> Any:
     class_name, _, epsilon = str(value).partition(":")
-    layer: Any = getattr(timm.layers, class_name, None) or getattr(nn, class_name, None)
-    made = layer.func if isinstance(layer, partial) else layer  # some layers of timm are partials
-    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+    for find in (
+        partial(getattr, timm.layers), partial(getattr, nn),
+        get_act_layer, get_norm_layer,
+    ):  # fmt: skip
+        try:
+            layer: Any = find(class_name)
+        except (AttributeError, KeyError):
+            continue
+        made = layer.func if isinstance(layer, partial) else layer  # some of timm's are partials
+        if isinstance(made, type) and issubclass(made, nn.Module):
+            break
+    else:
         raise EncoderError(
             f"backbone {name!r}",
             actual=f"no layer {class_name!r}",

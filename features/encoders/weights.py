@@ -25,7 +25,7 @@ from features.encoders.pathology import find_pathology_encoder, unknown_encoder
 from features.encoders.plugins import find_plugin
 from features.encoders.pooling import TokenPooling
 from features.encoders.preprocessing import Preprocessing, resolve_preprocessing
-from features.errors import EncoderError
+from features.errors import CONTENT_ERRORS, EncoderError
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -89,12 +89,14 @@ def build_untrained(config: ModelConfig | str) -> nn.Module:
         model: nn.Module = timm.create_model(
             config.architecture, pretrained=False, num_classes=0, **layer_args(config)
         )
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except (*CONTENT_ERRORS, RuntimeError, AssertionError) as error:
         raise EncoderError(
             f"backbone {config.name!r}",
             actual=f"timm cannot build it without classifier ({first_line(error)})",
             hint="Correct what --model-arg states, or leave it out."
             if "?" in config.name
+            else "Correct the model_args of its config.json."
+            if config.source == "config.json"
             else f"{tags_command(config.architecture)} lists its tags.",
         ) from error
     return _pooled(model, config)

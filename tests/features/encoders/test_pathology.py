@@ -258,6 +258,8 @@ def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
         (TINY, ["mean=0.5"], "three numbers from 0 to 1"),
         (TINY, ["std=[127, 127, 127]"], "three numbers above 0 to 1"),
         (TINY, ["no_such_argument=1"], "timm cannot build it"),
+        (TINY, ["num_heads=0"], "timm cannot build it.*Correct what --model-arg states"),
+        ("resnet18", ["block=BasicBlock"], "timm cannot build it.*Correct what --model-arg states"),
         ("unii", [], "Did you mean .*uni"),
         ("virchow3", [], "Did you mean .*virchow2"),
         ("HOptimus0", [], r"Did you mean h-optimus-0\?$"),
@@ -304,6 +306,38 @@ def test_the_advice_on_h0_mini_builds_what_its_repository_states(
     tiles = random_tiles(side_px=112)
     expected = by_hand(model, "token+mean", tiles, mean, std)
     np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stated", "built"),
+    [
+        ({"act_layer": "silu"}, {"act_layer": nn.SiLU}),
+        ({"act_layer": "gelu_tanh"}, {"act_layer": timm.layers.GELUTanh}),
+        ({"norm_layer": "rmsnorm"}, {"norm_layer": timm.layers.RmsNorm}),
+        ({"norm_layer": None, "act_layer": None}, {}),
+    ],
+)
+def test_layers_of_a_configuration_are_called_as_timm_calls_them(
+    tmp_path: Path, stated: dict[str, Any], built: dict[str, Any]
+) -> None:
+    args: dict[str, Any] = {"img_size": 64, "num_classes": 0}
+    torch.manual_seed(4)
+    model = timm.create_model(TINY, **args, **built)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    write_folder(tmp_path / "mine", model_args=args | stated)
+    save_file(model.state_dict(), tmp_path / "mine" / "model.safetensors")
+    name = f"local-dir:{tmp_path / 'mine'}"
+    encoder = load_encoder(name, weights_path=None, device=CPU, batch_tiles=2)
+    tiles = random_tiles(side_px=64)
+    expected = by_hand(model, "token", tiles, [0.7, 0.5, 0.6], [0.2, 0.3, 0.25])
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_configuration_that_timm_cannot_build_is_to_be_corrected(tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine", model_args={"num_heads": 0})
+    with pytest.raises(EncoderError, match=r"cannot build it.* Correct the model_args of its conf"):
+        load_model(f"local-dir:{tmp_path / 'mine'}")
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{}", '{"architecture": 3, "model_args": 7}'])
