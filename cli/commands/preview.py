@@ -197,7 +197,7 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
         stdout.print(f"Tiles rejected: {counts}.")
     stdout.print(f"Page: {page}")
-    for text in tissue_warnings(_tissue_shares(rows)):
+    for text in tissue_warnings(_tissue_shares(rows), advice="Look at them on the page"):
         stderr.print(text, style="yellow")
     if assumed := [row.slide_id for row in rows if row.mpp_source == "assumed"]:
         stderr.print(assumed_mpp_text(assumed), style="yellow")

@@ -170,10 +170,11 @@ def unusual_tissue(shares: Mapping[str, float]) -> dict[str, list[str]]:
     }
 
 
-def tissue_warnings(shares: Mapping[str, float]) -> list[str]:
+def tissue_warnings(
+    shares: Mapping[str, float], *, advice: str = "Look at them with 'mil preview'"
+) -> list[str]:
     """Return a sentence for the slides of each kind of :func:`unusual_tissue`."""
     texts = []
-    advice = "Look at them with 'mil preview'"
     found = unusual_tissue(shares)
     if names := found["tissue_nearly_all"]:
         texts.append(

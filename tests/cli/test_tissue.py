@@ -40,6 +40,7 @@ def test_slides_nearly_all_or_nearly_without_tissue_are_named(tmp_path: Path, co
     text = mil_ok(command, *slides, *options).stderr
     assert "tissue nearly everywhere on 1 slide: tissue." in " ".join(text.split())
     assert "hardly any tissue on 1 slide: glass." in " ".join(text.split())
+    assert ("Look at them with 'mil preview'" in " ".join(text.split())) == (command == "embed")
     again = json.loads(mil_ok(command, *slides, *options, "--json").stdout)
     assert again["tissue_nearly_all"] == ["tissue"]
     assert again["tissue_nearly_none"] == ["glass"]
