@@ -56,6 +56,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("good", "bare", "odd"):
         write_folder(folder / name)
     (folder / "bare" / "model.safetensors").unlink()
+    write_folder(folder / "headless", model_args={"num_heads": 0})
     write_folder(folder / "wide", pretrained_cfg={"input_size": [3, 64, 96]})
     (folder / "odd" / "config.json").write_text("{}")
     (folder / "unnamed.csv").write_text("path,label\nkeep0.png,keep\n")
@@ -99,6 +100,7 @@ RESNET = "test_resnet --weights cnn.safetensors"
         ("local-dir:bare", "Copy them there, or give them with --weights FILE.",
          "local-dir:bare --weights good/model.safetensors"),
         ("local-dir:wide", "Change it there; other inputs are not supported.", "local-dir:good"),
+        ("local-dir:headless", "Correct the model_args of its config.json.", "local-dir:good"),
         ("local-dir:odd", "KEY=VALUE, and give the weights with --weights.", f"test_vit {W}"),
         (f"test_vit2 {W}", "Name the backbone these weights belong to with --backbone",
          f"test_vit {W}"),

@@ -12,6 +12,7 @@ NOT_FOLLOWED = {
         "of fluorescence there is no other scan to give"
     ),
     "Install what is missing with pip, or download it.": "it needs the network",
+    "Look at them on the page": "the page of mil preview is for the eyes",
     "The first: …": "an example of a finding that has no advice of its own",
     "The first: ….": "an example of a finding that has no advice of its own",
     ", but it ranks patients better than chance: see 'mil recalibrate'": (
