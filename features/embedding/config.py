@@ -34,7 +34,7 @@ class BaseEmbedConfig(EncoderConfig, ABC):
     Attributes
     ----------
     n_workers
-        Threads per device that decode, or before a GPU processes; on Ray also the cores of an
+        Threads per device that decode, or processes for a GPU; on Ray also the cores of an
         actor; None divides all cores.
     max_failed
         Maximum share of a bag's tiles that may fail to decode, 0 to 1.
