@@ -80,7 +80,9 @@ class EmbeddingWorkerFactory:
         """Return the number of processes that read; actors of a cluster read in their own."""
         if self.config.engine == "ray":
             return 1
-        return reading_processes(encoder, self.config, n_tiles_expected=self.n_tiles_expected)
+        return reading_processes(
+            encoder, self.config, n_tiles_expected=self.n_tiles_expected, n_workers=self.n_workers
+        )
 
     def _check_machine(self) -> None:
         host = socket.gethostname()

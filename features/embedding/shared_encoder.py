@@ -24,7 +24,7 @@ from features.encoders.serving import EncoderAddress, EncoderServer, RemoteEncod
 from features.parallel.base import Job, JobQueue
 from features.parallel.pool import WorkerPool
 from features.parallel.processes import ProcessTransport
-from features.utils.hardware import available_memory
+from features.utils.hardware import available_memory, available_shared_memory
 from features.utils.stage_times import DEVICE_STAGES, STAGE_TIMES
 
 __all__ = ["SharedEncoderWorker", "reading_processes"]
@@ -38,19 +38,24 @@ _FEW_TILES = 1_000
 
 
 def reading_processes(
-    encoder: Encoder, config: BaseEmbedConfig, *, n_tiles_expected: int | None
+    encoder: Encoder,
+    config: BaseEmbedConfig,
+    *,
+    n_tiles_expected: int | None,
+    n_workers: int = 1,
 ) -> int:
     """Return how many processes should read tiles for an encoder; 1 for this one's threads alone.
 
     Threads of one process wait for its interpreter, so that two of them hardly read more tiles than
     one. Beside an encoder on the CPU, which takes nearly all of the time, there is nothing to gain,
-    and few tiles are read before other processes have started.
+    and few tiles are read before other processes have started. ``n_workers`` share the memory.
     """
     is_small = n_tiles_expected is not None and n_tiles_expected < _FEW_TILES
     if encoder.device.type == "cpu" or is_small:
         return 1
-    n_shared = _MAX_SHARED_BYTES // EncoderServer.shared_bytes(_batch_shape(encoder, config))
-    n_in_memory = available_memory() // _PROCESS_BYTES
+    shared_bytes = min(_MAX_SHARED_BYTES, available_shared_memory() // n_workers)
+    n_shared = shared_bytes // EncoderServer.shared_bytes(_batch_shape(encoder, config))
+    n_in_memory = available_memory() // n_workers // _PROCESS_BYTES
     return max(1, min(config.n_threads, _MAX_PROCESSES, n_shared, n_in_memory))
 
 
@@ -67,19 +72,20 @@ class SharedEncoderWorker:
     ) -> None:  # fmt: skip
         self.info = WorkerInfo.of(encoder, config)
         self._warnings: list[str] = []
-        config = replace(config, n_workers=config.n_threads // n_processes)
+        config = config.without_encoder()
+        n_threads, n_more = divmod(config.n_threads, n_processes)
         with ExitStack() as stack:
-            server = stack.enter_context(
+            self._server = stack.enter_context(
                 EncoderServer(
                     encoder, batch_shape=_batch_shape(encoder, config), n_clients=n_processes
                 )
             )
             factories = {
                 f"reader {address.client + 1}": _ReaderFactory(
-                    bags_dir=bags_dir, config=config, address=address,
-                    n_workers=n_workers * n_processes,
+                    bags_dir=bags_dir, address=address, n_workers=n_workers * n_processes,
+                    config=replace(config, n_workers=n_threads + (address.client < n_more)),
                 )
-                for address in server.addresses
+                for address in self._server.addresses
             }  # fmt: skip
             self._pool = stack.enter_context(
                 WorkerPool(
@@ -87,14 +93,16 @@ class SharedEncoderWorker:
                     start_first_only=False, on_warning=self._warnings.append,
                 )
             )  # fmt: skip
+            self._warnings.clear()  # that they start slowly is no news any more
             self._stack = stack.pop_all()
 
     def run(self, queue: JobQueue) -> None:
         """Write bags until the queue offers no source; when interrupted, end the processes."""
+        self._server.restart_clock()
         before = STAGE_TIMES.as_dict()
         listener = _Listener(queue, self._warnings)
         try:
-            self._pool.run(listener.sources(), listener, stop=Event())
+            self._pool.run(listener.sources(), listener, stop=Event(), on_requeue=listener.requeue)
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
@@ -141,7 +149,11 @@ class _Listener:
         """Yield sources of the queue while it offers any."""
         for job in self._queue.jobs():
             self._jobs[job.payload.bag_id] = job
-            yield job.payload
+            yield job.payload.without_encoder()
+
+    def requeue(self, payload: Source[Any]) -> None:
+        """Return a source that another command is embedding."""
+        self._queue.requeue(self._jobs.pop(payload.bag_id))
 
     def on_done(self, payload: Source[Any], result: SlideResult) -> None:
         """Report the result of a source."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -52,6 +52,9 @@ class Source(Protocol[S]):
     def record_failure(self, message: str) -> None:
         """Record that there is no bag, and why."""
 
+    def without_encoder(self) -> Source[S]:
+        """Return the source for another process, without a loaded encoder in its settings."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlideSource:
@@ -91,6 +94,10 @@ class SlideSource:
         if self.preview is not None and buffer.error is None:
             self.preview.add(buffer.instances, rejected=buffer.rejected, failed=buffer.failures)
         return build_bag(buffer, encoder, self.config)
+
+    def without_encoder(self) -> SlideSource:
+        """Return the slide for another process, without a loaded encoder in its settings."""
+        return replace(self, config=self.config.without_encoder())
 
     def record_failure(self, message: str) -> None:
         """Show the failure in the preview."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from features.encoders.exported import KnownExport, open_export
 from features.encoders.names import BATCH_TILES, DEFAULT_BACKBONE
@@ -23,7 +23,7 @@ __all__ = ["EncoderConfig", "record_runtime", "recorded_runtime"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Settings of an encoder; of a loaded one, only the name is pickled.
+    """Settings of an encoder; picklable unless they hold a loaded one.
 
     Attributes
     ----------
@@ -44,10 +44,9 @@ class EncoderConfig:
     batch_tiles: int = BATCH_TILES
     runtime: str = "auto"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the settings as another process may have them, without a loaded encoder."""
-        name = self.encoder if isinstance(self.encoder, str) else self.encoder.name
-        return self.__dict__ | {"encoder": name}
+    def without_encoder(self) -> Self:
+        """Return the settings with the name of a loaded encoder in its place; picklable."""
+        return self if isinstance(self.encoder, str) else replace(self, encoder=self.encoder.name)
 
     def load_encoder(
         self,

@@ -11,7 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError, RawArray
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import (
+    Client,
+    Connection,
+    Listener,
+    answer_challenge,
+    deliver_challenge,
+)
 from queue import SimpleQueue
 from threading import BoundedSemaphore, Event, Thread
 from typing import Any, NamedTuple, Self
@@ -30,8 +36,10 @@ __all__ = ["EncoderAddress", "EncoderServer", "RemoteEncoder"]
 
 _N_SLOTS = 2
 """Batches that a client can have in its part of the shared memory."""
+_NO_SLOT = -1
 _BATCHES_ON_DEVICE = 4
 """Batches in pinned memory, of all clients together."""
+_RETRY_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +88,7 @@ class EncoderServer:
 
     Pixels come through shared memory of ``batch_shape`` (n, height, width, 3) in px per batch,
     uint8, which each of ``n_clients`` has for itself; embeddings go back through a socket. A client
-    may die and another take its place. Raises EncoderError if there is no memory to share.
+    may die and another take its place.
     """
 
     def __init__(
@@ -90,14 +98,14 @@ class EncoderServer:
         self._memory = PinnedBufferPool(pinned=True)
         self._on_device = BoundedSemaphore(_BATCHES_ON_DEVICE)
         self._closed = Event()
-        self._connections: list[Connection] = []
+        self._threads: dict[Connection, Thread] = {}
         authkey = os.urandom(32)
-        memory = _share_memory(self.shared_bytes(batch_shape), n_clients)
-        self._listener = Listener(_free_name(), backlog=n_clients, authkey=authkey)
+        self._listener = Listener(_free_name(), backlog=n_clients)
+        n_bytes = self.shared_bytes(batch_shape)
         self.addresses = tuple(
             EncoderAddress(
                 address=self._listener.address, authkey=authkey, client=client,
-                pixels=memory[client], batch_shape=batch_shape, name=encoder.name,
+                pixels=RawArray("B", n_bytes), batch_shape=batch_shape, name=encoder.name,
                 weights_sha256=encoder.weights_sha256, preprocessing=encoder.preprocessing,
                 preprocessing_source=encoder.preprocessing_source, dim=encoder.dim,
                 device_name=str(encoder.device), execution=encoder.execution,
@@ -108,6 +116,10 @@ class EncoderServer:
         self._embedding = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._answering = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._accepting = Thread(target=self._accept, name="clients", daemon=True)
+
+    def restart_clock(self) -> None:
+        """Let the device's time without a batch begin now."""
+        self._timed.restart_clock()
 
     @staticmethod
     def shared_bytes(batch_shape: tuple[int, int, int, int]) -> int:
@@ -120,32 +132,45 @@ class EncoderServer:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        with suppress(OSError, EOFError, AuthenticationError):
+        with suppress(OSError):
             # Closing a socket does not wake a thread that waits for connections.
-            Client(self._listener.address, authkey=self.addresses[0].authkey).close()
+            Client(self._listener.address).close()
         self._accepting.join()
         self._listener.close()
-        for connection in self._connections:
+        for connection in self._threads:
             _hang_up(connection)
         self._embedding.shutdown()
         self._answering.shutdown()
+        for thread in self._threads.values():
+            thread.join()
 
     def _accept(self) -> None:
         while not self._closed.is_set():
-            with suppress(OSError, EOFError, AuthenticationError):
+            try:
                 connection = self._listener.accept()
-                self._connections.append(connection)
-                Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except OSError:  # such as too many open files
+                self._closed.wait(_RETRY_S)
+                continue
+            thread = Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads[connection] = thread
+            thread.start()
 
     def _serve(self, connection: Connection) -> None:
         """Embed the batches of a client until it hangs up, or the server is closed."""
-        with suppress(OSError, EOFError, RuntimeError), connection:  # the last from ``submit``
+        with suppress(OSError, EOFError, AuthenticationError), connection:
+            authkey = self.addresses[0].authkey
+            deliver_challenge(connection, authkey)
+            answer_challenge(connection, authkey)
             slots = self.addresses[connection.recv()].slots
             while True:
                 request: _Request = connection.recv()
                 self._on_device.acquire()
                 pixels = slots[request.slot, : request.n_tiles]
-                self._embedding.submit(self._embed, pixels, connection)
+                try:
+                    self._embedding.submit(self._embed, pixels, connection)
+                except RuntimeError:  # It is shut down; others wait for the same permit.
+                    self._on_device.release()
+                    return
 
     def _embed(self, pixels: RgbArray, connection: Connection) -> None:
         """Start a batch, and have its embeddings sent once they are ready."""
@@ -174,19 +199,6 @@ class EncoderServer:
         self._on_device.release()
         with suppress(OSError):  # The client has died.
             connection.send(_Answer(answer, self._encoder.execution))
-
-
-def _share_memory(n_bytes: int, n_parts: int) -> list[Any]:
-    """Return parts of the memory that processes share, of a size in bytes."""
-    try:
-        return [RawArray("B", n_bytes) for _ in range(n_parts)]
-    except OSError as error:
-        raise EncoderError(
-            "shared memory", actual=f"none free ({error.strerror or error})",
-            expected=f"{n_parts * n_bytes / 1e6:.0f} MB in /dev/shm or the folder of temporary "
-            "files",
-            hint="Enlarge it (docker run --shm-size 1g), or read with one thread: --workers 1.",
-        ) from error  # fmt: skip
 
 
 def _free_name() -> str | None:
@@ -231,7 +243,10 @@ class _Arrival:
         if isinstance(result, Exception):
             self._error = result
         else:
-            self.values[:] = result
+            try:
+                self.values[:] = result
+            except ValueError as error:  # embeddings of another length
+                self._error = error
         self._arrived.set()
 
     def query(self) -> bool:
@@ -255,6 +270,7 @@ class RemoteEncoder(Encoder):
         self.dim, self.device = address.dim, _RemoteDevice(address.device_name)
         self._execution = address.execution
         self._slots = address.slots
+        self._ended = Event()
         self._free: SimpleQueue[int] = SimpleQueue()
         for slot in range(_N_SLOTS):
             self._free.put(slot)
@@ -274,6 +290,9 @@ class RemoteEncoder(Encoder):
         Raises EncoderError if the process of the encoder has ended.
         """
         slot = self._free.get()
+        if slot == _NO_SLOT:
+            self._free.put(slot)  # for the next call
+            raise _ended()
         self._slots[slot, : len(tiles)] = tiles
         arrival = _Arrival(slot, np.empty((len(tiles), self.dim), np.float32))
         self._pending.append(arrival)
@@ -281,6 +300,8 @@ class RemoteEncoder(Encoder):
             self._connection.send(_Request(slot, len(tiles)))
         except OSError as error:
             raise _ended() from error
+        if self._ended.is_set():  # perhaps before the batch was among those that fail
+            raise _ended()
         return ConcatResult([AsyncResult(arrival.values, arrival)], axis=0)
 
     def _receive(self) -> None:
@@ -291,8 +312,10 @@ class RemoteEncoder(Encoder):
                 arrival = self._pending.popleft()
                 self._free.put(arrival.slot)
                 arrival.set(answer.result)
+        self._ended.set()
         while self._pending:
             self._pending.popleft().set(_ended())
+        self._free.put(_NO_SLOT)
 
 
 def _ended() -> EncoderError:

@@ -20,8 +20,12 @@ class TimedEncoder:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._free_at = time.perf_counter()
         self._sent: ConcatResult | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Let the time without a batch begin now."""
+        self._free_at = time.perf_counter()
 
     def embed_async(self, tiles: RgbArray) -> ConcatResult:
         """Start to embed tiles; see :meth:`features.encoders.base.Encoder.embed_async`."""

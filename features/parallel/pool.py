@@ -89,13 +89,21 @@ class WorkerPool:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._transport.close(shutdown=self._locations if error is None else ())
 
-    def run(self, payloads: Iterable[Any], listener: JobListener, *, stop: Event) -> None:
+    def run(
+        self,
+        payloads: Iterable[Any],
+        listener: JobListener,
+        *,
+        stop: Event,
+        on_requeue: Callable[[Any], None] | None = None,
+    ) -> None:
         """Run jobs; see :meth:`features.parallel.base.Executor.run`.
 
-        A payload is taken from the iterable when a worker is free for it.
+        A payload is taken from the iterable when a worker is free for it. ``on_requeue`` receives
+        those that cannot run now; without it they are offered again after a second.
         """
-        queue = CrashAwareQueue(payloads)
-        while queue.n_running or (queue.has_waiting and not stop.is_set()):
+        queue = CrashAwareQueue(payloads, on_requeue=on_requeue)
+        while self._has_busy() or queue.n_running or (queue.has_waiting and not stop.is_set()):
             if not stop.is_set():
                 self._feed_idle(queue)
             for worker_id, message in self._transport.receive(timeout_s=_POLL_S):
@@ -114,6 +122,10 @@ class WorkerPool:
                     case StartFailed(error):
                         self._requeue_jobs_of(worker_id, f"stopped ({error})", queue, listener)
                 self._handle(worker_id, message)
+
+    def _has_busy(self) -> bool:
+        """Whether a worker has not ended its run: it may still send messages after its last job."""
+        return not self._locations.keys() <= self._idle
 
     def _wait_for_first(self) -> None:
         """Wait until one worker is ready."""

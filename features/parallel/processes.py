@@ -15,6 +15,7 @@ from threading import Lock, Thread
 from types import ModuleType
 from typing import NamedTuple
 
+from features.errors import one_line
 from features.parallel.base import WorkerFactory
 from features.parallel.messages import Signal, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
@@ -140,10 +141,15 @@ def _main(factory: WorkerFactory, pipe: Connection) -> None:
             pipe.send(message)
 
     def read() -> None:
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 inbox.put(pipe.recv())
-        os._exit(1)  # The parent is gone, so nothing would receive the results.
+        except (EOFError, OSError):
+            pass  # The parent is gone, so nothing would receive the results.
+        except Exception as error:  # noqa: BLE001 - of a job that cannot be loaded here
+            send(WorkerDied(f"stopped ({type(error).__name__}: {one_line(str(error))})"))
+        finally:
+            os._exit(1)
 
     Thread(target=read, name="inbox", daemon=True).start()
     with suppress(BrokenPipeError):

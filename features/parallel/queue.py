@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,14 @@ class CrashAwareQueue:
     The jobs of a worker that died are queued again, but each runs alone: this separates the job
     that crashes its worker from those that merely ran at the same time. A job is given up after
     three crashes. Jobs start in the order of their payloads as far as possible; a payload is taken
-    from the iterable when a worker is free for it.
+    from the iterable when a worker is free for it. ``on_requeue`` receives those that cannot run
+    now.
     """
 
-    def __init__(self, payloads: Iterable[Any]) -> None:
+    def __init__(
+        self, payloads: Iterable[Any], *, on_requeue: Callable[[Any], None] | None = None
+    ) -> None:
+        self._on_requeue = on_requeue
         self._payloads: Iterator[tuple[int, Any]] | None = enumerate(payloads)
         self._requeued: deque[Job] = deque()
         self._crashed: deque[Job] = deque()
@@ -75,9 +79,12 @@ class CrashAwareQueue:
         return self._running[worker_id].pop(index).payload
 
     def requeue(self, worker_id: str, index: int) -> None:
-        """Queue a job again that cannot run now, with a delay of a second."""
-        due = time.monotonic() + _REQUEUE_DELAY_S
-        self._delayed.append((due, self._running[worker_id].pop(index)))
+        """Queue a job again that cannot run now, with a delay of a second, or hand it back."""
+        job = self._running[worker_id].pop(index)
+        if self._on_requeue is not None:
+            self._on_requeue(job.payload)
+        else:
+            self._delayed.append((time.monotonic() + _REQUEUE_DELAY_S, job))
 
     def requeue_crashed(self, worker_id: str) -> tuple[int, list[Any]]:
         """Queue the jobs of a dead worker again; return their number and the payloads given up."""

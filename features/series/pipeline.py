@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -93,6 +93,9 @@ class _SeriesSource:
             source=tuple(image.source for image in kept),
             meta=self._metadata(buffer, kept, encoder),
         )
+
+    def without_encoder(self) -> _SeriesSource:
+        return replace(self, config=self.config.without_encoder())
 
     def record_failure(self, message: str) -> None:
         """Do nothing: series have no preview."""

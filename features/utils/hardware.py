@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import tempfile
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["CPU_COUNT", "available_memory", "may_have_gpu", "physical_core_count"]
+__all__ = [
+    "CPU_COUNT",
+    "available_memory",
+    "available_shared_memory",
+    "may_have_gpu",
+    "physical_core_count",
+]
 
 CPU_COUNT = (
     len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -16,6 +24,7 @@ CPU_COUNT = (
 """Cores that this process may use, perhaps fewer than the machine has."""
 
 _CGROUP = Path("/sys/fs/cgroup")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only its size is asked for
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -49,6 +58,12 @@ def available_memory() -> int:
     if not candidates:
         candidates.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     return max(0, min(candidates))
+
+
+def available_shared_memory() -> int:
+    """Return the memory that processes may share, in bytes: what is free where it is kept."""
+    folders = [_SHARED_MEMORY, Path(tempfile.gettempdir())]
+    return max(shutil.disk_usage(folder).free for folder in folders if folder.is_dir())
 
 
 def may_have_gpu() -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 import numpy as np
@@ -222,8 +224,14 @@ def test_only_many_tiles_before_a_device_of_their_own_are_read_by_processes(
     assert 1 < reading_processes(remote, replace(config, n_workers=99), n_tiles_expected=None) < 99
     large = replace(config, batch_tiles=16_384)
     assert reading_processes(remote, large, n_tiles_expected=None) == 2
-    monkeypatch.setattr("features.embedding.shared_encoder.available_memory", lambda: 5 << 29)
+    memory = "features.embedding.shared_encoder.available_{}"
+    monkeypatch.setattr(memory.format("memory"), lambda: 5 << 29)
     assert reading_processes(remote, config, n_tiles_expected=None) == 2
+    assert reading_processes(remote, config, n_tiles_expected=None, n_workers=2) == 1
+    monkeypatch.setattr(memory.format("memory"), lambda: 99 << 30)
+    monkeypatch.setattr(memory.format("shared_memory"), lambda: 2 * 2 * 8 * 64 * 64 * 3)
+    assert reading_processes(remote, config, n_tiles_expected=None) == 2
+    assert reading_processes(remote, config, n_tiles_expected=None, n_workers=2) == 1
     few = EmbeddingWorkerFactory(
         bags_dir=tmp_path, config=replace(config, encoder=remote), n_tiles_expected=100
     )
@@ -320,8 +328,52 @@ def test_a_script_needs_no_guard_for_processes_that_share_an_encoder(
     assert (done.stdout, done.stderr, done.returncode) == ("began\nTrue\n", "", 0)
 
 
-def test_settings_take_the_name_of_a_loaded_encoder_to_other_processes(
+def test_only_other_processes_have_the_name_of_a_loaded_encoder_in_its_place(
     world: Path, encoder: Encoder
 ) -> None:
     config = replace(config_for(world), encoder=encoder)
-    assert pickle.loads(pickle.dumps(config)) == replace(config, encoder=encoder.name)  # noqa: S301
+    (source,) = slide_sources([world / "slides" / "s0.tif"], config, given_mpp={}, scene=None)
+    there = pickle.loads(pickle.dumps(source.without_encoder()))  # noqa: S301
+    assert there.config == replace(config, encoder=encoder.name)
+    assert source.config.encoder is copy.copy(config).encoder is encoder
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from features.parallel.locks import shared_locks
+with shared_locks(Path(sys.argv[1])) as locks:
+    print("held" if locks.acquire("s0") else "", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_a_stop_is_obeyed_while_another_command_embeds_a_slide(
+    world: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    config, bags, stop = config_for(world), tmp_path / "bags", Event()
+    ended: list[str] = []
+
+    class Stopping(NoProgress):
+        def slide_ended(self, result: SlideResult) -> None:
+            ended.append(result.slide_id)
+            if len(ended) == len(EXPECTED) - 1:
+                stop.set()
+
+    (bags / ".claims").mkdir(parents=True)
+    with (
+        shared(bags, encoder, config) as worker,
+        subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(bags / ".claims")], stdout=subprocess.PIPE, text=True
+        ) as hold,
+    ):
+        assert hold.stdout is not None
+        assert hold.stdout.readline() == "held\n"
+        results = embed_slides(
+            [world / "slides"], bags, config, executor=LocalExecutor(worker),
+            progress=Stopping(), stop=stop,
+        )  # fmt: skip
+        hold.kill()
+    assert "s0" not in {result.slide_id for result in results}
+    assert len(results) == len(EXPECTED) - 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -236,28 +236,51 @@ def test_who_does_not_know_the_key_is_refused_and_others_are_served() -> None:
 
 
 @pytest.mark.usefixtures("no_threads_left")
-def test_batches_of_an_encoder_that_has_gone_fail() -> None:
+def test_all_batches_of_an_encoder_that_has_gone_fail() -> None:
     with serve(SumEncoder()) as server:
         remote = RemoteEncoder(server.addresses[0])
         remote.embed(batches(7)[0])
-    with pytest.raises(EncoderError, match="its process has ended"):
-        remote.embed_async(batches(7)[1])
+    for tiles in batches(7):
+        with pytest.raises(EncoderError, match="its process has ended"):
+            remote.embed_async(tiles).wait()
 
 
-def test_memory_that_cannot_be_shared_is_told_with_what_to_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full(kind: str, n_bytes: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.usefixtures("no_threads_left")
+def test_embeddings_of_another_length_fail_their_batches() -> None:
+    encoder = SumEncoder()
+    encoder.dim = 5
+    with serve(encoder) as server:
+        remote = RemoteEncoder(server.addresses[0])
+        for tiles in batches(8, 3):
+            with pytest.raises(ValueError, match="broadcast"):
+                remote.embed(tiles)
 
-    monkeypatch.setattr("features.encoders.serving.RawArray", full)
-    with pytest.raises(EncoderError) as got:
-        EncoderServer(SumEncoder(), batch_shape=(64, 224, 224, 3), n_clients=3)  # type: ignore[arg-type]
-    assert str(got.value) == (
-        "shared memory: none free (No space left on device); expected 58 MB in /dev/shm or the "
-        "folder of temporary files. Enlarge it (docker run --shm-size 1g), or read with one "
-        "thread: --workers 1."
-    )
+
+@pytest.mark.usefixtures("no_threads_left")
+def test_batches_that_wait_when_it_ends_keep_no_thread() -> None:
+    encoder = SumEncoder()
+    encoder.late.clear()
+    with serve(encoder, n_clients=6) as server:
+        remotes = [RemoteEncoder(address) for address in server.addresses]
+        results = [remote.embed_async(tiles) for remote in remotes for tiles in batches(9, 2)]
+        threading.Timer(0.2, encoder.late.set).start()
+    assert sum(not _fails(result) for result in results) < len(results)
+
+
+def _fails(result: ConcatResult) -> bool:
+    try:
+        result.wait()
+    except EncoderError:
+        return True
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the socket has a path elsewhere")
+@pytest.mark.usefixtures("no_threads_left")
+def test_a_stranger_that_says_nothing_keeps_nobody_out() -> None:
+    with serve(SumEncoder()) as server, socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(server.addresses[0].address)
+        check_client(server.addresses[0], 10)
 
 
 @pytest.mark.usefixtures("no_threads_left")

@@ -11,7 +11,13 @@ from features.errors import MilError
 from features.parallel.base import WorkerFactory
 from features.parallel.pool import WorkerPool
 from features.parallel.processes import ProcessTransport
-from tests.features.parallel.toys import RecordingListener, exit_at_once, make_toy, raise_error
+from tests.features.parallel.toys import (
+    RecordingListener,
+    exit_at_once,
+    make_late_toy,
+    make_toy,
+    raise_error,
+)
 
 
 def process_pool(
@@ -102,3 +108,28 @@ def test_workers_are_closed_at_the_end(tmp_path: Path) -> None:
     with process_pool(partial(make_toy, closed_dir=tmp_path)) as executor:
         executor.run([1, 2, 3], RecordingListener(), stop=Event())
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class Unloadable:
+    """A job that no other process can load."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
+def test_a_job_that_cannot_be_loaded_in_its_process_is_given_up_with_the_reason() -> None:
+    listener = RecordingListener()
+    job = Unloadable()
+    with process_pool(make_toy) as executor:
+        executor.run([1, job, 2], listener, stop=Event())
+    assert listener.results == {1: 1, 2: 4}
+    assert "ValueError: invalid literal" in listener.reasons[job]
+
+
+def test_messages_after_the_last_job_are_waited_for() -> None:
+    with process_pool(make_late_toy, make_late_toy) as executor:
+        for n_jobs in (1, 3):
+            listener = RecordingListener()
+            executor.run(range(n_jobs), listener, stop=Event())
+            assert 1 <= listener.messages.count("ended") <= 2
+            assert len(listener.results) == n_jobs

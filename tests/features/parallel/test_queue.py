@@ -76,3 +76,12 @@ def test_a_payload_is_taken_when_a_worker_is_free_for_it() -> None:
     queue.requeue("one", 0)
     assert pop_jobs(queue, "two", 3) == ["c", "a", None]
     assert not queue.has_waiting
+
+
+def test_a_job_that_cannot_run_now_may_be_handed_back() -> None:
+    returned: list[str] = []
+    queue = CrashAwareQueue("ab", on_requeue=returned.append)
+    assert pop_jobs(queue, "one", 3) == ["a", "b", None]
+    queue.requeue("one", 0)
+    assert returned == ["a"]
+    assert (queue.has_waiting, queue.n_running) == (False, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,19 @@ class ToyWorker:
     def close(self) -> None:
         if self.closed_dir is not None:
             (self.closed_dir / str(os.getpid())).touch()
+
+
+class LateToyWorker(ToyWorker):
+    """Worker that sends a message some time after its last job."""
+
+    def run(self, queue: JobQueue) -> None:
+        super().run(queue)
+        time.sleep(0.3)
+        queue.send_message("ended")
+
+
+def make_late_toy() -> Worker:
+    return LateToyWorker()
 
 
 def make_toy(info: str = "toy", closed_dir: Path | None = None) -> Worker:
