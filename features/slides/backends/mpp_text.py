@@ -21,19 +21,22 @@ _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 _NOT_OURS = r"(?<![A-Za-z])"
 _OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb|preview", re.IGNORECASE)
 _OTHER_THING = re.compile(
-    r"(?:(?:original|macro|label|overview|thumb(?:nail)?|preview)[\"'\s_:={.-]*"
-    r"|(?:camera|ccd|cmos|sensor|detector|chip|axial|section|slice|line|step"
+    r"(?:(?:original|macro|label|overview|thumb(?:nail)?|preview)"
+    r"(?:[ \t_.-]*|[\"']?[ \t]*(?::[ \t]*|[:=][ \t]*\{\s*[\"']?))"
+    r"|(?:camera|ccd|cmos|sensor|detector|chip|axial"
     r"|target|patch|mask|model|heatmap|annotation|requested|desired|downsampled)[ _-]*)"
-    r"(?:(?:pixels?|px)[\s_:-]*)?$",
+    r"(?:(?:pixels?|px)[ \t_:-]*)?\Z",
     re.IGNORECASE,
 )
 """What a name right behind it is of: a companion, the camera, the third dimension, or a method."""
 _OF_NO_PX = re.compile(
     r"(?:lateral|optical|diffraction[ -]limited|theoretical|rayleigh|depth|\bz|focus|stage|motor"
-    r"|encoder|grid|spot|array|tile)[ _-]*$",
+    r"|encoder|grid|spot|array|tile)[ _-]*\Z",
     re.IGNORECASE,
 )
 """What a resolution or spacing right behind it is of, but no size of pixels."""
+_OF_SECTION = re.compile(r"(?:section|slice|\bline|\bstep)[ _-]*\Z", re.IGNORECASE)
+"""What a spacing right behind it is of, but no µm per px."""
 _OF_SECTIONS = re.compile(r"[ \t,(]*(?:between|apart|zwischen|entre|tra|tussen)\b", re.IGNORECASE)
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
 _LONG_UM = r"mi[ck]r(?:[oóô]m[eèé]t(?:er|re|ro|ri)|[oó]n|a)s?"
@@ -107,8 +110,19 @@ _NAMES_PX = re.compile(r"px|p[ií]x|voxel", re.IGNORECASE)
 _AROUND = 100
 """Characters before and behind a name of pixels in which the length is."""
 _MAGNIFICATION = re.compile(
-    rf"{_NOT_OURS}({_OBJECTIVE}){_IS}([^|;\r\n<\"']{{1,80}})", re.IGNORECASE
+    rf"{_NOT_OURS}({_OBJECTIVE}){_IS}(?=([^|;\r\n<\"']{{1,80}}))", re.IGNORECASE
 )
+_NEXT_FIELD = re.compile(r"[,\s]\s*(?:[A-Z][\w-]* )?[^\W\d][\w-]*\s*[=:]")
+_SHORT = re.compile(r"(?:mag|lens)\Z", re.IGNORECASE)
+"""Names that also have other lenses, and programs that show a slide."""
+_OPTICS = (
+    r"(?:digital|zoom|tube|camera|c-?mount|adapt[eo]r|eyepiece|o[ck]ula(?:r|ire)|intermediate|relay"
+    r"|optovar|display|projection|condenser)"
+)
+_OF_OTHER_OPTICS = re.compile(rf"{_OPTICS}[ \t_.-]*(?:lens[ \t_.-]*)?\Z", re.IGNORECASE)
+_OF_SCAN = re.compile(r"ob|app|source|nominal|scan|digiti[sz]ed|acquired", re.IGNORECASE)
+"""In names and words that no other lens has."""
+_OTHER_TIMES = re.compile(rf"{_OPTICS}[^\d,]*(?:{NUMBER})\s*[x×]", re.IGNORECASE)
 _TIMES = re.compile(
     rf"({NUMBER})\s*[x×](?![a-z])|(?<![\w.])[x×]\s?(\d+(?:[.,]\d+)?)\b", re.IGNORECASE
 )
@@ -122,13 +136,23 @@ _TIMES_IN_WORDS = re.compile(
     re.IGNORECASE,
 )
 """``Scanned at 20x``, ``magnification 20x``, ``20x objective``."""
+_TO = r"\s*(?:[-–/]|\bto\b)\s*(?:[2-9]|\d{2,3})(?![\w.,]?\d)"
+_RANGE = re.compile(
+    rf"(?<![\w.,-])(?:\d{{1,3}}\s*[x×]{_TO}|{_USUAL}[-–]\d{{1,3}})\s*[x×](?![a-z])", re.IGNORECASE
+)
+"""``20x - 40x``, ``20-40x``."""
 _OTHER_NUMBER = re.compile(
-    rf"(?:{NUMBER})\s*(?:%|[-–/]\s*(?:[2-9]|\d\d)|[-–]?\s*(?!u?plan|apo|oil|air|water|dry|imm|na\b|dic|ph"
-    r"|times|fold|fach|fois|mal\b)[^\W\d_]{2})",
+    rf"(?:{NUMBER})(?<![.,])(?:\s*%|{_TO}|\s*(?:[cmnuµ]?m|px|pix\w*|m?s|db|k?hz)\b)", re.IGNORECASE
+)
+_COUNT = re.compile(
+    rf"(?:{NUMBER})(?<![.,])\s*[-–]?\s*(?!u?plan|pl\b|s?apo|achro|(?:neo)?flu[ao]r|[a-z]?lwd|x[a-z]{{1,3}}\b"
+    r"|oil|air|water|dry|imm|na\b|dic|ph|cfi|hcx?\b|ec\b|nikon|olympus|zeiss|leica|obj|lens|mag"
+    r"|times|fold|fach|fois|mal\b)[^\W\d_]{2}",
     re.IGNORECASE,
 )
-"""A number of something, as ``20 patients``, or a range: names may mean an aim or an increase."""
-_MAY_COUNT = re.compile(r"(?:obj|lens)(?!.*(?:power|magn))", re.IGNORECASE)
+"""A number of something, as ``20 patients``."""
+_MAY_COUNT = re.compile(r"(?:ob[ij]|lens|mag\Z|aumento)(?!.*(?:power|magn))", re.IGNORECASE)
+"""Names that may mean an aim, an increase or another lens."""
 _LEAST_WITHOUT_SIGN, _LARGEST = 4, 160
 """A smaller number without a sign is the objective's place or aperture; a larger one is a
 magnification through the eyepieces."""
@@ -265,10 +289,12 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     unit_beside = cache(partial(_unit_beside, text))  # it searches the whole text
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
+        before = text[max(0, match.start() - _AROUND) : match.start()]
         if _is_of_other_thing(text, match.start()) or (
             not _NAMES_PX.search(name)
             and (
-                _OF_NO_PX.search(text, max(0, match.start() - _AROUND), match.start())
+                _OF_NO_PX.search(before)
+                or (pattern is _PIXEL_SIZE and _OF_SECTION.search(before))
                 or _OF_SECTIONS.match(text, match.end())
             )
         ):
@@ -339,14 +365,22 @@ def _zeiss(text: str) -> Iterator[StatedMpp]:
 
 def _magnifications(text: str) -> Iterator[StatedMpp]:
     """What fields and words say of the objective; those without a number above 0 say nothing."""
-    for match in _MAGNIFICATION.finditer(text):
+    for match in sorted(
+        _MAGNIFICATION.finditer(text), key=lambda match: _SHORT.match(match[1]) is not None
+    ):
         magnification = _magnification_in(match[2], name=match[1])
-        if 0 < magnification <= _LARGEST and not _is_of_other_thing(text, match.start()):
+        if (
+            0 < magnification <= _LARGEST
+            and not _is_of_other_thing(text, match.start())
+            and not _is_of_other_lens(text, match)
+        ):
             yield mpp_of_magnification(magnification, match[1].strip())
+    text = _RANGE.sub(",", text)
     in_words = {
         int(next(filter(None, match.groups())))
         for match in _TIMES_IN_WORDS.finditer(text)
         if not _is_of_other_image(text[max(0, match.start() - 2 * _AROUND) : match.start()])
+        and not _is_of_other_lens(text, match)
     }
     if len(in_words) == 1:  # of several, nothing says which is the scan's
         yield mpp_of_magnification(in_words.pop(), "magnification in words")
@@ -354,14 +388,36 @@ def _magnifications(text: str) -> Iterator[StatedMpp]:
 
 def _magnification_in(text: str, *, name: str) -> float:
     """What the field of a name states; NaN where its numbers are of something else."""
-    times = {parse_number(before or behind) for before, behind in _TIMES.findall(text)}
-    if times:  # of several, nothing says which is the scan's; small ones are of binning and fields
-        large = {number for number in times if number >= _LEAST_WITHOUT_SIGN} or times
-        return large.pop() if len(large) == 1 else math.nan
-    if _OTHER_NUMBER.search(text):
+    value = _NEXT_FIELD.split(text, maxsplit=1)[0]
+    if any(map(str.isdigit, value)):
+        text = value
+    if _RANGE.search(text):
         return math.nan
-    number = parse_number(text)
-    return math.nan if number < _LEAST_WITHOUT_SIGN and _MAY_COUNT.match(name) else number
+    found = _TIMES.findall(_OTHER_TIMES.sub("", text))
+    times = {abs(parse_number(before or behind)) for before, behind in found}
+    if times:  # of several, nothing says which is the scan's; small ones are of binning and fields
+        large = {number for number in times if number >= _LEAST_WITHOUT_SIGN}
+        if not large and not _SHORT.match(name):
+            large = times
+        return large.pop() if len(large) == 1 else math.nan
+    first = re.search(NUMBER, text, re.IGNORECASE)
+    if first is None or _OTHER_NUMBER.match(text, first.start()):
+        return math.nan
+    number = parse_number(first[0])
+    if _MAY_COUNT.match(name) and (
+        number < _LEAST_WITHOUT_SIGN or _COUNT.match(text, first.start())
+    ):
+        return math.nan
+    return number
+
+
+def _is_of_other_lens(text: str, match: re.Match[str]) -> bool:
+    """Whether a magnification is that of a zoom, a tube lens, an adapter or an eyepiece."""
+    return (
+        not _OF_SCAN.search(match[0])
+        and _OF_OTHER_OPTICS.search(text, max(0, match.start() - _AROUND), match.start())
+        is not None
+    )
 
 
 def _is_of_other_thing(text: str, position: int) -> bool:

@@ -501,6 +501,81 @@ def test_where_multiscales_has_no_unit_the_ome_xml_beside_it_counts(tmp_path: Pa
     assert stated(path)[1] == "assumed"
 
 
+@pytest.mark.parametrize(
+    ("text", "mpp"),
+    [
+        # of a zoom, a tube lens, an adapter or an eyepiece
+        ("Digital Mag: 1.0\nObjective: 20", 0.5),
+        ("Tube lens=1.6x\nObjective=20x", 0.5),
+        ("C-mount mag = 0.5x; objective = 20x", 0.5),
+        ("Digital mag = 2|Objective = 20", 0.5),
+        ("Camera adapter magnification: 1.6; Objective magnification: 20", 0.5),
+        ("Optovar Magnification: 1.6\nNominalMagnification: 10", 1.0),
+        ('{"tube_lens_magnification": 1.6, "objective_magnification": 20}', 0.5),
+        ("Objective: 20 Ocular magnification: 10", 0.5),
+        ("Objective: 20x, eyepiece 10x", 0.5),
+        ("Objective: 20 Exposure time: 30 ms", 0.5),
+        ("Objective: Nikon Plan Apo, Mag: 20x, NA: 0.75", 0.5),
+        ("Digital magnification 5x, objective 20x", 0.5),
+        ("Axio Zoom objective: 20x", 0.5),
+        ("Axio Zoom scanned at 20x", 0.5),
+        ("Mode: digital AppMag = 20", 0.5),
+        ("Mag: 10|Objective: 20", 0.5),
+        *((f"{of} {name}: 5x", None) for name in ("Mag", "Lens", "magnification") for of in (
+            "Digital", "Zoom", "Tube", "Camera", "C-mount", "Adapter", "Eyepiece", "Ocular",
+            "Intermediate", "Relay", "Optovar")),
+        ("Zoom Mag: 5", None),
+        ("Mag: 1.0x", None),
+        ("Lens: 2x", None),
+        ("Mag: 20x", 0.5),
+        # of a word that ends the line, or the field, before
+        ("ScanMode=Line\nMPP=0.25", 0.25),
+        ("ScanMode: line\npixel size = 0.25 um", 0.25),
+        ("Type: section\nPixelSize = 0.25 um", 0.25),
+        ("Associated images: label, macro\nMPP = 0.25", 0.25),
+        ("Scanned label\nMPP=0.25", 0.25),
+        ("thumbnail\nmpp = 0.25", 0.25),
+        ("thumbnail\r\nmpp = 0.25", 0.25),
+        ("mode=line MPP=0.25", 0.25),
+        ("optical\nresolution = 0.25 um", 0.25),
+        ("digital\nmag = 40", 0.25),
+        ('<image label="" mpp="0.25"/>', 0.25),
+        ("label= mpp=0.25", 0.25),
+        ('{"macro": {\n "mpp": 8.0}, "mpp": 0.25}', 0.25),
+        ("line spacing: 4 um, step resolution: 2 um", None),
+        # before numbers of other things
+        ("Magnification=20,gain=5 dB", 0.5),
+        ("Magnification: 20, Exposure: 30 ms", 0.5),
+        ("magnification=20, tile=256 px", 0.5),
+        ("Objective: 20/0.80, 5 um steps", 0.5),
+        ("Magnification: 40 - 2019-04-05", 0.25),
+        ("Magnification: 20 Scanned by X", 0.5),
+        ("Objective: 20 Fluar", 0.5),
+        ("Objective: Nikon CFI 20 LWD", 0.5),
+        ("Objective: UPLSAPO60XW", 10 / 60),
+        ("Objective: XLUMPLFLN20XW", 0.5),
+        ("Objective: 20XW", 0.5),
+        ("Objective: Plan-Apochromat-20x", 0.5),
+        # ranges
+        ("Objective: 20x-40x", None),
+        ("Objective: 20x/40x", None),
+        ("Magnification 20x - 40x", None),
+        ("Magnification: 20x - 40x", None),
+        ("Magnification: 20-40x", None),
+        ("20x-40x objective", None),
+        ("20-40x objective", None),
+        ("Slide 3 - 20x objective", 0.5),
+        ("scanned at 40x-2019", 0.25),
+    ],
+)  # fmt: skip
+def test_words_and_numbers_beside_a_field_neither_hide_nor_replace_it(
+    text: str, mpp: float | None
+) -> None:
+    result, warnings = choose_mpp(mpp_in_text(text))
+    assert (result and result.x) == (mpp and pytest.approx(mpp))
+    assert warnings == ()
+
+
 ROOT = Path(__file__).parents[3]
 DOCUMENTED = (ROOT / "docs/reference/slides.md").read_text(encoding="utf-8")
 PLACES, FIELDS = (
