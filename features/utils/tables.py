@@ -79,6 +79,8 @@ _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE
 _RARE_LINE_END = re.compile(rf"[{LINE_BREAKS}]")
 _END_OF_FILE = "\x1a"
 """Ctrl-Z, by which programs of DOS mark the end of a text."""
+_AFTER_END = re.compile(rf"(?:{_END_OF_FILE}+|(?:\n[ \t{_END_OF_FILE}]*)+)\Z")
+"""The mark at the very end, or in lines of its own; one in a cell is the cell's."""
 _MAX_AFTER_END = 512
 _MARKED_LINE = re.compile(r"\n[ \t]*#")
 _MARKS = "'`\u00ab\u00b4\u00bb\u2018-\u201f\u2039\u203a"
@@ -273,7 +275,7 @@ def _read_text(path: Path) -> str:
         raise TableError(path, actual=f"cannot be read ({error.strerror or error})") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if _END_OF_FILE in text[-_MAX_AFTER_END:]:
-        text = text.rstrip(f" \t\n{_END_OF_FILE}")
+        text = text[:-_MAX_AFTER_END] + _AFTER_END.sub("", text[-_MAX_AFTER_END:])
     if "\n" not in text.strip("\n"):  # all in one line, unless others of the breaks end lines
         text = _RARE_LINE_END.sub("\n", text)
     if (at := text.find("\0")) >= 0:
