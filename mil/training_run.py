@@ -19,7 +19,7 @@ from features.utils.files import atomic_folder, atomic_write
 from features.utils.tables import write_table
 from mil.data.bags import PatientBags, load_patient_bags, read_embed_failures
 from mil.data.cohort import Cohort, Columns, cohort_notes, read_cohort
-from mil.data.covariates import check_covariates, with_covariates
+from mil.data.covariates import check_covariates, missing_code_notes, with_covariates
 from mil.data.filtered_bags import apply_tile_filter
 from mil.data.instance_labels import read_instance_labels
 from mil.data.splits import Fold, SplitBy, read_folds, split_notes, write_folds
@@ -304,7 +304,7 @@ def train_run(
         cohort, bags, folds, by=by, n_folds=n_folds, n_repeats=n_repeats, nested=nested,
         config=config or TrainConfig(), seed=seed, calibrator=calibrator,
     )  # fmt: skip
-    covariate_notes = check_covariates(plan.cohort)
+    covariate_notes = check_covariates(plan.cohort) + missing_code_notes(plan.cohort)
     numbers = count(1)
 
     def count_head() -> None:

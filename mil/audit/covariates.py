@@ -9,7 +9,12 @@ import numpy as np
 
 from mil.audit.findings import Finding, Severity
 from mil.data.cohort import Cohort, Columns
-from mil.data.covariates import check_covariates, parse_number, with_covariates
+from mil.data.covariates import (
+    check_covariates,
+    missing_code_notes,
+    parse_number,
+    with_covariates,
+)
 from mil.data.splits import can_leave_centres_out
 from mil.errors import CohortError
 
@@ -47,6 +52,8 @@ def audit_covariates(
             continue
         for note in notes:
             yield Finding(Severity.warning, "covariate_tells_label", note, subjects=(name,))
+        for note in missing_code_notes(one):
+            yield Finding(Severity.warning, "covariate_missing_code", note, subjects=(name,))
         yield from _audit_centre(one, name)
 
 

@@ -14,6 +14,7 @@ from features.utils.text import is_unclear_word, list_names, lookalikes, misread
 from mil.audit.findings import Finding, Severity
 from mil.calibration import MIN_PATIENTS_PER_CLASS
 from mil.data.cohort import Cohort, Columns, read_slide_rows
+from mil.data.missing_codes import find_missing_code
 from mil.data.splits import patient_folds, split_notes
 from mil.errors import SplitError
 
@@ -177,12 +178,13 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
 
 
 def audit_unclear_labels(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Yield a finding on classes whose name is a word for what is not known."""
+    """Yield a finding on classes whose name is a word or a code for what is not known."""
     names = {name for split in splits for name in split.rows.get("label", ())}
-    if unclear := tuple(sorted(filter(is_unclear_word, names))):
+    code = find_missing_code(names)
+    if unclear := tuple(sorted(n for n in names if n == code or is_unclear_word(n))):
         yield Finding(
             Severity.warning, "unclear_labels",
-            f"classes named by a word for what is not known: {list_names(unclear)}",
+            f"classes named by a word or a code for what is not known: {list_names(unclear)}",
             "If it means that the label is not known, delete these rows.", unclear,
         )  # fmt: skip
 

@@ -38,6 +38,7 @@ from mil.data.cohort_checks import (
     check_one_value,
     check_unique_slides,
 )
+from mil.data.missing_codes import find_missing_code
 from mil.errors import CohortError
 
 __all__ = [
@@ -196,16 +197,17 @@ def id_order(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
 def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
     """Return notes on what the table may mean otherwise than it says.
 
-    These are classes such as ``unknown``, and patients, slides and centres that may be one thing
-    spelled in two ways.
+    These are classes such as ``unknown`` or ``999``, and patients, slides and centres that may be
+    one thing spelled in two ways.
     """
     slides = (slide_id for patient in cohort.patients for slide_id in patient.slide_ids)
     centres = {patient.center_id for patient in cohort.patients if patient.center_id}
+    code = find_missing_code(cohort.classes)
     unclear = [
         f"class {name!r} with {pluralize(count, 'patients')} counts as a class like any other; if "
         "it means that the label is not known, delete its rows"
         for name, count in (cohort.class_counts().items() if cohort.classes else ())
-        if is_unclear_word(name)
+        if name == code or is_unclear_word(name)
     ]
     notes = [*unclear]
     for what, ids in (

@@ -46,6 +46,13 @@ _FAULTS = (
         expected="names as they are read",
         hint="Export the table again as UTF-8, or correct the cell.",
     ),
+    # A formula names its own row: each row of a patient would be a patient of its own.
+    _Fault(
+        pattern=r"(?i)^=.*(?:\(|\b\$?[a-z]{1,3}\$?\d|!)",
+        actual="which is a formula",
+        expected="its value",
+        hint="Save the sheet as CSV with values in place of formulas.",
+    ),
     _Fault(
         pattern=r"(?i)^(?:[+-]?(?:\d+[.,]\d*(?:e[+-]?\d+)?|\d+e\+\d+|inf|nan)"
         rf"|\d\d?(?:-|\. )(?:{MONTH})|(?:{MONTH})[- ]\d\d"
@@ -66,8 +73,9 @@ def check_cells(path: Path, named: pd.DataFrame) -> None:
     Raises
     ------
     CohortError
-        If a cell but a centre is empty or a word for a missing value, one holds a misread letter
-        or several rows, an id was turned into a number or date, or the last row counts the others.
+        If a cell but a centre is empty or a word for a missing value, one holds a misread letter,
+        a formula or several rows, an id was turned into a number or date, or the last row counts
+        the others.
     """
     if _ends_in_counts(named):
         check_no_totals(path, named["slide"].where(named["slide"] != "", named["patient"]))

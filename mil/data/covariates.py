@@ -13,7 +13,13 @@ import numpy as np
 import pandas as pd
 
 from features.utils.tables import column_key, find_column, read_table
-from features.utils.text import is_missing_word, lookalikes, normalize_name, strip_blanks
+from features.utils.text import (
+    is_missing_word,
+    lookalikes,
+    normalize_name,
+    pluralize,
+    strip_blanks,
+)
 from mil.data.cohort import (
     ROLES,
     Cohort,
@@ -22,10 +28,12 @@ from mil.data.cohort import (
     find_role,
 )
 from mil.data.cohort_checks import check_one_value
+from mil.data.missing_codes import find_missing_code
 from mil.errors import CohortError
 
 __all__ = [
     "check_covariates",
+    "missing_code_notes",
     "parse_covariates",
     "parse_number",
     "with_covariates",
@@ -207,6 +215,20 @@ def check_covariates(cohort: Cohort) -> tuple[str, ...]:
             notes.append(
                 f"covariate {covariate.name!r} alone is right for {len(stated) - n_wrong} of "
                 f"{len(stated)} patients: is it the label?"
+            )
+    return tuple(notes)
+
+
+def missing_code_notes(cohort: Cohort) -> tuple[str, ...]:
+    """Return notes on covariates with a number such as 999 that may stand for missing values."""
+    notes = []
+    for index, covariate in enumerate(cohort.covariates):
+        cells = [patient.covariates[index] for patient in cohort.patients]
+        if code := find_missing_code(filter(None, cells)):
+            notes.append(
+                f"covariate {covariate.name!r} is {code} for "
+                f"{pluralize(cells.count(code), 'patients')}, unlike all others; if it means that "
+                "nothing is known, leave these cells empty"
             )
     return tuple(notes)
 

@@ -120,6 +120,7 @@ def odd_tables(study: Path) -> None:
         "single_quotes": "".join("'{}'\n".format(row.replace(",", "','"))
                                  for row in good.splitlines()).encode(),
         "sep": ("sep=;\n" + good).encode(), "web": b"<table><tr><td>image_id</td></tr></table>",
+        "formula": good.replace(",p3,", ",=LEFT(A5;2),").encode(),
         "array": b"\x93NUMPY of rows",
         "latin": good.replace("p3", "p\u00e4").encode("latin-1"),
         "joined": (good + good).encode(), "titled": ("A study\n\n" + good).encode(),
@@ -281,6 +282,7 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
         ("web.csv", "Open it in a spreadsheet, and save the sheet as CSV (UTF-8).", "good.csv"),
         ("array.csv", "Export the table as CSV (UTF-8).", "good.csv"),
         ("blanks.csv", "Put commas, semicolons or tabs between the cells.", "good.csv"),
+        ("formula.csv", "Save the sheet as CSV with values in place of formulas.", "good.csv"),
         ("misread.csv", "Export the table again as UTF-8, or correct the cell.", "good.csv"),
         ("separated.csv", "Replace U+2028, which is in it, by the end of a line.", "good.csv"),
         (".", "a folder; expected a CSV table. Name the file in it.", "good.csv"),

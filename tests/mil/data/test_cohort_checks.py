@@ -64,6 +64,25 @@ def test_a_character_that_is_no_letter_is_told_with_its_row(
         read_cohort(write(tmp_path, *ROWS[:3], ",".join(cells)), labelled=True)
 
 
+@pytest.mark.parametrize(
+    ("formula", "is_one"),
+    [("=LEFT(A5;2)", True), ("=$B$5", True), ("=Sheet2!A1", True), ("=A5&B5", True),
+     ("=A", False), ("=1", False), ("A(1)=B2", False)],
+)  # fmt: skip
+@pytest.mark.parametrize("column", range(4))
+def test_a_formula_in_place_of_its_value_is_told_with_its_row(
+    tmp_path: Path, formula: str, is_one: bool, column: int
+) -> None:
+    cells = ["d", "p4", "B", "Ulm"]
+    cells[column] = formula
+    path = write(tmp_path, *ROWS[:3], ",".join(cells))
+    if is_one:
+        with pytest.raises(CohortError, match=r"row 5: (slide|patient|label|centre) .*formula"):
+            read_cohort(path, labelled=True)
+    else:
+        read_cohort(path, labelled=True)
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\x0b", "\x0c", "\r"])
 def test_rows_in_one_cell_are_told_whatever_ends_the_lines(tmp_path: Path, mark: str) -> None:
     with pytest.raises(CohortError, match=r"row 3: patient 'p2.*, which holds several rows"):

@@ -6,7 +6,12 @@ import pytest
 
 from features.errors import MilError
 from mil.data.cohort import Cohort, Covariate, read_cohort
-from mil.data.covariates import check_covariates, parse_covariates, with_covariates
+from mil.data.covariates import (
+    check_covariates,
+    missing_code_notes,
+    parse_covariates,
+    with_covariates,
+)
 
 N = 40
 
@@ -124,6 +129,21 @@ def test_a_copy_of_the_label_with_a_correction_is_noted(
     every[0] = every[1]
     notes = check_covariates(read(table(tmp_path, every, n=60)))
     assert [said in note for note in notes] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
+    ("cells", "code"),
+    [
+        (["61", "54.5", "999", "70"], "999"), (["0", "1", "9", "0", "2"], "9"),
+        (["0", "1", "-9", "0"], "-9"), (["61", "54", "-99.0"], "-99.0"),
+        (["female", "male", "9"], "9"), (["no", "yes", "-1", "no"], "-1"),
+        (["61", "54", "99", "70"], ""), (["-9", "-3", "2"], ""), (["1", "0", "-1"], ""),
+        (["0", "999"], ""), (["T1", "T2", "3"], ""), (["450", "999", "700"], ""),
+    ],
+)  # fmt: skip
+def test_a_code_for_missing_values_is_noted(tmp_path: Path, cells: list[str], code: str) -> None:
+    notes = missing_code_notes(read(table(tmp_path, cells)))
+    assert [f" is {code} for " in note for note in notes] == [True] * bool(code)
 
 
 @pytest.mark.parametrize("cells", [["61", ""], ["", "yes"], ["", "1", "NA", "2"]])

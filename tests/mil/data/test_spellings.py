@@ -100,7 +100,8 @@ def test_words_for_missing_values_are_no_values(tmp_path: Path, word: str, colum
 @pytest.mark.parametrize(
     "word",
     ["unknown", "UNKNOWN", "not_known", "Not  reported", "unk", "keine Angabe", "Desconocido",
-     "não informado", "Inconnu", "НЕИЗВЕСТНО", "不明", "未知", "brak danych", "n.d."],
+     "não informado", "Inconnu", "НЕИЗВЕСТНО", "不明", "未知", "brak danych", "n.d.", "999",
+     "-9", "9"],
 )  # fmt: skip
 def test_a_class_that_may_mean_no_label_is_named(tmp_path: Path, word: str) -> None:
     cohort = read(tmp_path, [*ROWS, ("d", "p4", word, "Bern")])
