@@ -23,7 +23,7 @@ _OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb|preview", re.IGN
 _OTHER_THING = re.compile(
     r"(?:(?:original|macro|label|overview|thumb(?:nail)?|preview)"
     r"(?:[ \t_.-]*|[\"']?[ \t]*(?::[ \t]*|[:=][ \t]*\{\s*[\"']?))"
-    r"|(?:camera|ccd|cmos|sensor|detector|chip|axial"
+    r"|(?:camera|(?P<chip>ccd|cmos|sensor|detector|chip|axial)"
     r"|target|patch|mask|model|heatmap|annotation|requested|desired|downsampled)[ _-]*)"
     r"(?:(?:pixels?|px)[ \t_:-]*)?\Z",
     re.IGNORECASE,
@@ -371,7 +371,7 @@ def _magnifications(text: str) -> Iterator[StatedMpp]:
         magnification = _magnification_in(match[2], name=match[1])
         if (
             0 < magnification <= _LARGEST
-            and not _is_of_other_thing(text, match.start())
+            and not _is_of_other_thing(text, match.start(), is_of_px=False)
             and not _is_of_other_lens(text, match)
         ):
             yield mpp_of_magnification(magnification, match[1].strip())
@@ -420,8 +420,10 @@ def _is_of_other_lens(text: str, match: re.Match[str]) -> bool:
     )
 
 
-def _is_of_other_thing(text: str, position: int) -> bool:
-    return _OTHER_THING.search(text, max(0, position - _AROUND), position) is not None
+def _is_of_other_thing(text: str, position: int, *, is_of_px: bool = True) -> bool:
+    """Whether a name is of something else; a chip has px, but no magnification."""
+    thing = _OTHER_THING.search(text, max(0, position - _AROUND), position)
+    return thing is not None and (is_of_px or not thing["chip"])
 
 
 def _is_of_other_image(before: str) -> bool:

@@ -520,6 +520,8 @@ def test_where_multiscales_has_no_unit_the_ome_xml_beside_it_counts(tmp_path: Pa
         ("Axio Zoom objective: 20x", 0.5),
         ("Axio Zoom scanned at 20x", 0.5),
         ("Mode: digital AppMag = 20", 0.5),
+        ("Camera: CCD Objective: 20", 0.5),
+        ("Camera objective: 5x", None),
         ("Mag: 10|Objective: 20", 0.5),
         *((f"{of} {name}: 5x", None) for name in ("Mag", "Lens", "magnification") for of in (
             "Digital", "Zoom", "Tube", "Camera", "C-mount", "Adapter", "Eyepiece", "Ocular",
