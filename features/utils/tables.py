@@ -179,7 +179,8 @@ def read_table(path: Path) -> pd.DataFrame:
     stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
     if stripped.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
-    if row := _find_repeated_header(plain.loc[stripped.index, stripped.columns]):
+    named = [str(name) for name, is_unnamed in zip(table.columns, unnamed) if not is_unnamed]
+    if row := _find_repeated_header(plain.loc[stripped.index, stripped.columns], named):
         raise TableError(
             f"{path}, row {row}",
             actual="the header again",
@@ -190,16 +191,21 @@ def read_table(path: Path) -> pd.DataFrame:
     return _map_cells(stripped, _unescape_formula) if is_escaped else stripped
 
 
-def _find_repeated_header(table: pd.DataFrame) -> int:
-    """Return the line in the file of a row with nothing but names of columns; 0 if there is none.
+def _find_repeated_header(table: pd.DataFrame, names: Sequence[str]) -> int:
+    """Return the line in the file of a row that names the named columns again; 0 if there is none.
 
-    They may be in another order or in capitals, as in a table that was joined to another.
+    They may be in capitals, or in another order if one is a column of ids, as in a table that was
+    joined to another. A single name must be the same, as an id may be like it.
     """
-    names = {str(name).casefold() for name in table.columns}
-    likely = table[table.iloc[:, 0].str.casefold().isin(names)]
+    header = [name.casefold() for name in names]
+    in_any_order = any(column_key(name).endswith("_id") for name in names)
+    is_first = table.columns.isin(names[:1])  # an index without a name may be before it
+    likely = table[table.loc[:, is_first].map(str.casefold).isin(header).any(axis=1)]
     for index, *cells in likely.itertuples():
-        filled = [cell.casefold() for cell in cells if cell]
-        if len(filled) >= min(2, len(names)) and names.issuperset(filled):
+        filled = [normalize_name(cell) for cell in cells if cell]
+        folded = [cell.casefold() for cell in filled]
+        is_same = folded == header or (in_any_order and sorted(folded) == sorted(header))
+        if is_same and (len(names) > 1 or filled == names):
             return int(index) + 2
     return 0
 

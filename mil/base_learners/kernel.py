@@ -29,6 +29,7 @@ _FEW_PATIENTS = 24  # fewer are compared with each anchor: sorting them takes lo
 _MAX_DEVIATION = 8.0  # standard deviations
 _LEAST_DEVIATION = 1e-6  # of the largest: smaller ones are rounding errors
 _WIDTH_SHARES = {VALUES: 0.25, RANKS: 0.5}  # of the median squared distance; decision 0043
+_LEAST_DISTANCE = 1e-5  # of the mean squared norm: smaller ones may be rounding errors of float32
 _LEAST_EIGENVALUE = 1e-6  # of the largest, of the kernel matrix of the anchors
 
 
@@ -89,12 +90,13 @@ class PatientKernels:
         distances_of = {
             VALUES: _squared(rows, anchors), RANKS: _rank_distances(rows, of_anchor, slice(None)),
         }  # fmt: skip
+        least_of = {VALUES: _LEAST_DISTANCE * float((anchors**2).sum(axis=1).mean()), RANKS: 0.0}
         widths, models = {}, {}
         pairs = np.triu_indices(len(of_anchor), 1)
         for name, distances in distances_of.items():
             of_pairs = distances[of_anchor][pairs]
             median = float(np.median(of_pairs)) if len(of_pairs) else 0.0
-            widths[name] = _WIDTH_SHARES[name] * median or 1.0
+            widths[name] = _WIDTH_SHARES[name] * median if median > least_of[name] else 1.0
             similar = np.exp(distances / -widths[name])
             models[name] = _fit_logistic(
                 similar, similar[of_anchor], labels, n_classes=n_classes, balanced=balanced

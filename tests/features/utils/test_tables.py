@@ -209,6 +209,19 @@ def test_a_header_that_comes_again_is_refused(tmp_path: Path) -> None:
             read_table(path)
     path.write_text("image_id,patient_id\nimage_id,p\n")
     assert len(read_table(path)) == 1
+    path.write_text(",image_id,patient_id\n0,a,p\n1,b,q\n,image_id,patient_id\n0,c,r\n")
+    with pytest.raises(TableError, match="row 4: the header again"):  # pandas wrote its index
+        read_table(path)
+    path.write_text("a\nb\na\n")
+    with pytest.raises(TableError, match="row 3: the header again"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("table", ["label,CE,LAA\nCE,LAA,\n", "a,b\nb,a\n", "a\nA\n"])
+def test_a_row_of_values_that_are_names_of_columns_is_no_header(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(table)
+    assert len(read_table(path)) == 1
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,18 @@ def test_similarities_are_gaussians_of_values_and_of_ranks() -> None:
         assert kernels.features(pooled.reshape(3, 3, 4))[name].shape == (3, 3, 9)
 
 
+@pytest.mark.parametrize("n_features", [3, 400, 3840])
+def test_patients_that_are_mostly_alike_leave_the_width_at_1(n_features: int) -> None:
+    pooled = np.random.default_rng(0).normal(size=(60, n_features)).astype(np.float32)
+    pooled[10:] = pooled[10]
+    kernels, _ = fit(pooled)
+    assert kernels.widths == {VALUES: 1.0, RANKS: 1.0}
+    assert kernels.features(pooled)[VALUES][10:, 10:].min() > 0.99
+    pooled[10:] += 0.1 * np.random.default_rng(1).normal(size=(50, n_features))
+    similar, _ = fit(pooled)
+    assert 0 < similar.widths[VALUES] != 1  # patients that are only similar are compared
+
+
 def test_a_new_value_ranks_between_those_of_training_patients() -> None:
     pooled = np.array([[1.0], [2.0], [4.0], [8.0]])
     kernels, _ = fit(pooled)
