@@ -197,7 +197,10 @@ def _as_typed(where: str, value: object, parameter: Any) -> str | list[str]:
 
 
 def check_settings(context: typer.Context, config: Path | None, assigned: list[str] | None) -> None:
-    """Raise for a setting given as option and by ``--set``; say which ones replace the file's."""
+    """Raise for a setting given twice, or a path of the file that is not there any more.
+
+    Say which settings of the file are replaced.
+    """
     if config is None and not assigned:
         return
     given = context.meta[_META]
@@ -214,6 +217,28 @@ def check_settings(context: typer.Context, config: Path | None, assigned: list[s
     replaced = [key for key in given["file"] if key in explicit or key in given["set"]]
     if replaced:
         print_warning(f"the command line replaces {', '.join(replaced)} of {config}")
+    _check_paths(context, config, {k: v for k, v in given["file"].items() if k not in replaced})
+
+
+def _check_paths(context: typer.Context, config: Path | None, settings: Mapping[str, Any]) -> None:
+    """Raise if what a file of settings names is not there, as after a study was moved."""
+    from features.utils.paths import parse_url
+
+    known = settings_parameters(context.command)
+    missing = {
+        key: value
+        for key, value in settings.items()
+        if key not in _NOT_RECORDED[str(context.command.name)]
+        and isinstance(path := known[key].process_value(context, value), Path)
+        and not (parse_url(path) or path.exists())
+    }
+    for key, value in missing.items():
+        options = " ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
+        raise MilError(
+            f"{config}, {key}", actual=f"there is no {str(value)!r}",
+            expected="a file or folder of this machine",
+            hint=f"State where it is now: {options}.",
+        )  # fmt: skip
 
 
 def config_fields(context: typer.Context) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def read_table(path: Path) -> pd.DataFrame:
     stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
     if stripped.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
-    named = [str(name) for name, is_unnamed in zip(table.columns, unnamed) if not is_unnamed]
+    named = table.columns[~np.array(unnamed)].tolist()
     if row := _find_repeated_header(plain.loc[stripped.index, stripped.columns], named):
         raise TableError(
             f"{path}, row {row}",

@@ -11,7 +11,7 @@ import pytest
 
 from features.bags.h5 import read_bag_info, write_bag
 from mil.training.config import TrainConfig
-from tests.cli.running import mil, mil_ok
+from tests.cli.running import follow_advice, mil, mil_ok
 from tests.fakes import make_bag, write_cohort
 
 FEW = ("--set", "n_members=1", "--set", "fixed_steps=3", "--set", "head=gated")
@@ -55,6 +55,24 @@ def test_a_run_from_the_settings_of_a_run_has_the_same_bytes_from_any_folder(
     monkeypatch.chdir(tmp_path)
     mil_ok("train", "--config", study / "a/run", "--run", study / "b/run")
     assert content(study / "a" / "run") == content(study / "b" / "run")
+
+
+def test_a_run_of_a_study_that_was_moved_is_trained_again_once_paths_are_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    write_cohort(tmp_path / "old", n_patients=24, shift=0.8)
+    monkeypatch.chdir(tmp_path / "old")
+    mil_ok("train", "--folds", 2, *FEW, "--run", "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").rename("new")
+    again = ["train", "--config", "new/run", "--run", "again"]
+    paths = ["--cohort", "new/train.csv", "--bags", "new/bags"]
+    follow_advice(again, "State where it is now: --cohort PATH --bags PATH.", [*again, *paths])
+    follow_advice(
+        [*again, *paths[:2], "--overwrite"], "State where it is now: --bags PATH.",
+        [*again, *paths, "--overwrite"],
+    )  # fmt: skip
 
 
 @pytest.mark.ci
