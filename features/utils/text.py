@@ -37,12 +37,13 @@ _MISSING_WORDS = frozenset({
     "<na>", "(na)", "[na]", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "null",
     "(null)", "<null>", "[null]", "(blank)", "(empty)", "\\n", "missing", "undefined",
     "notapplicable", "notavailable",
+    "#hiányzik", "#není_k_dispozici", "#yok",  # of spreadsheets in Hungarian, Czech and Turkish
 })  # fmt: skip
 """What programs write for no value, without blanks."""
 _NO_WORD = re.compile(r"#{3,}|[-\u2010-\u2015\u2212.?/*~_'\"]*")
 """Marks without a letter or digit; the first is shown by spreadsheets for what is too wide."""
-_SPREADSHEET_ERROR = re.compile(r"#[¡¿]?[^\W\d_]+(?:/0)?[!?]|#n/[a-z]+|#n[av]")
-"""Errors of spreadsheets in any language, such as ``#WERT!``, ``#¿NOMBRE?``, ``#NV``, ``#N/D``."""
+_SPREADSHEET_ERROR = re.compile(r"#[¡¿]?[^\W\d_]+(?:/0)?[!?]|#[^\W\d_]/[^\W\d_]+!?|#n[av]")
+"""Errors of spreadsheets in several languages: ``#WERT!``, ``#¿NOMBRE?``, ``#NV``, ``#N/D``."""
 _UNCLEAR_WORDS = frozenset({
     "indeterminate", "not known", "not reported", "not specified", "pending", "tbd", "to be done",
     "undetermined", "unk", "unknown", "unspecified",

@@ -85,6 +85,13 @@ def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: st
         "#DIV/0!",
         "#WERT!",
         "#¿NOMBRE?",
+        "#Н/Д",
+        "#N/D!",
+        "#I/T",
+        "#YOK",
+        "#HIÁNYZIK",
+        "#NENÍ_K_DISPOZICI",
+        "#Δ/Υ",
     ],
 )
 @pytest.mark.parametrize("column", [0, 1, 2])
