@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -184,7 +184,7 @@ def _find_classes(
             actual=f"no column {absent[0]!r} among {list_columns(table)}",
             expected=f"one column per class: {', '.join(cohort.classes)}",
             hint=spelling_hint(table.columns, absent)
-            or _longer_name_hint(table.columns, absent[0])
+            or _longer_name_hint(table, absent[0])
             or _columns_hint(table, cohort.classes),
         )
     known = [n for n in known_classes if n in table and n not in cohort.classes]
@@ -216,11 +216,23 @@ def _find_classes(
     return (*cohort.classes, *others), others
 
 
-def _longer_name_hint(columns: Iterable[str], class_name: str) -> str:
-    """Return which column, as ``prob_CE`` or ``CE_prob``, may be of a class; empty if none is."""
+def _longer_name_hint(table: pd.DataFrame, class_name: str) -> str:
+    """Return which column, as ``prob_CE`` or ``CE_prob``, may be of a class; empty if none is.
+
+    One with nothing but 0 and 1 says rather which class is true.
+    """
     name = re.escape(class_name)
     pattern = re.compile(rf"[_\W]{name}$|^{name}[_\W]")
-    near = next(filter(pattern.search, columns), "")
+    near = next(
+        (
+            column
+            for column in filter(pattern.search, table.columns)
+            if column_key(column) not in _NOT_CLASSES
+            and (values := _as_probabilities(table[column])) is not None
+            and not np.isin(values, (0, 1)).all()
+        ),
+        "",
+    )
     return f"If {near!r} holds its probability, rename it to {class_name!r}." if near else ""
 
 
@@ -231,11 +243,11 @@ def _columns_hint(table: pd.DataFrame, classes: Sequence[str]) -> str:
     if n_probabilities > 1:
         return "Name the columns of probabilities after their classes."
     if any(set(column) <= set(classes) for column in others):
-        return (
-            "Write one row per patient, with a column of probabilities per class."
-            if n_probabilities
-            else "Scores need probabilities, not predicted classes."
-        )
+        ids = [name for name in table.columns if column_key(name) in _ID_COLUMNS]
+        if not n_probabilities:
+            return "Scores need probabilities, not predicted classes."
+        if table.duplicated(ids).any():
+            return "Write one row per patient, with a column of probabilities per class."
     return "If one column holds the probability of a single class, name it with --class."
 
 

@@ -197,6 +197,22 @@ def test_what_a_file_says_of_others_does_not_matter_for_a_part(tmp_path: Path) -
         (["patient_id,CE,LAA", "p3,88.2,11.8"], "row 2: CE is '88.2'.* Divide percentages by 100"),
         (["patient_id,prob_CE,prob_LAA", "p3,1,0"], "If 'prob_CE' holds its .* rename it to 'CE'"),
         (
+            ["patient_id,CE_true,patient_LAA,LAA_size,CE_p", "a,1,.1,12,.6"],
+            "If 'CE_p' holds its .* rename it to 'CE'",
+        ),
+        (
+            ["patient_id,LAA_size,CE_true,p", "a,12,yes,.6"],
+            "If one column holds the probability of a single class, name it with --class",
+        ),
+        (
+            ["patient_id,predicted (CE/LAA),p_laa", "a,CE,.4", "b,LAA,.6"],
+            "If one column holds the probability of a single class, name it with --class",
+        ),
+        (
+            ["patient_id,class,p", "a,CE,.4", "a,LAA,.6"],
+            "Write one row per patient, with a column of probabilities per class",
+        ),
+        (
             ["patient_id,CE,LAA", "a,1,0", "b.svs,1,0"],
             "2 patients that .* name their column 'slide",
         ),
