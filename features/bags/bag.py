@@ -343,12 +343,16 @@ def no_bag_error(where: object, slide_ids: Sequence[str], bags: Collection[str])
 
 
 def check_fingerprint(
-    expected: Fingerprint, actual: Iterable[tuple[object, Fingerprint]], *, source: str
+    expected: Fingerprint,
+    actual: Iterable[tuple[object, Fingerprint]],
+    *,
+    source: str,
+    hint: str = "Embed all slides with the same settings, or choose bags that were.",
 ) -> None:
     """Raise BagError for the first bag whose fingerprint differs, with the field and both values.
 
     ``actual`` holds the reference, for messages, and the fingerprint of each bag; ``source`` names
-    the origin of the expected fingerprint, e.g. ``the run 'runs/a'``.
+    the origin of the expected fingerprint, e.g. ``the run 'runs/a'``; ``hint`` says what to do.
     """
     for ref, other in actual:
         if name := different_field(other, expected):
@@ -357,7 +361,7 @@ def check_fingerprint(
                 ref,
                 actual=f"{name} is {_without_equal_parts(found, wanted)}",
                 expected=f"{_without_equal_parts(wanted, found)} as in {source}",
-                hint="Embed all slides with the same settings, or choose bags that were.",
+                hint=hint,
             )
 
 

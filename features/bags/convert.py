@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from features.bags.bag import (
     Fingerprint,
     bag_id,
     check_fingerprint,
+    different_field,
     usual_fingerprint,
 )
 from features.bags.formats.base import ImportDefaults, to_bag, unknown_fields
@@ -22,6 +24,7 @@ from features.bags.h5 import bag_path, read_bag_info, read_slide_bag, write_bag
 from features.bags.store import open_bags
 from features.errors import BagError, MilError, OutputError
 from features.utils.files import make_folder, missing_folder
+from features.utils.text import pluralize
 
 __all__ = ["ConversionResult", "OnSlide", "export_bags", "import_bags"]
 
@@ -29,6 +32,11 @@ Ref = TypeVar("Ref")
 
 _OPTIONS = {"target_mpp": "--mpp", "tile_px": "--tile-px"}
 """Options of the import for the fields that layouts need, beside coordinates."""
+
+_DIFFERENT_HINT = (
+    "State what files leave out with --backbone, --mpp, --tile-px, or import the others from a "
+    "folder of their own."
+)
 
 OnSlide = Callable[[int, int], None]
 """Callback with the number of finished slides and of all slides."""
@@ -58,7 +66,8 @@ def import_bags(
     ``layout`` is a key of :data:`features.bags.formats.registry.BAG_FORMATS`. A bag that cannot be
     read, or was made otherwise than most, does not stop the others and is not kept; files of
     embeddings that are not of that layout follow as left out. Raises BagError if ``source`` holds
-    no bag of that layout, OutputError if ``bags_dir`` is not empty, or cannot be written.
+    no bag of that layout, or as many bags of one kind as of another, OutputError if ``bags_dir`` is
+    not empty, or cannot be written.
     """
     bag_format = BAG_FORMATS[layout]
     if not source.is_dir():
@@ -89,14 +98,20 @@ def import_bags(
         )
 
     results = _convert_each(found.paths, convert, on_slide)
-    usual = usual_fingerprint(fingerprints.values()) if fingerprints else None
+    _check_no_tie(source, bags_dir, fingerprints)
+    made = list(fingerprints.values())
+    usual = usual_fingerprint(made) if made else None
+    n_usual = made.count(usual) if usual else 0
 
     def keep_usual(result: ConversionResult) -> ConversionResult:
         slide_id = result.slide_id
         if usual is not None and slide_id in fingerprints:
             own = [(found.paths[slide_id], fingerprints[slide_id])]
             try:
-                check_fingerprint(usual, own, source="most of the bags")
+                check_fingerprint(
+                    usual, own, source=f"{n_usual:,} of {len(made):,} bags",
+                    hint=_DIFFERENT_HINT,
+                )  # fmt: skip
             except BagError as error:
                 bag_path(bags_dir, slide_id).unlink()
                 return ConversionResult(slide_id=slide_id, problem=str(error))
@@ -106,6 +121,24 @@ def import_bags(
         *map(keep_usual, results),
         *(ConversionResult(slide_id=n, left_out=reason) for n, reason in found.left_out.items()),
     ]
+
+
+def _check_no_tie(source: Path, bags_dir: Path, fingerprints: Mapping[str, Fingerprint]) -> None:
+    """Raise BagError, and keep no bag, if as many bags were made in one way as in another."""
+    most = Counter(fingerprints.values()).most_common(2)
+    if len(most) < 2 or most[0][1] > most[1][1]:
+        return
+    for slide_id in fingerprints:
+        bag_path(bags_dir, slide_id).unlink()
+    (one, n_bags), (other, _) = most
+    name = different_field(one, other)
+    raise BagError(
+        source,
+        actual=f"{pluralize(n_bags, 'bags')} whose {name} is {getattr(one, name)!r}, and as many "
+        f"whose {name} is {getattr(other, name)!r}",
+        expected="bags that were made in the same way",
+        hint=_DIFFERENT_HINT,
+    )
 
 
 def export_bags(
@@ -127,11 +160,13 @@ def export_bags(
         with suppress(BagError):  # It is reported when its turn comes.
             fingerprints.append(read_bag_info(bag_ref).meta.fingerprint)
 
+    n_usual = max(Counter(fingerprints).values(), default=0)
+
     def convert(slide_id: str, bag_ref: BagRef) -> ConversionResult:
         bag = read_slide_bag(slide_id, bag_ref)
         check_fingerprint(
             usual_fingerprint(fingerprints), [(bag_ref, bag.meta.fingerprint)],
-            source="most of the bags",
+            source=f"{n_usual:,} of {len(fingerprints):,} bags",
         )  # fmt: skip
         if bag.meta.kind != TILE:
             raise BagError(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import rmtree
 from uuid import uuid4
 
 import h5py
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from features.bags.h5 import read_bag, write_bag
-from tests.cli.running import mil, mil_ok
+from tests.cli.running import expect_advice, mil, mil_ok
 from tests.fakes import make_bag, write_cohort
 
 
@@ -257,6 +258,35 @@ def test_a_bag_of_another_encoder_is_not_imported_with_the_others(tmp_path: Path
     result = mil("bags", "import", tmp_path / "source", "--from", "clam", "--bags", tmp_path / "b")
     assert result.exit_code == 3
     assert "failed: " in result.stderr
-    assert "s1.h5: dim is 9; expected 8 as in most of the bags" in result.stderr
+    assert "s1.h5: dim is 9; expected 8 as in 3 of 4 bags" in result.stderr
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["s0.h5", "s2.h5", "s3.h5"]
     mil_ok("bags", "verify", tmp_path / "b")
+
+
+def test_files_of_two_kinds_are_imported_once_it_is_said_which_are_meant(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(4):
+        with h5py.File(source / f"s{number}.h5", "w") as file:
+            file["feats"] = np.random.default_rng(number).normal(size=(5, 8))
+            file["coords"] = np.arange(10).reshape(5, 2) * 112.0
+            file.attrs.update(unit="um", tile_size_um=112.0, tile_size_px=224)
+            if number:
+                file.attrs["extractor"] = "uni"
+    bags = tmp_path / "bags"
+    do_import = ["bags", "import", source, "--from", "stamp", "--bags", bags]
+    advice = "State what files leave out with --backbone, --mpp, --tile-px, or import the others"
+    assert "'uni' as in 3 of 4 bags" in expect_advice(do_import, advice, exit_code=3)
+    rmtree(bags)
+    mil_ok(*do_import, "--backbone", "uni")
+    assert len(list(bags.iterdir())) == 4
+    rmtree(bags)
+    with h5py.File(source / "s1.h5", "r+") as file:
+        del file.attrs["extractor"]
+    tie = expect_advice(do_import, advice)
+    assert "2 bags whose encoder is 'unknown', and as many whose encoder is 'uni'" in tie
+    assert not list(bags.iterdir())
+    (tmp_path / "others").mkdir()
+    for name in ("s0.h5", "s1.h5"):
+        (source / name).rename(tmp_path / "others" / name)
+    mil_ok(*do_import)
