@@ -29,13 +29,14 @@ from cli.shared.output import (
     print_classification,
     print_reliability,
     print_scores,
+    warn_of_reversed,
 )
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
     from mil.data.cohort import Cohort
     from mil.evaluation.predictions import Predictions
-    from mil.evaluation.scoring import ScoreReport, ScoreSettings
+    from mil.evaluation.scoring import ScoreSettings
 
 __all__ = ["Average", "score"]
 
@@ -225,6 +226,7 @@ def _score_files(
             tables[name] = average_predictions(aligned, how=average.value)
         scored = {name: score_model(proba, labelled, settings) for name, proba in tables.items()}
     _print_warnings(files, read)
+    warn_of_reversed({path: scored[path] for path in map(str, files)})
     if as_json:
         print_json({
             "n_patients": len(labelled.patients),
@@ -238,7 +240,6 @@ def _score_files(
         })  # fmt: skip
         return
     for name, report in scored.items():
-        _warn_of_reversed(name, report)
         print_scores(name, report.scores, n_patients=len(labelled.patients))
         for kind, of_classes in report.classification.items():
             print_classification(name if len(report.scores) == 1 else f"{name}, {kind}", of_classes)
@@ -276,17 +277,6 @@ def _print_warnings(files: Sequence[Path], tables: Sequence[Predictions]) -> Non
                 "If a class has no column, add it.",
                 style="yellow",
             )
-
-
-def _warn_of_reversed(name: str, report: ScoreReport) -> None:
-    """Print that a file ranks patients the wrong way round, if that is no chance."""
-    area = next(iter(report.scores.values()))["auroc"]
-    if area.high < 0.5:
-        stderr.print(
-            f"warning: {name} ranks patients worse than chance (AUROC {area}): see whether its "
-            "columns of classes are exchanged, or --class names the other class",
-            style="yellow",
-        )
 
 
 def _stated(cohort: Cohort, settings: ScoreSettings) -> dict[str, float]:

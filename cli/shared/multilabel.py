@@ -16,6 +16,7 @@ from cli.shared.output import (
     print_caveats,
     print_comparison,
     print_reliability,
+    warn_of_reversed,
 )
 from features.utils.text import pluralize
 
@@ -188,6 +189,8 @@ def score_label_files(
             name: score_labels(proba, table, settings, file_prior=of_file, prior=read_at)
             for name, proba in tables.items()
         }
+    for path in map(str, files):
+        warn_of_reversed({f"{path}, {n}": report for n, report in scored[path].labels.items()})
     counts = dict(zip(table.names, table.truth.sum(axis=0).tolist(), strict=True))
     if as_json:
         print_json({

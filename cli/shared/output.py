@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mil.evaluation.baselines import BaselineComparison
     from mil.evaluation.classification import ClassificationScores
     from mil.evaluation.metrics import Interval
-    from mil.evaluation.scoring import ScoreSettings
+    from mil.evaluation.scoring import ScoreReport, ScoreSettings
 
 __all__ = [
     "calibration_as_dict",
@@ -33,6 +33,7 @@ __all__ = [
     "print_model_scores",
     "print_reliability",
     "print_scores",
+    "warn_of_reversed",
 ]
 
 _N_NAMED = 5
@@ -150,6 +151,18 @@ def print_scores(
             cells += [f"{score.value:.4f}", "not estimable" if isnan(score.low) else span]
         table.add_row(title, *cells)
     stdout.print(table)
+
+
+def warn_of_reversed(reports: Mapping[str, ScoreReport]) -> None:
+    """Print which predictions, by name, are on the wrong side, if that is no chance."""
+    for name, report in reports.items():
+        if report.is_reversed:
+            area = next(iter(report.scores.values()))["auroc"]
+            stderr.print(
+                f"warning: {name} ranks patients worse than chance (AUROC {area}): see whether its "
+                "columns of classes are exchanged, or hold the probability of the other class",
+                style="yellow",
+            )
 
 
 def print_classification(name: str, scores: ClassificationScores) -> None:

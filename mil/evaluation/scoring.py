@@ -43,6 +43,8 @@ __all__ = [
     "score_predictions",
 ]
 
+_MIN_TO_CALL_REVERSED = 10
+"""Fewest patients of each class whose predictions are called reversed."""
 
 INTERVAL_NOTE = (
     "95 % intervals: class-stratified bootstrap over patients; the variance of training is not in "
@@ -83,7 +85,8 @@ class ScoreReport:
     ``reliability`` holds the results of :func:`describe_reliability` by kind, ``calibrators`` the
     number of fitted calibrators by kind of calibrator, and ``calibrated`` the cross-fitted
     probabilities at the balanced prior, shape (repeats, patients, classes). They are empty or None
-    if not requested.
+    if not requested. ``is_reversed`` says that two classes are exchanged in the predictions, beyond
+    chance.
     """
 
     scores: Mapping[str, Mapping[str, Interval]]
@@ -91,6 +94,7 @@ class ScoreReport:
     reliability: Mapping[str, Mapping[str, Any]]
     calibrators: Mapping[str, int]
     calibrated: Floats | None
+    is_reversed: bool
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -153,6 +157,7 @@ def score_model(proba: Floats, cohort: Cohort, settings: ScoreSettings) -> Score
         },
         calibrators=calibrators,
         calibrated=calibrated,
+        is_reversed=_is_reversed(proba, labels, settings),
     )  # fmt: skip
 
 
@@ -265,6 +270,24 @@ def baseline_losses(cohort: Cohort) -> Mapping[str, float]:
         name: weighted_log_loss(np.tile(row, (n_patients, 1)), cohort.labels)
         for name, row in (("constant", balanced(cohort.classes)), ("cohort_prior", shares))
     }
+
+
+def _is_reversed(proba: Floats, labels: Ints, settings: ScoreSettings) -> bool:
+    """Return whether exchanged probabilities of two classes are better than a constant.
+
+    An AUROC below 0.5 does not show it: cross-validated predictions without any signal are on the
+    wrong side by up to what leaving a patient out takes from the share of the patient's class.
+    """
+    smallest = np.bincount(labels, minlength=2).min()
+    if proba.shape[1] != 2 or smallest < _MIN_TO_CALL_REVERSED:
+        return False
+    even = np.full(2, 0.5)
+    exchanged = _at_prior(proba[:, ::-1], old=settings.file_prior, new=even)
+    losses = stratified_bootstrap(
+        {"weighted_log_loss": weighted_log_loss}, exchanged, labels,
+        n_resamples=settings.n_resamples, seed=settings.seed,
+    )  # fmt: skip
+    return bool(losses["weighted_log_loss"].high < np.log(2) - 1 / smallest)
 
 
 def _with_other_classes(

@@ -293,3 +293,42 @@ def test_exchanged_columns_of_classes_are_warned_of(tmp_path: Path) -> None:
         predicted.write_text("\n".join([header, *values]))
         told = mil_ok("score", predicted, "--cohort", labels, "--column", "slide=patient_id")
         assert ("ranks patients worse than chance" in told.stderr) == is_exchanged
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--labels", "x,y"]])
+def test_exchanged_columns_are_warned_of_once_a_file_with_every_option(
+    tmp_path: Path, options: list[str]
+) -> None:
+    rows = [f"p{n},{'ab'[n % 2]},{n % 2},{n // 2 % 2}" for n in range(24)]
+    (tmp_path / "labels.csv").write_text("\n".join(["patient_id,label,x,y", *rows]))
+    values = [f"p{n},{0.2 + 0.6 * (n % 2):.2f},{0.8 - 0.6 * (n % 2):.2f},0.4" for n in range(24)]
+    names = ["p.csv", "q.csv"]
+    for name in names:
+        header = "patient_id,b,x,y" if "--labels" in options else "patient_id,a,b,y"
+        (tmp_path / name).write_text("\n".join([header, *values]))
+    files = [tmp_path / name for name in names]
+    told = mil_ok(
+        "score", *files, "--cohort", tmp_path / "labels.csv", "--column", "slide=patient_id",
+        *options,
+    )  # fmt: skip
+    assert told.stderr.count("ranks patients worse than chance") == 2
+    assert "mean" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("n_patients", "p_of_own"),
+    [(20, 9 / 19), (200, 99 / 199), (4, 0.2)],
+    ids=["left-one-out shares", "of many", "few patients"],
+)
+def test_a_model_without_signal_and_few_patients_are_not_called_exchanged(
+    tmp_path: Path, n_patients: int, p_of_own: float
+) -> None:
+    labels, predicted = tmp_path / "labels.csv", tmp_path / "p.csv"
+    of_a = [p_of_own if n % 2 == 0 else 1 - p_of_own for n in range(n_patients)]
+    rows = [f"p{n},{'ab'[n % 2]}" for n in range(n_patients)]
+    values = [f"p{n},{p:.6f},{1 - p:.6f}" for n, p in enumerate(of_a)]
+    labels.write_text("\n".join(["patient_id,label", *rows]))
+    predicted.write_text("\n".join(["patient_id,a,b", *values]))
+    told = mil_ok("score", predicted, "--cohort", labels, "--column", "slide=patient_id")
+    assert "AUROC" in told.stdout
+    assert "worse than chance" not in told.stderr

@@ -219,7 +219,10 @@ def _corners_px0(
     *,
     n_tiles: int,
 ) -> npt.NDArray[np.int64]:
-    """Return the upper left corners, shape (n_tiles, 2), level-0 px."""
+    """Return the upper left corners, shape (n_tiles, 2), level-0 px.
+
+    Where the span follows from an assumed resolution, no tile begins before its slide does.
+    """
     if foreign.coords is None:
         return np.full((n_tiles, 2), UNKNOWN_COORD, np.int64)
     coords = _without_batch_axis(path, foreign.coords, "coords")[:, :2].astype(np.float64)
@@ -232,5 +235,8 @@ def _corners_px0(
     if foreign.coords_are == "corners_um":
         coords /= (resolution.mpp_x, resolution.mpp_y)
     elif foreign.coords_are == "centres_px0":
-        coords -= np.asarray(span) / 2
+        before = np.broadcast_to(np.asarray(span) / 2, coords.shape)
+        if resolution.source == "assumed":  # too fine a resolution gives too large a tile
+            before = np.minimum(before, np.maximum(coords, 0))
+        coords -= before
     return np.rint(coords).astype(np.int64)

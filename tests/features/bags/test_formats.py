@@ -350,6 +350,19 @@ def test_slideflow_gives_centres(tmp_path: Path, tile_um: object) -> None:
     assert "mpp" not in result.unknown
 
 
+def test_an_assumed_resolution_costs_no_slide_whose_centres_are_near_its_edge(
+    tmp_path: Path,
+) -> None:
+    write_slideflow(tmp_path / "sf", 112)
+    np.savez(tmp_path / "sf/s1.index.npz", arr_0=COORDS + 112)  # tiles of 224 px: 0.5 µm/px
+    bag, result = import_slide(tmp_path / "sf", "slideflow")
+    np.testing.assert_array_equal(bag.coords_px0, np.maximum(COORDS - 112, 0)[IN_ORDER])
+    assert "mpp" in result.unknown
+    assert "outside the slide" in import_problem(tmp_path / "sf", "slideflow", slide_mpp=0.25)
+    np.savez(tmp_path / "sf/s1.index.npz", arr_0=COORDS - 1)
+    assert "outside the slide" in import_problem(tmp_path / "sf", "slideflow")
+
+
 @pytest.mark.parametrize(
     "content",
     [
