@@ -82,8 +82,8 @@ def describe(
     names = parse_columns(columns)
     from features.utils.files import make_folder
 
+    check_output(out, [train], suffix=".html", makes_folder=True)
     make_folder(out.parent)
-    check_output(out, [train], suffix=".html")
     if label is not None and "label" in names:
         raise typer.BadParameter("give either --label or --column label=", param_hint="--label")
     with spinner("loading"):

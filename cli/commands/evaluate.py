@@ -9,7 +9,7 @@ import typer
 
 from cli.console import EXIT_PARTLY_FAILED, print_json, print_next, spinner, stdout
 from cli.options import BagsSources, CohortTable, ColumnNames, JsonOutput, Seed
-from cli.shared.arguments import check_output, given_options, parse_columns
+from cli.shared.arguments import check_output, given_options, parse_columns, path_beside
 from cli.shared.output import print_caveats
 from cli.shared.runs import free_run, is_combination
 
@@ -72,7 +72,7 @@ def evaluate(
     could not be predicted, or only from part of their slides.
     """
     names = parse_columns(columns)
-    tables = out.with_suffix(".csv"), out.with_suffix(".details.csv")
+    tables = path_beside(out, ".csv"), path_beside(out, ".details.csv")
     check_output(out, [cohort], suffix=".html", beside=tables)
     groups_of = [name for text in (by or "").split(",") if (name := text.strip())]
     with spinner("evaluating"):
@@ -80,7 +80,7 @@ def evaluate(
         from mil.data.cohort import read_cohort
         from mil.evaluation.run_predictions import read_run_scores
         from mil.evaluation.subgroups import read_subgroups
-        from mil.inference.output import unlike_caveats, write_details, write_predictions
+        from mil.inference.output import write_details, write_predictions
         from mil.reporting.validation_report import write_validation
         from mil.validation.external import validate
 
@@ -112,7 +112,6 @@ def evaluate(
     else:
         _print(validated)
         stdout.print(f"Page: {out}; predictions: {tables[0]}")
-    print_caveats(unlike_caveats(validated.predictions))
     print_caveats(f"note: {note}" for note in validated.notes)
     if not as_json:
         is_final = is_combination(run) or (run / "recalibration.json").is_file()

@@ -32,6 +32,7 @@ from cli.shared.arguments import (
     given_options,
     only_folder,
     parse_columns,
+    path_beside,
     reject_options,
     require_one_resolution,
     require_ray_for_address,
@@ -170,7 +171,7 @@ def infer(
     prior, or were predicted from part of their slides.
     """
     names = parse_columns(columns)
-    details = out.with_name(f"{out.stem}.details.csv")
+    details = path_beside(out, ".details.csv")
     check_output(out, [patients, series, mpp_table], suffix=".csv", beside=[details])
     require_one_resolution(slide_mpp=slide_mpp, mpp_table=mpp_table)
     require_ray_for_address(engine, address)
@@ -295,7 +296,7 @@ def _infer_classes(
             run, cohort, refs, prior=shares, coverage=coverage, tta=tta, typicality=typicality
         )
     check_any_used(predictions, refs, source=cohort.path)
-    details = out.with_name(f"{out.stem}.details.csv")
+    details = path_beside(out, ".details.csv")
     write_predictions(out, predictions, classes=run.classes)
     write_details(
         details, predictions, classes=run.classes, abstain=abstain,

@@ -25,6 +25,7 @@ __all__ = [
     "given_options",
     "only_folder",
     "parse_columns",
+    "path_beside",
     "reject_options",
     "require_one_resolution",
     "require_ray_for_address",
@@ -35,6 +36,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_ALSO = {".html": ".htm", ".csv": ".txt"}
+"""Another suffix of the same kind of file."""
+_SUFFIXES = frozenset({
+    ".csv", ".docx", ".feather", ".gz", ".h5", ".hdf5", ".htm", ".html", ".jpeg", ".jpg", ".json",
+    ".npz", ".parquet", ".pdf", ".pkl", ".png", ".pt", ".pth", ".safetensors", ".svg", ".tif",
+    ".tiff", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".zip",
+})  # fmt: skip
+"""Suffixes that say the kind of a file; others, as of ``fold0.5``, are a part of its name."""
 
 
 def folder_for_bags(bags: Path) -> Path:
@@ -117,23 +127,35 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
             raise typer.BadParameter(why, param_hint=option)
 
 
+def path_beside(out: Path, suffix: str) -> Path:
+    """Return the path of a file that is written beside another, as ``p.v2.csv`` beside ``p.v2``."""
+    stem = out.stem if out.suffix.lower() in _SUFFIXES else out.name
+    return out.with_name(f"{stem}{suffix}")
+
+
 def check_output(
-    out: Path, inputs: Iterable[Path | None], *, suffix: str, beside: Sequence[Path] = ()
+    out: Path,
+    inputs: Iterable[Path | None],
+    *,
+    suffix: str,
+    beside: Sequence[Path] = (),
+    makes_folder: bool = False,
 ) -> None:
     """Raise if a file that a command is to write is one that it reads, or cannot be there.
 
     ``out`` is the one that ``--out`` names, ``beside`` are tables that are written with it. Its
-    name may end in ``suffix``, that of the only kind of file that the command writes, or in none.
+    name may not end as that of another kind of file than ``suffix``, the only one that the command
+    writes. Its folder must be there, unless the command makes it.
     """
     read = {path.resolve() for path in inputs if path is not None}
     taken = next((path for path in beside if path.is_dir() or path.resolve() in read), None)
-    if not out.parent.is_dir():
+    if not (makes_folder or out.parent.is_dir()):
         fault = f"there is no folder {out.parent}; make it first"
     elif out.is_dir():
         fault = f"{out} is a folder; name a file in it"
     elif out.resolve() in read:
         fault = f"it would replace {out}, which is read; name another"
-    elif out.suffix.lower() not in {"", suffix}:
+    elif out.suffix.lower() in _SUFFIXES - {suffix, _ALSO.get(suffix)}:
         fault = f"{out.name} would be written as {suffix}, the only kind; let its name end so"
     elif taken is not None:
         why = "is a folder" if taken.is_dir() else "is read"

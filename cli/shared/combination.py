@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cli.console import print_json, print_next, spinner, stdout
+from cli.shared.arguments import path_beside
 from cli.shared.embed_missing import embed_missing
 from cli.shared.output import print_caveats, print_guarantee
 from features.utils.text import pluralize
@@ -170,7 +171,7 @@ def infer_combination(
             typicality=typicality,
             columns=columns,
         )
-    details = out.with_name(f"{out.stem}.details.csv")
+    details = path_beside(out, ".details.csv")
     write_predictions(out, predictions, classes=model.classes)
     write_details(details, predictions, classes=model.classes, abstain=abstain, typicality=True)
     guaranteed, planned = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from cli.console import print_json, print_next, progress_bar, spinner, stderr, stdout
+from cli.shared.arguments import path_beside
 from cli.shared.output import (
     calibration_as_dict,
     print_calibration_note,
@@ -119,7 +120,7 @@ def infer_labels(
     with spinner("predicting"):
         predictions = predict_labels(run, cohort, refs, prior=shares, typicality=typicality)
     check_any_used(predictions[run.names[0]], refs, source=cohort.path)
-    details = out.with_name(f"{out.stem}.details.csv")
+    details = path_beside(out, ".details.csv")
     write_label_predictions(out, predictions)
     write_label_details(details, predictions)
     first = predictions[run.names[0]]

@@ -98,15 +98,16 @@ def pluralize(number: int, nouns: str) -> str:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Return the first five names, and the number of the others.
+    r"""Return the first five names, printable, and the number of the others.
 
     Examples
     --------
-    >>> list_names(["a", "b"]), list_names(list("abcdefg"))
-    ('a, b', 'a, b, c, d, e and 2 more')
+    >>> list_names(["a", "b\n"]), list_names(list("abcdefg"))
+    ('a, b?', 'a, b, c, d, e and 2 more')
     """
     n_more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {n_more:,} more" if n_more > 0 else "")
+    listed = ", ".join(map(printable, names[:_MOST_LISTED]))
+    return listed + (f" and {n_more:,} more" if n_more > 0 else "")
 
 
 def percent(share: float, *, digits: int = 0) -> str:

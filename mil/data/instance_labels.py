@@ -61,7 +61,7 @@ def describe_unmatched(
     unmatched = [key for key in labels if key not in images]
     bags = {bag for bag, _ in images}
     others = list(dict.fromkeys(bag for bag, _ in unmatched if bag not in bags))
-    unknown = [f"{bag}, {source}" for bag, source in unmatched if bag in bags]
+    unknown = [f"{bag}/{source}" for bag, source in unmatched if bag in bags]
     notes = []
     if others:
         count = pluralize(len(others), "bags")

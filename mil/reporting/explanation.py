@@ -243,7 +243,9 @@ def write_explanations(
         predictions=tuple(predictions),
         without_picture=without_picture,
         agreement=None if image_labels is None else mean_agreement(agreements),
-        label_notes=describe_unmatched(image_labels or (), images),
+        label_notes=describe_unmatched(
+            [key for key in image_labels or () if key[0] in cohort.patient_of_slide()], images
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from mil.errors import CohortError
 from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss, wilson_interval
 from mil.evaluation.scoring import ScoreSettings, score_predictions
-from mil.inference.output import describe_typicality
+from mil.inference.output import describe_typicality, unlike_caveats
 from mil.inference.predict import PatientPrediction
 
 __all__ = [
@@ -343,13 +343,5 @@ def _notes(scored: Sequence[PatientPrediction], left_out: Mapping[str, str]) -> 
             f"the run's whitening was fitted on {pluralize(n_whitened, 'patients')} of these, "
             "without labels: their prediction sets hold all classes"
         )
-    n_unlike, n_compared = (
-        sum(p.unlike_training for p in scored), sum(p.typicality is not None for p in scored),
-    )  # fmt: skip
-    level = max((p.typicality.level for p in scored if p.typicality is not None), default=0.0)
-    if n_unlike:
-        notes.append(
-            f"{n_unlike} of {pluralize(n_compared, 'patients')} are unlike the training patients "
-            f"({level * n_compared:.1f} would be by chance): their prediction sets hold all classes"
-        )
+    notes += [caveat.removeprefix("warning: ") for caveat in unlike_caveats(scored)]
     return tuple(notes)

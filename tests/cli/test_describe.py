@@ -138,3 +138,13 @@ def test_real_slides_of_four_kinds_are_described(mil_data: Path, tmp_path: Path)
     assert set(kinds["file_not_in_table"]) >= {"boxes", "unopenable"}
     assert data["largest_slide"]["width_px0"] == 2220
     assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 3
+
+
+def test_a_refused_description_makes_no_folder(tmp_path: Path) -> None:
+    table = tmp_path / "train.csv"
+    table.write_text("image_id,patient_id,label\ns0,p0,a\ns1,p1,b\n")
+    refused = mil("describe", table, "--out", tmp_path / "new" / "p.json")
+    assert refused.exit_code == 2
+    assert not (tmp_path / "new").exists()
+    assert mil("describe", table, "--out", tmp_path / "new" / "p.html").exit_code == 0
+    assert (tmp_path / "new" / "p.html").is_file()

@@ -172,10 +172,25 @@ def test_an_output_of_a_kind_that_is_not_written_is_refused_before_the_work(
         )
         assert f"{name} would be written as {suffix}" in refused
     assert not list(tmp_path.iterdir())
+    also = {".html": ".htm", ".csv": ".txt"}.get(suffix)
     if "filter" not in command:  # whose examples are none
-        for name in ("p", f"p{suffix}", f"q{suffix.upper()}"):
+        for name in ("p", f"p{suffix}", f"q{suffix.upper()}", f"r{also}"):
             mil_ok(*typed.split(), "--out", tmp_path / name)
             assert (tmp_path / name).is_file()
+
+
+def test_a_point_in_the_name_of_an_output_belongs_to_the_name(study: Path, tmp_path: Path) -> None:
+    run, bags = study / "runs" / "a", study / "bags" / "a"
+    names = ["fold0.5", "fold0.7", "p.2026-11-30", "p.v2"]
+    for name in names:
+        mil_ok("infer", "--run", run, "--bags", bags, "--patients", study / "new.csv",
+               "--out", tmp_path / name)  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *names, *(f"{name}.details.csv" for name in names)
+    }  # fmt: skip
+    mil_ok("evaluate", run, "--bags", bags, "--cohort", study / "new.csv",
+           "--out", tmp_path / "e.v2")  # fmt: skip
+    assert (tmp_path / "e.v2.csv").is_file()
 
 
 def test_no_command_replaces_what_it_reads(study: Path, tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def test_every_page_and_summary_says_who_is_unlike_the_training_patients(
     page = tmp_path / "page.html"
     told = mil_ok("evaluate", run, "--cohort", labelled, *of_bags, "--out", page).stderr
     assert "5 of 10 patients unlike the training patients" in told
+    assert told.count("prediction sets hold all classes") == 1
+    assert "5 of 10 patients unlike the training patients" in page.read_text()
     assert "Patients least like the training patients" in page.read_text()
 
 

@@ -22,15 +22,14 @@ def run_caveats(
     if bags.missing_slides:
         why = date_hint(bags.missing_slides, {record.slide_id for record in bags.slides})
         notes.append(
-            f"slides without a bag: {len(bags.missing_slides)}, first "
-            + list_names(bags.missing_slides)
+            f"slides without a bag: {len(bags.missing_slides)}, {list_names(bags.missing_slides)}"
             + (f". {why}" if why else "")
         )
     with_bag = {*bags.missing_slides, *(record.slide_id for record in bags.slides)}
     if repeated := [name for name in cohort.patient_of_slide() if name not in with_bag]:
         notes.append(
             "slides that are copies of another slide of their patient, which counts once: "
-            f"{len(repeated)}, first {list_names(repeated)}"
+            f"{len(repeated)}, {list_names(repeated)}"
         )
     n_left_out = len(cohort.patients) - len(oof.patient_ids)
     if n_left_out:

@@ -358,6 +358,7 @@ def test_an_assumed_resolution_costs_no_slide_whose_centres_are_near_its_edge(
     bag, result = import_slide(tmp_path / "sf", "slideflow")
     np.testing.assert_array_equal(bag.coords_px0, np.maximum(COORDS - 112, 0)[IN_ORDER])
     assert "mpp" in result.unknown
+    (tmp_path / "imported/s1.h5").unlink()
     assert "outside the slide" in import_problem(tmp_path / "sf", "slideflow", slide_mpp=0.25)
     np.savez(tmp_path / "sf/s1.index.npz", arr_0=COORDS - 1)
     assert "outside the slide" in import_problem(tmp_path / "sf", "slideflow")

@@ -307,7 +307,7 @@ def test_hostile_names_stay_names(three: Path) -> None:
 
 def test_patients_without_predictions_are_named(three: Path) -> None:
     text = " ".join(page_of(three).text)
-    assert "Slides without a bag: 1, first gone&." in text
+    assert "Slides without a bag: 1, gone&." in text
     assert "Patients without a tile, not in any score: bare patient." in text
     html = (three / "report.html").read_text(encoding="utf-8")
     part = html[html.index("Incomplete slides") : html.index('id="learning"')]
