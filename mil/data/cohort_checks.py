@@ -48,7 +48,7 @@ _FAULTS = (
     ),
     # A formula names its own row: each row of a patient would be a patient of its own.
     _Fault(
-        pattern=r"(?i)^=.*(?:\(|\b\$?[a-z]{1,3}\$?\d|!)",
+        pattern=r"(?i)^=[^|]*(?:\(|\b\$?[a-z]{1,3}\$?\d|!)",
         actual="which is a formula",
         expected="its value",
         hint="Save the sheet as CSV with values in place of formulas.",
