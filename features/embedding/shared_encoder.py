@@ -81,7 +81,7 @@ class SharedEncoderWorker:
                 )
             )
             factories = {
-                f"reader {address.client + 1}": _ReaderFactory(
+                f"reading process {address.client + 1}": _ReadingWorkerFactory(
                     bags_dir=bags_dir, address=address, n_workers=n_workers * n_processes,
                     config=replace(config, n_workers=n_threads + (address.client < n_more)),
                 )
@@ -124,7 +124,7 @@ def _batch_shape(encoder: Encoder, config: BaseEmbedConfig) -> tuple[int, int, i
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReaderFactory:
+class _ReadingWorkerFactory:
     """Builds a worker whose encoder is in another process; picklable while it is started."""
 
     bags_dir: Path

@@ -161,7 +161,8 @@ def test_a_damaged_clam_tensor_is_not_in_the_way_of_a_whole_file(tmp_path: Path)
     write_h5(tmp_path / "clam/h5_files/s1.h5", features=FEATURES, coords=COORDS)
     (tmp_path / "clam/pt_files").mkdir()
     (tmp_path / "clam/pt_files/s1.pt").write_bytes(b"cut off")
-    import_slide(tmp_path / "clam", "clam")
+    bag, _ = import_slide(tmp_path / "clam", "clam")
+    np.testing.assert_array_equal(bag.features, FEATURES[IN_ORDER])
 
 
 def test_a_file_that_says_it_is_of_another_slide_is_refused_or_noted(tmp_path: Path) -> None:
