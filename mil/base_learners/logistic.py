@@ -193,12 +193,16 @@ def _solve_dual(gram: Floats, truth: npt.NDArray[np.bool_], cost: Floats) -> tup
 
     logit = np.zeros(len(gram))
     value = objective(logit, dual, bias)
+    system = np.empty_like(gram)  # the only other matrix of patients by patients: it may be large
     for _ in range(_MOST_NEWTON_STEPS):
         proba = expit(logit)
         curvature = cost * np.maximum(proba * (1 - proba), 1e-12)
         root = np.sqrt(curvature)
         # Inverse of gram + diag(1 / curvature), by a matrix whose eigenvalues are at least 1.
-        factor = cho_factor(np.eye(len(gram)) + root[:, None] * gram * root, lower=True)
+        np.multiply(root[:, None], gram, out=system)
+        system *= root
+        system[np.diag_indices_from(system)] += 1
+        factor = cho_factor(system.T, lower=True, overwrite_a=True)
         target = logit + cost * (truth - proba) / curvature
         both = np.stack([target, np.ones(len(gram))], axis=1)
         solved = root[:, None] * cho_solve(factor, root[:, None] * both)
