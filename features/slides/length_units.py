@@ -16,6 +16,7 @@ _UM = {
     "cm": 1e4, "centimeter": 1e4, "centimetre": 1e4,
     "mm": 1e3, "millimeter": 1e3, "millimetre": 1e3,
     "µm": 1.0, "um": 1.0, "micron": 1.0, "mu": 1.0, "micrometer": 1.0, "micrometre": 1.0,
+    "мкм": 1.0, "нм": 1e-3, "мм": 1e3, "微米": 1.0, "纳米": 1e-3, "毫米": 1e3, "ミクロン": 1.0,
     "mikrometer": 1.0, "micra": 1.0, "mcm": 1.0, "µ": 1.0,
     "nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3,
     "å": 1e-4, "angstrom": 1e-4,

@@ -19,11 +19,14 @@ __all__ = ["mpp_in_ome", "mpp_in_text", "ome_channels", "ome_pixels"]
 _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
 _NOT_OURS = r"(?<![A-Za-z])"
+_WIDE_SIGNS = str.maketrans("：＝／", ":=/")
+"""Signs as Chinese and Japanese write them."""
 _OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb|preview", re.IGNORECASE)
 _OTHER_THING = re.compile(
     r"(?:(?:original|macro|label|overview|thumb(?:nail)?|preview)"
     r"(?:[ \t_.-]*|[\"']?[ \t]*(?::[ \t]*|[:=][ \t]*\{\s*[\"']?))"
-    r"|(?:camera|(?P<chip>ccd|cmos|sensor|detector|chip|axial)"
+    r"|camera[ _-]*:?[ \t]*"
+    r"|(?:(?P<chip>ccd|cmos|sensor|detector|chip|axial)"
     r"|target|patch|mask|model|heatmap|annotation|requested|desired|downsampled)[ _-]*)"
     r"(?:(?:pixels?|px)[ \t_:-]*)?\Z",
     re.IGNORECASE,
@@ -37,19 +40,23 @@ _OF_NO_PX = re.compile(
 """What a resolution or spacing right behind it is of, but no size of pixels."""
 _OF_SECTION = re.compile(r"(?:section|slice|\bline|\bstep)[ _-]*\Z", re.IGNORECASE)
 """What a spacing right behind it is of, but no µm per px."""
+_ENDS_FIELD = re.compile(r"[=:][ \t]*[\w-]+[ \t]+\Z")
+"""One word that is the value of a field, and no part of a name right behind it."""
 _OF_SECTIONS = re.compile(r"[ \t,(]*(?:between|apart|zwischen|entre|tra|tussen)\b", re.IGNORECASE)
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
-_LONG_UM = r"mi[ck]r(?:[oóô]m[eèé]t(?:er|re|ro|ri)|[oó]n|a)s?"
-_PER_WORD = r"(?:per|pro|par|por)"
+_LONG_UM = r"mi[ck]r(?:[oóô]m[eèé]t(?:er|re|ro|ri)|[oó]n|a)s?|мкм|微米|ミクロン"
+_PER_WORD = r"(?:per|pro|par|por|na|на)"
 _IN_UM = rf"mpp|ScanRes|(?:{_LONG_UM}|um)(?:[-_ ]?{_PER_WORD}[-_ ]?|/)(?:p[ií]xel|px)"
 _NAMED_PX = (
     r"(?:pixel|voxel|physical)[-_ ]?(?:size|spacing|width)"
     r"|pixel(?:abstand|größe|grösse|groesse|grootte)|taille (?:du |de |des )?pixels?"
+    r"|размер пикселя|rozmiar piksela|(?:pixelst(?:orlek|ørrelse)|pikselin koko|velikost pixelu)"
+    r"|(?:像素(?:大小|尺寸)|画素サイズ|ピクセルサイズ|픽셀 크기)"
     r"|(?:tama[ñn]h?o|dimension[ei])[-_ ](?:(?:d[eio][lis]?|los)[-_ ]){0,2}p[ií]xe[eils]{1,3}"
 )
 _SIZE = (
-    rf"{_NAMED_PX}|r[eé]solution|aufl(?:ö|oe)sung|resoluci[oó]n|risoluzione|resolu[çc][aã]o"
-    r"|resolutie|spacing"
+    rf"{_NAMED_PX}|(?:scan)?r[eé]solution|aufl(?:ö|oe)sung|resoluci[oó]n|risoluzione|resolu[çc][aã]o"
+    r"|resolutie|разрешение|rozdzielczość|(?:分辨率|解像度|해상도)|spacing|(?<!\w)mm(?=_[xy]\b|\Z)"
 )
 _PAIR = rf"[\[(]?\s*({NUMBER})(?:\s*[x×]\s*(?:{NUMBER})|,\s*(?:{NUMBER})(?=\s*[\])]))?[\])]?"
 """A number, or the first of two: 0.5 x 0.5, (0.5, 0.5)."""
@@ -59,17 +66,20 @@ _MPP = re.compile(
 )
 _PIXEL_SIZE = re.compile(
     rf"{_NOT_OURS}({_SIZE})"
-    rf"[-_ ]?([xy]?)[-_ ]?[\[(]?(microns?|um|[µμ]m|nm|mm)?[\])]?{_IS}"
+    rf"[-_ ]?([xy]?)[-_ ]?[\[(]?(microns?|um|[µμ]m|nm|mm)?[\])]?"
+    rf"(?:\s+unit=[\"']({_UNIT})[\"'])?{_IS}(?:\{{\s*[\"']?(?:x|value){_IS})?"
     rf"{_PAIR}[ \t]*({_UNIT})?",
     re.IGNORECASE,
 )
 _OBJECTIVE = (
     r"AppMag|SourceLens|NominalLensMagnification|vergr(?:ö|oe)(?:ß|ss)erung|grossissement"
-    r"|vergroting|aumentos?|ingrandimento|amplia[çc][aã]o|objektiv|objectif|objectief"
-    r"|objetiv[oa]|obiettivo|obj\.?|lens|mag|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
+    r"|увеличение|объектив|powiększenie|(?:förstoring|suurennus|zvětšení)"
+    r"|(?:(?:放大)?倍[率数]|物镜|対物レンズ|배율)|vergroting|aumentos?|ingrandimento"
+    r"|amplia[çc][aã]o|objektiv|objectif|objectief|objetiv[oa]|obiettivo|obj\.?|lens|mag"
+    r"|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
     r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
 )
-_PX = r"(?:px|p[ií]x(?:e[eils]{1,3})?|voxels?)"
+_PX = r"(?:px|p[ií]x(?:e[eils]{1,3})?|voxels?|pikseli?|пиксел[ьяей]{1,2}|像素|画素|ピクセル|픽셀)"
 _PER = rf"(?:[ \t]*(?:/|\b{_PER_WORD}\b)[ \t]*{_PX}\b|[ \t·⋅*]*{_PX}[ \t]*(?:\^?[-−]1\b|⁻¹))"
 _METRIC = rf"(?:{_LONG_UM}|mill?[ií]met(?:er|re|ro|ri)s?|[uµμ]m|[mc]m|inch)"
 _PER_PX = tuple(
@@ -99,14 +109,23 @@ _PX_PER = tuple(
     for pattern in (
         rf"(?P<x>{NUMBER})[ \t]*{_PX}[ \t]*(?:/|\b{_PER_WORD}\b)[ \t]*(?P<unit>{_METRIC})\b",
         rf"{_PX}[ \t]*(?:/|[-_ ]?per[-_ ]?)[ \t]*(?P<unit>{_METRIC}){_IS}(?P<x>{NUMBER})",
+        (
+            rf"\b(?:1|one|each|per)[ \t]*(?P<unit>{_METRIC})[ \t]*(?:=|:|\b(?:is|equals)\b)[ \t]*"
+            rf"(?P<x>{NUMBER})[ \t]*{_PX}\b"
+        ),
     )
 )
-"""Pixels per length in words: ``2 px/µm``, ``PixelsPerMicron=2``."""
+"""Pixels per length in words: ``2 px/µm``, ``PixelsPerMicron=2``, ``1 µm = 2 px``."""
+_UNIT_BEHIND = re.compile(
+    rf"""[\s,"']*(?:y{_IS}(?:{NUMBER})[\s,"']*)?units?{_IS}({_UNIT})""", re.IGNORECASE
+)
+"""A unit in a field right behind the value, or behind that of the other axis."""
+_UM_PER_MM = 1000.0
 _DOTS_PER_INCH = re.compile(
     rf"(?<!\w)(?P<before>{NUMBER})[ \t]*[dp]pi\b|(?<!\w)[dp]pi{_IS}(?P<behind>{NUMBER})",
     re.IGNORECASE,
 )
-_NAMES_PX = re.compile(r"px|p[ií]x|voxel", re.IGNORECASE)
+_NAMES_PX = re.compile(r"px|p[ií]x|voxel|piks|пиксел|像素|画素|ピクセル|픽셀", re.IGNORECASE)
 _AROUND = 100
 """Characters before and behind a name of pixels in which the length is."""
 _MAGNIFICATION = re.compile(
@@ -144,13 +163,19 @@ _RANGE = re.compile(
 _OTHER_NUMBER = re.compile(
     rf"(?:{NUMBER})(?<![.,])(?:\s*%|{_TO}|\s*(?:[cmnuµ]?m|px|pix\w*|m?s|db|k?hz)\b)", re.IGNORECASE
 )
+_OF_LENSES = (
+    r"(?:u?plan|u?pl\b|upl|s?apo|achro|(?:neo)?flu[ao]r|[a-z]?lwd|x[a-z]{1,3}\b|oil|air|water"
+    r"|dry|imm|na\b|dic|ph|cfi|hcx?\b|ec\b|nikon|olympus|zeiss|leica|obj|lens|mag|times|fold|fach|fois"
+    r"|mal\b)"
+)
+"""Words on lenses beside a magnification."""
 _COUNT = re.compile(
-    rf"(?:{NUMBER})(?<![.,])\s*[-–]?\s*(?!u?plan|pl\b|s?apo|achro|(?:neo)?flu[ao]r|[a-z]?lwd|x[a-z]{{1,3}}\b"
-    r"|oil|air|water|dry|imm|na\b|dic|ph|cfi|hcx?\b|ec\b|nikon|olympus|zeiss|leica|obj|lens|mag"
-    r"|times|fold|fach|fois|mal\b)[^\W\d_]{2}",
-    re.IGNORECASE,
+    rf"(?:{NUMBER})(?<![.,])\s*[-–]?\s*(?!{_OF_LENSES})[^\W\d_]{{2}}", re.IGNORECASE
 )
 """A number of something, as ``20 patients``."""
+_OTHER_WORD = re.compile(rf"(?<![^\W\d_])(?!{_OF_LENSES})[^\W\d_]{{2}}", re.IGNORECASE)
+"""A word that is not on lenses, as ``grade`` before a number."""
+_SIGN = re.compile(r"\s*[x×]", re.IGNORECASE)
 _MAY_COUNT = re.compile(r"(?:ob[ij]|lens|mag\Z|aumento)(?!.*(?:power|magn))", re.IGNORECASE)
 """Names that may mean an aim, an increase or another lens."""
 _LEAST_WITHOUT_SIGN, _LARGEST = 4, 160
@@ -176,6 +201,7 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     """
     # Texts that were escaped again when they were put into XML are as frequent as others.
     text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))
+    text = text.translate(_WIDE_SIGNS)
     yield from _philips(text)
     yield from _named_sizes(text, _MPP)
     yield from _named_sizes(text, _PIXEL_SIZE)
@@ -290,8 +316,10 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
         before = text[max(0, match.start() - _AROUND) : match.start()]
-        if _is_of_other_thing(text, match.start()) or (
+        is_field = pattern is _MPP and _ENDS_FIELD.search(before) is not None
+        if _is_of_other_thing(text, match.start(), is_of_px=not is_field) or (
             not _NAMES_PX.search(name)
+            and not is_field
             and (
                 _OF_NO_PX.search(before)
                 or (pattern is _PIXEL_SIZE and _OF_SECTION.search(before))
@@ -299,9 +327,11 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
             )
         ):
             continue
-        um = um_per_unit(unit) or next(map(um_per_unit, filter(None, unit_in_name)), None)
+        um = next(filter(None, map(um_per_unit, (unit, *unit_in_name, name))), None)
         if um is None:
             um = unit_beside(name, axis)
+        if um is None and pattern is _PIXEL_SIZE:
+            um = _unit_behind(text, match.start(match.re.groups) if unit else match.end())
         if um is None and (pattern is _MPP or (name == "PhysicalSize" and axis)):
             um = 1.0  # OME's default, also where its names are in other texts
         if um is not None:
@@ -323,6 +353,13 @@ def _unit_beside(text: str, name: str, axis: str) -> float | None:
         if match is not None:
             return um_per_unit(match[1])
     return None
+
+
+def _unit_behind(text: str, position: int) -> float | None:
+    """µm of the unit in a field behind a value; inches and cm count px and not their size."""
+    match = _UNIT_BEHIND.match(text, position)
+    um = um_per_unit(match[1]) if match else None
+    return um if um is not None and um <= _UM_PER_MM else None
 
 
 def _per_px(text: str) -> Iterator[StatedMpp]:
@@ -405,7 +442,9 @@ def _magnification_in(text: str, *, name: str) -> float:
         return math.nan
     number = parse_number(first[0])
     if _MAY_COUNT.match(name) and (
-        number < _LEAST_WITHOUT_SIGN or _COUNT.match(text, first.start())
+        number < _LEAST_WITHOUT_SIGN
+        or _COUNT.match(text, first.start())
+        or (_OTHER_WORD.search(text, 0, first.start()) and not _SIGN.match(text, first.end()))
     ):
         return math.nan
     return number
