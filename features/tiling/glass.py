@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from features.slides.base import RgbArray
+from features.tiling.window_filters import window_mean, window_min
 
 __all__ = ["NORMAL_MAD", "Glass", "find_glass", "grey_levels", "is_fill", "subsample"]
 
@@ -148,9 +149,9 @@ def find_glass(smooth: RgbArray) -> Glass:
 def is_fill(smooth: RgbArray, black: int) -> Bools:
     """Return where flat and nearly black pixels were not scanned, shape (height, width)."""
     grey = grey_levels(smooth)
-    mean = ndimage.uniform_filter(grey, 3)
-    variance = ndimage.uniform_filter(grey * grey, 3) - mean * mean
-    return np.asarray((highest(smooth) <= black) & (ndimage.minimum_filter(variance, 3) < 1))
+    mean = window_mean(grey, 3)
+    variance = window_mean(grey * grey, 3) - mean * mean
+    return np.asarray((highest(smooth) <= black) & (window_min(variance, 3) < 1))
 
 
 def highest(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -191,9 +192,9 @@ def _is_flat(smooth: RgbArray) -> Bools:
     others /= 2
     green -= green.mean()  # small numbers, of which float32 keeps the squares exactly enough
     others -= others.mean()
-    covariance = ndimage.uniform_filter(green * others, _FLAT_PX)
-    covariance -= ndimage.uniform_filter(green, _FLAT_PX) * ndimage.uniform_filter(others, _FLAT_PX)
-    return np.asarray(ndimage.minimum_filter(covariance, _FLAT_NEAR_PX) <= limit)
+    covariance = window_mean(green * others, _FLAT_PX)
+    covariance -= window_mean(green, _FLAT_PX) * window_mean(others, _FLAT_PX)
+    return np.asarray(window_min(covariance, _FLAT_NEAR_PX) <= limit)
 
 
 def _brightest_flat_colour(pixels: RgbArray, is_flat: Bools) -> Floats | None:
@@ -279,7 +280,7 @@ def _roughness(pixels: RgbArray, is_flat: Bools) -> float:
     worst = 0.0
     for channel in range(3):
         values = pixels[..., channel].astype(np.float32)
-        values -= ndimage.uniform_filter(values, 7)
+        values -= window_mean(values, 7)
         worst = max(worst, float(np.median(np.abs(subsample(values[is_flat])))) / NORMAL_MAD)
     return worst
 

@@ -13,6 +13,13 @@ from scipy import ndimage
 from features.errors import MilError
 from features.slides.base import RgbArray
 from features.tiling.glass import Glass, find_glass, grey_levels, is_fill, subsample
+from features.tiling.window_filters import (
+    close_disc,
+    open_disc,
+    window_max,
+    window_mean,
+    window_min,
+)
 
 __all__ = [
     "MASK_VERSION",
@@ -190,7 +197,7 @@ def segment_tissue(
         is_faint &= _least_nearby(distance) <= _PALER * threshold  # pale tissue beside dark tissue
         px_um2 = (downsample * mpp) ** 2
         mask = _remove_small(distance, floor, settings.least_speck_um2 / px_um2)
-        mask |= is_faint & _close(mask)
+        mask |= is_faint & close_disc(mask, _CLOSING_PX)
         lines = _thin_walls(grey, glass, noise)
         mask |= _fat_cells(mask, lines, settings.largest_fat_cell_um2 / px_um2)
         mask = _fill_small_holes(mask, settings.least_hole_um2 / px_um2)
@@ -253,9 +260,9 @@ def _variance(grey: Floats, window_px: int) -> Floats:
     It is the minimum over the windows that contain a pixel (as in Kuwahara's filter, 1976), so
     that glass next to a border has the variance of glass.
     """
-    mean = ndimage.uniform_filter(grey, window_px)
-    variance = ndimage.uniform_filter(grey * grey, window_px) - mean * mean
-    return np.maximum(ndimage.minimum_filter(variance, window_px), 0)
+    mean = window_mean(grey, window_px)
+    variance = window_mean(grey * grey, window_px) - mean * mean
+    return np.asarray(np.maximum(window_min(variance, window_px), 0))
 
 
 def _texture(grey: Floats, glass: Glass, is_glass: Bools, reach: float) -> Floats:
@@ -271,7 +278,7 @@ def _texture(grey: Floats, glass: Glass, is_glass: Bools, reach: float) -> Float
 
 def _local_threshold(distance: Floats, floor: float) -> Floats:
     """Half the largest distance nearby, from ``floor`` to the maximum, shape (height, width)."""
-    nearby = ndimage.maximum_filter(ndimage.uniform_filter(distance, 3), _NEAR_PX)
+    nearby = window_max(window_mean(distance, 3), _NEAR_PX)
     return np.asarray(np.clip(nearby / 2, floor, max(floor, _MAX_THRESHOLD)))
 
 
@@ -303,14 +310,7 @@ def _remove_small(distance: Floats, threshold: float, least_px: float) -> Bools:
 def _least_nearby(distance: Floats) -> Floats:
     """Least distance above 0 nearby, shape (height, width)."""
     positive = np.where(distance > 0, distance, np.float32(np.inf))
-    return np.asarray(ndimage.minimum_filter(positive, _NEAR_PX))
-
-
-def _close(mask: Bools) -> Bools:
-    """Fill gaps between islands that are as narrow as the border of a dark section is wide."""
-    around = np.pad(mask, _CLOSING_PX, mode="edge")
-    closed = ndimage.binary_closing(around, _disc(_CLOSING_PX))
-    return np.asarray(closed[_CLOSING_PX:-_CLOSING_PX, _CLOSING_PX:-_CLOSING_PX])
+    return np.asarray(window_min(positive, _NEAR_PX))
 
 
 def _thin_walls(grey: Floats, glass: Glass, noise: float) -> Bools:
@@ -318,7 +318,7 @@ def _thin_walls(grey: Floats, glass: Glass, noise: float) -> Bools:
 
     They are where closing the grey value, shape (height, width), makes it brighter.
     """
-    depth = ndimage.grey_closing(grey, (5, 5))
+    depth = window_min(window_max(grey, 5), 5)
     depth -= grey
     least = max(_WALL_DEPTH, _WALL_SIGMAS * noise) * glass.relative_brightness
     labels, _ = ndimage.label(depth > least, _EIGHT_NEIGHBOURS)
@@ -340,9 +340,8 @@ def _fat_cells(mask: Bools, lines: Bools, largest_px: float) -> Bools:
     is_small[0] = False
     if not is_small.any():
         return np.zeros_like(walls)
-    thick = ndimage.binary_opening(np.pad(walls, _WALL_PX, mode="edge"), _disc(_WALL_PX))
-    thick = thick[_WALL_PX:-_WALL_PX, _WALL_PX:-_WALL_PX]
-    nearest = ndimage.maximum_filter(labels * is_small[labels], 3)
+    thick = open_disc(walls, _WALL_PX)
+    nearest = window_max(labels * is_small[labels], 3)
     wall = walls & (nearest > 0)
     n_wall = np.bincount(nearest[wall], minlength=n_holes + 1)
     n_thin = np.bincount(nearest[wall & ~thick], minlength=n_holes + 1)
@@ -353,7 +352,7 @@ def _fat_cells(mask: Bools, lines: Bools, largest_px: float) -> Bools:
     in_mask = _number_in_island(mask, labels, is_cell & (n_line == 0))
     is_cell &= np.maximum(in_lines, in_mask) >= _LEAST_CELLS
     cells = is_cell[labels]
-    return np.asarray(cells | (walls & ndimage.maximum_filter(cells, 3)))
+    return np.asarray(cells | (walls & window_max(cells, 3)))
 
 
 def _number_in_island(
@@ -365,11 +364,6 @@ def _number_in_island(
     island_of[holes] = islands
     n_holes = np.bincount(island_of[is_counted], minlength=n_islands + 1)
     return np.asarray(np.where(is_counted, n_holes[island_of], 0))
-
-
-def _disc(radius_px: int) -> Bools:
-    y, x = np.ogrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]
-    return np.asarray(np.hypot(y, x) <= radius_px + 0.3)
 
 
 def _fill_small_holes(mask: Bools, least_px: float) -> Bools:

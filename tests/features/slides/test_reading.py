@@ -19,7 +19,7 @@ from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff import TiffSlide
-from features.slides.cache import TileCache
+from features.slides.cache import TileCache, _BlockMemory
 from features.slides.pixels import to_rgb
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.search import find_slides
@@ -128,6 +128,31 @@ def test_the_cache_keeps_to_its_bytes() -> None:
     assert calls == [1, 2, 3, 4, 2]  # 2 was the longest unused when 4 came
 
 
+def test_memory_of_a_block_is_used_again_once_nothing_refers_to_its_pixels() -> None:
+    memory = _BlockMemory(max_spare_bytes=600)
+    block = memory.copy(np.full((10, 10, 3), 1, np.uint8))
+    address = block.ctypes.data
+    row = block[4].reshape(-1)[::2]
+    del block
+    other = memory.copy(np.full((10, 10, 3), 2, np.uint8))
+    assert other.ctypes.data != address
+    assert (row == 1).all()
+    del row
+    again = memory.copy(np.full((10, 10, 3), 3, np.uint8))
+    assert again.ctypes.data == address
+    assert (other == 2).all()
+    assert (again == 3).all()
+
+
+def test_spare_memory_of_blocks_keeps_to_its_bytes_and_lets_the_oldest_size_go() -> None:
+    memory = _BlockMemory(max_spare_bytes=600)
+    blocks = [memory.copy(np.zeros((side, 10, 3), np.uint8)) for side in (20, 10, 10, 10)]
+    while blocks:
+        blocks.pop(0)
+    assert {size: len(spare) for size, spare in memory._spare.items() if spare} == {300: 2}
+    assert memory._n_spare_bytes == 600
+
+
 def test_of_two_threads_that_want_a_block_the_second_waits_and_a_failure_is_not_kept() -> None:
     cache = TileCache(max_bytes=900)
     piece = np.zeros((10, 10, 3), np.uint8)
@@ -152,8 +177,9 @@ def test_of_two_threads_that_want_a_block_the_second_waits_and_a_failure_is_not_
         may_end.set()
         with pytest.raises(TileError, match="damaged"):
             first.result()
-        assert second.result() is piece
-    assert cache.get(1, fail) is piece
+        block = second.result()
+    np.testing.assert_array_equal(block, piece)
+    assert cache.get(1, fail) is block
     assert calls == ["fail", "decode"]
 
 
