@@ -19,7 +19,7 @@ from features.bags.tile_keys import TileKeys, hash_tiles, make_tile_keys, sketch
 from features.errors import CONTENT_ERRORS, BagError, MilError
 from features.utils.paths import slide_name
 from features.utils.spreadsheet_dates import date_hint
-from features.utils.text import nearest_names
+from features.utils.text import nearest_names, pluralize
 
 __all__ = [
     "IMAGE",
@@ -40,6 +40,7 @@ __all__ = [
     "check_complete",
     "check_fingerprint",
     "check_format",
+    "check_no_tie",
     "check_same_fingerprint",
     "check_slide_id",
     "different_field",
@@ -379,6 +380,23 @@ def usual_fingerprint(fingerprints: Iterable[Fingerprint]) -> Fingerprint:
     """Return the most frequent fingerprint; of several, the one that comes first."""
     counts = Counter(fingerprints)
     return max(counts, key=counts.__getitem__)
+
+
+def check_no_tie(where: object, fingerprints: Iterable[Fingerprint], *, hint: str) -> None:
+    """Raise BagError, with a hint, if as many bags were made in one way as in another."""
+    most = Counter(fingerprints).most_common(2)
+    if len(most) < 2 or most[0][1] > most[1][1]:
+        return
+    (one, n_bags), (other, _) = most
+    name = different_field(one, other)
+    found, others = getattr(one, name), getattr(other, name)
+    raise BagError(
+        where,
+        actual=f"{pluralize(n_bags, 'bags')} whose {name} is {_without_equal_parts(found, others)}"
+        f", and as many whose {name} is {_without_equal_parts(others, found)}",
+        expected="bags that were made in the same way",
+        hint=hint,
+    )
 
 
 def check_format(

@@ -15,7 +15,7 @@ from features.bags.bag import (
     Fingerprint,
     bag_id,
     check_fingerprint,
-    different_field,
+    check_no_tie,
     usual_fingerprint,
 )
 from features.bags.formats.base import ImportDefaults, to_bag, unknown_fields
@@ -24,7 +24,6 @@ from features.bags.h5 import bag_path, read_bag_info, read_slide_bag, write_bag
 from features.bags.store import open_bags
 from features.errors import BagError, MilError, OutputError
 from features.utils.files import make_folder, missing_folder
-from features.utils.text import pluralize
 
 __all__ = ["ConversionResult", "OnSlide", "export_bags", "import_bags"]
 
@@ -37,6 +36,8 @@ _DIFFERENT_HINT = (
     "State what files leave out with --backbone, --mpp, --tile-px, or import the others from a "
     "folder of their own."
 )
+
+_APART_HINT = "Move the bags of each kind into a folder of their own, and export one by one."
 
 OnSlide = Callable[[int, int], None]
 """Callback with the number of finished slides and of all slides."""
@@ -98,8 +99,13 @@ def import_bags(
         )
 
     results = _convert_each(found.paths, convert, on_slide)
-    _check_no_tie(source, bags_dir, fingerprints)
     made = list(fingerprints.values())
+    try:
+        check_no_tie(source, made, hint=_DIFFERENT_HINT)
+    except BagError:
+        for slide_id in fingerprints:
+            bag_path(bags_dir, slide_id).unlink()
+        raise
     usual = usual_fingerprint(made) if made else None
     n_usual = made.count(usual) if usual else 0
 
@@ -123,43 +129,25 @@ def import_bags(
     ]
 
 
-def _check_no_tie(source: Path, bags_dir: Path, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Raise BagError, and keep no bag, if as many bags were made in one way as in another."""
-    most = Counter(fingerprints.values()).most_common(2)
-    if len(most) < 2 or most[0][1] > most[1][1]:
-        return
-    for slide_id in fingerprints:
-        bag_path(bags_dir, slide_id).unlink()
-    (one, n_bags), (other, _) = most
-    name = different_field(one, other)
-    raise BagError(
-        source,
-        actual=f"{pluralize(n_bags, 'bags')} whose {name} is {getattr(one, name)!r}, and as many "
-        f"whose {name} is {getattr(other, name)!r}",
-        expected="bags that were made in the same way",
-        hint=_DIFFERENT_HINT,
-    )
-
-
 def export_bags(
     bags_dir: Path, out: Path, *, layout: str, on_slide: OnSlide
 ) -> list[ConversionResult]:
     """Convert a folder of bags into the format of another program, in a new or empty folder.
 
-    Raises BagError if ``bags_dir`` holds no bag, or ``layout`` can only be read, OutputError if
-    ``out`` is not empty, or cannot be written.
+    Raises BagError if ``bags_dir`` holds no bag, or as many bags of one kind as of another, or
+    ``layout`` can only be read, OutputError if ``out`` is not empty, or cannot be written.
     """
     bag_format = BAG_FORMATS[layout]
     write = bag_format.write
     if write is None:
         raise BagError(layout, actual="a layout that can be imported only")
     bag_refs = open_bags(bags_dir)
-    _make_new_folder(out)
     fingerprints: list[Fingerprint] = []
     for bag_ref in bag_refs.values():
         with suppress(BagError):  # It is reported when its turn comes.
             fingerprints.append(read_bag_info(bag_ref).meta.fingerprint)
-
+    check_no_tie(bags_dir, fingerprints, hint=_APART_HINT)
+    _make_new_folder(out)
     n_usual = max(Counter(fingerprints).values(), default=0)
 
     def convert(slide_id: str, bag_ref: BagRef) -> ConversionResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,9 +79,10 @@ def verify_bags(
 ) -> FolderReport:
     """Read every bag of a folder or packed store, one at a time, and report its faults.
 
-    Bags whose fingerprint differs from that of most bags count as bad. ``on_bag`` is called after
-    each with the number of finished bags and of all; ``read`` may be safer than
-    :func:`features.bags.h5.read_bag`, see :class:`features.bags.isolated_reader.IsolatedReader`.
+    Bags whose fingerprint differs from that of most bags count as bad, and so do all if as many
+    bags have one as another. ``on_bag`` is called after each with the number of finished bags and
+    of all; ``read`` may be safer than :func:`features.bags.h5.read_bag`, see
+    :class:`features.bags.isolated_reader.IsolatedReader`.
     Raises BagError if there is no bag, or the store is damaged.
     """
     bag_refs = open_bags(bags_dir)
@@ -99,14 +101,14 @@ def verify_bags(
                 maximum=bag.features.max(axis=0, initial=-np.inf),
             )
         on_bag(len(reports), len(bag_refs))
-    fingerprints = [summary.fingerprint for summary in summaries.values()]
-    usual = usual_fingerprint(fingerprints) if fingerprints else None
+    counts = Counter(summary.fingerprint for summary in summaries.values())
     for slide_id, summary in summaries.items():
-        reports[slide_id] = _check_fingerprint(reports[slide_id], summary.fingerprint, usual)
+        reports[slide_id] = _check_fingerprint(reports[slide_id], summary.fingerprint, counts)
+    usual = usual_fingerprint(counts.elements()) if counts else None
     same = [summary for summary in summaries.values() if summary.fingerprint == usual]
     return FolderReport(
         bags=tuple(reports.values()),
-        n_fingerprints=len(set(fingerprints)),
+        n_fingerprints=len(counts),
         constant_features=_constant_features(same),
     )
 
@@ -166,13 +168,16 @@ def _check_tissue(tissue_fraction: npt.NDArray[np.float32]) -> Iterator[str]:
 
 
 def _check_fingerprint(
-    report: BagReport, fingerprint: Fingerprint, usual: Fingerprint | None
+    report: BagReport, fingerprint: Fingerprint, counts: Counter[Fingerprint]
 ) -> BagReport:
-    """Return the report, with one more problem if the fingerprint differs from the usual one."""
-    if usual is None or not (name := different_field(fingerprint, usual)):
+    """Return the report, with one more problem if as many bags have another fingerprint."""
+    usual = max(counts, key=lambda other: (counts[other], other != fingerprint))
+    if not (name := different_field(fingerprint, usual)):
         return report
     own, others = getattr(fingerprint, name), getattr(usual, name)
-    problem = f"{name} is {own!r:.60}, but {others!r:.60} in most bags"
+    problem = (
+        f"{name} is {own!r:.60}, but {others!r:.60} in {counts[usual]:,} of {counts.total():,} bags"
+    )
     return replace(report, problems=(*report.problems, problem))
 
 

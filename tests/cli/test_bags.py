@@ -263,6 +263,22 @@ def test_a_bag_of_another_encoder_is_not_imported_with_the_others(tmp_path: Path
     mil_ok("bags", "verify", tmp_path / "b")
 
 
+def test_bags_of_two_kinds_are_exported_apart(tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / "bags" / f"s{number}.h5"
+        path.parent.mkdir(exist_ok=True)
+        write_bag(path, make_bag(path.stem, dim=8 + number % 2))
+    export = ["bags", "export", tmp_path / "bags", "--to", "torch", "--out", tmp_path / "out"]
+    tie = expect_advice(export, "Move the bags of each kind into a folder of their own")
+    assert "2 bags whose dim is 8, and as many whose dim is 9" in tie
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "others").mkdir()
+    for name in ("s1.h5", "s3.h5"):
+        (tmp_path / "bags" / name).rename(tmp_path / "others" / name)
+    mil_ok(*export)
+    assert mil("bags", "verify", tmp_path / "others").exit_code == 0
+
+
 def test_files_of_two_kinds_are_imported_once_it_is_said_which_are_meant(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -98,11 +98,10 @@ def _check_tensor(path: Path, features: npt.NDArray[Any]) -> None:
     except BagError:  # Where it is missing or damaged, the other file alone is read.
         return
     rows, others = (table[0] if table.ndim == 3 else table for table in (features, tensor))
+    largest = np.abs(rows).max(initial=0, where=np.isfinite(rows))
     if rows.shape != others.shape:
         actual = f"embeddings of shape {rows.shape}, and {others.shape} in {tensor_path}"
-    elif not np.allclose(
-        rows, others, rtol=0, atol=0.01 * float(np.abs(rows).max(initial=0)), equal_nan=True
-    ):
+    elif not np.allclose(rows, others, rtol=0, atol=0.01 * float(largest), equal_nan=True):
         actual = f"other embeddings than in {tensor_path}"
     else:
         return

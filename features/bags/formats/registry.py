@@ -20,6 +20,7 @@ from features.bags.formats import (
 )
 from features.bags.formats.base import CHECK_LAYOUT, ForeignBag
 from features.errors import BagError
+from features.utils.files import path_exists
 
 __all__ = ["BAG_FORMATS", "BagFormat", "FoundBags"]
 
@@ -99,15 +100,23 @@ def _by_slide(source: Path, paths: Sequence[Path]) -> dict[str, Path]:
 def _list_left_out(source: Path, found: Mapping[str, Path]) -> dict[str, str]:
     """Return the other files of embeddings below a folder, and why each was not taken."""
     left_out = {}
-    for path in _visible(source, sorted(source.rglob("*"))):
+    suffixes = {taken.suffix for taken in found.values()}
+    below = list(source.rglob("*"))  # without what linked folders hold
+    linked = [path for link in below if link.is_symlink() for path in link.glob("*")]
+    for path in _visible(source, sorted([*below, *linked])):
         slide_id = bag_id(path.stem.removesuffix("_patches"))
-        if path.suffix.lower() in _SUFFIXES and path.is_file() and slide_id not in found:
-            name = str(path.relative_to(source))
-            left_out[name] = (
-                "not where this layout has its bags"
-                if path.suffix in {taken.suffix for taken in found.values()}
-                else f"a {path.suffix} file, and those of this layout are "
-                f"{next(iter(found.values())).suffix}"
+        is_lost = path.is_symlink() and not path_exists(path)
+        if (
+            path.suffix.lower() in _SUFFIXES
+            and slide_id not in found
+            and (path.is_file() or is_lost)
+        ):
+            left_out[str(path.relative_to(source))] = (
+                "a link to a file that is not there"
+                if is_lost
+                else "not where this layout has its bags"
+                if path.suffix in suffixes
+                else f"a {path.suffix} file, and those of this layout are {min(suffixes)}"
             )
     return left_out
 

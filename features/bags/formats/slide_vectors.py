@@ -6,6 +6,7 @@ array per slide.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,14 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
     Raises BagError if the file holds something else, such as the embeddings of tiles.
     """
     array = _read_array(path)
-    vectors = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(0, 0)
-    if array.ndim not in (1, 2, 3) or len(vectors) != 1:
+    if array.ndim not in (1, 2, 3) or math.prod(array.shape[:-1]) != 1:
         raise BagError(
             path,
             actual=f"an array of shape {array.shape}",
             expected=_EXPECTED,
             hint=CHECK_KIND,
         )
-    return ForeignBag(features=vectors, coords=None)
+    return ForeignBag(features=array.reshape(1, -1), coords=None)
 
 
 def _read_array(path: Path) -> npt.NDArray[np.generic]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -753,6 +754,41 @@ def test_files_that_are_not_of_the_layout_are_left_out_by_name(tmp_path: Path) -
     left_out = {r.slide_id: r.left_out for r in results if r.left_out}
     assert left_out.keys() == {"more/s2.h5", "s3.H5", "s4.npy"}
     assert left_out["s4.npy"] == "a .npy file, and those of this layout are .h5"
+
+
+def test_links_that_lead_nowhere_or_to_folders_are_left_out_by_name(tmp_path: Path) -> None:
+    source, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    write_stamp(source / "s1.h5")
+    for name in ("s1", "s2"):
+        write_stamp(elsewhere / f"{name}.h5")
+    (source / "cohort").symlink_to(elsewhere)
+    (source / "s3.h5").symlink_to(tmp_path / "gone.h5")
+    results = import_all(source, "stamp")
+    assert {r.slide_id: r.left_out for r in results} == {
+        "s1": "", "cohort/s2.h5": "not where this layout has its bags",
+        "s3.h5": "a link to a file that is not there",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_are_compared_without_a_word_of_the_library(
+    tmp_path: Path, value: float
+) -> None:
+    features = FEATURES.copy()
+    features[0, 0] = value
+    write_h5(tmp_path / "in" / "h5_files" / "s1.h5", features=features, coords=COORDS)
+    write_pt(tmp_path / "in" / "pt_files" / "s1.pt", torch.from_numpy(features))
+    with warnings.catch_warnings(action="error"):
+        (result,) = import_all(tmp_path / "in", "clam")
+    assert "expected finite numbers" in result.problem
+
+
+@pytest.mark.parametrize("array", [np.float32(3), np.zeros(0, np.float32)])
+def test_an_array_without_a_vector_is_refused_by_slide(tmp_path: Path, array: np.ndarray) -> None:
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "s1.npy", array)
+    (result,) = import_all(tmp_path / "in", "slide-vectors")
+    assert "s1.npy: " in result.problem
 
 
 def test_two_bags_of_one_slide_in_subfolders_are_refused(tmp_path: Path) -> None:

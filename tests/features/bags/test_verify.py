@@ -169,7 +169,12 @@ def test_bags_made_otherwise_than_most_are_found(tmp_path: Path) -> None:
     report = check(tmp_path)
     assert report.n_fingerprints == 2
     assert {bag.slide_id: bag.problems for bag in report.bags if bag.problems} == {
-        "b": ("encoder is 'another', but 'fake' in most bags",)
+        "b": ("encoder is 'another', but 'fake' in 2 of 3 bags",)
+    }
+    (tmp_path / "c.h5").unlink()  # and now one is as usual as the other
+    assert {bag.slide_id: bag.problems for bag in check(tmp_path).bags} == {
+        "a": ("encoder is 'fake', but 'another' in 1 of 2 bags",),
+        "b": ("encoder is 'another', but 'fake' in 1 of 2 bags",),
     }
 
 
