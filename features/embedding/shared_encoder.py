@@ -97,15 +97,11 @@ class SharedEncoderWorker:
             self._stack = stack.pop_all()
 
     def run(self, queue: JobQueue) -> None:
-        """Write bags until the queue offers no source; when interrupted, end the processes."""
+        """Write bags until the queue offers no source."""
         self._server.restart_clock()
         before = STAGE_TIMES.as_dict()
         listener = _Listener(queue, self._warnings)
-        try:
-            self._pool.run(listener.sources(), listener, stop=Event(), on_requeue=listener.requeue)
-        except BaseException as error:
-            self._stack.__exit__(type(error), error, error.__traceback__)
-            raise
+        self._pool.run(listener.sources(), listener, stop=Event(), on_requeue=listener.requeue)
         listener.send_warnings()
         after = STAGE_TIMES.as_dict()
         queue.send_message(

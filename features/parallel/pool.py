@@ -100,9 +100,17 @@ class WorkerPool:
         """Run jobs; see :meth:`features.parallel.base.Executor.run`.
 
         A payload is taken from the iterable when a worker is free for it. ``on_requeue`` receives
-        those that cannot run now; without it they are offered again after a second.
+        those that cannot run now; without it they are offered again after a second. On an error,
+        such as an interrupt, the workers are killed at once, so that what they held is free.
         """
         queue = CrashAwareQueue(payloads, on_requeue=on_requeue)
+        try:
+            self._run(queue, listener, stop)
+        except BaseException:
+            self._transport.close(shutdown=())
+            raise
+
+    def _run(self, queue: CrashAwareQueue, listener: JobListener, stop: Event) -> None:
         while self._has_busy() or queue.n_running or (queue.has_waiting and not stop.is_set()):
             if not stop.is_set():
                 self._feed_idle(queue)

@@ -261,6 +261,7 @@ def test_a_signal_lets_processes_finish_their_slides_and_twice_stops_them(
     _, stderr = again.communicate(timeout=60)
     assert again.returncode == 130, stderr
     assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert not (bags / ".claims").exists()
 
 
 @pytest.mark.slow

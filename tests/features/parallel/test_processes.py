@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_workers_are_closed_at_the_end(tmp_path: Path) -> None:
     with process_pool(partial(make_toy, closed_dir=tmp_path)) as executor:
         executor.run([1, 2, 3], RecordingListener(), stop=Event())
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_interrupt_ends_the_workers_before_it_leaves_the_run() -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with process_pool(make_toy) as executor:
+        workers = multiprocessing.active_children()
+        with pytest.raises(KeyboardInterrupt):
+            executor.run(range(50), RecordingListener(on_result=interrupt), stop=Event())
+        assert workers
+        assert not any(worker.is_alive() for worker in workers)
 
 
 class Unloadable:
