@@ -14,6 +14,7 @@ from features.embedding.bag_builder import build_bag
 from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.embedding.results import SlideResult
+from features.errors import SlideError
 from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
 from features.tiling.stain import build_stain_normalizer
@@ -125,7 +126,13 @@ def slide_sources(
 
 def record_crash(source: Source[Any], reason: str) -> SlideResult:
     """Record that a source crashed every worker that read it, and return its result."""
-    result = SlideResult.of_failure(source.path, f"{source.path}: {reason}", slide_id=source.bag_id)
+    error = SlideError(
+        source.path, actual=reason, expected="a file that can be read to its end",
+        hint="Memory may be short: give a smaller --workers or --batch."
+        if "SIGKILL" in reason
+        else "Copy or export it again, or leave it out.",
+    )  # fmt: skip
+    result = SlideResult.of_failure(source.path, str(error), slide_id=source.bag_id)
     source.record_failure(result.message)
     return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from features.errors import MilError
-from features.utils.hardware import may_have_gpu
+from features.utils.hardware import are_gpus_hidden, may_have_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ def choose_device(name: str) -> torch.device:
             f"device {name!r}",
             actual=next(iter(str(error).splitlines()), type(error).__name__),
             expected="auto, cpu, cuda or cuda:N that this machine has",
+            hint=_hint_for(name),
         ) from error
     return device
 
@@ -67,5 +68,13 @@ def parse_devices(text: str) -> tuple[str, ...]:
             f"device {unknown[0]!r} of {text!r}",
             actual=f"this machine has {', '.join(sorted(known))}",
             expected="one of them, or auto for all GPUs",
+            hint=_hint_for(unknown[0]),
         )
     return tuple(names)
+
+
+def _hint_for(name: str) -> str:
+    """Advice for a device that this machine does not seem to have."""
+    if name.startswith("cuda") and are_gpus_hidden():
+        return "CUDA_VISIBLE_DEVICES hides all GPUs: unset it, or give --device cpu."
+    return ""

@@ -52,8 +52,8 @@ class ProcessTransport:
         )
         with _block_stop_signals(), nullcontext() if self._import_main else _hide_main():
             process.start()
+            self._handles[worker_id] = _ProcessHandle(process, pipe)  # an interrupt comes after it
         child_pipe.close()
-        self._handles[worker_id] = _ProcessHandle(process, pipe)
 
     def send(self, worker_id: str, message: object) -> None:
         """Send a message to a worker; ignored if it is dead."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 __all__ = [
     "CPU_COUNT",
+    "are_gpus_hidden",
     "available_memory",
     "available_shared_memory",
     "may_have_gpu",
@@ -66,9 +67,14 @@ def available_shared_memory() -> int:
     return max(shutil.disk_usage(folder).free for folder in folders if folder.is_dir())
 
 
+def are_gpus_hidden() -> bool:
+    """Return whether the environment hides all CUDA devices from torch."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
 def may_have_gpu() -> bool:
     """Return False if torch surely finds no CUDA device here: none, all hidden, or by its build."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    if are_gpus_hidden():
         return False
     with suppress(metadata.PackageNotFoundError):
         if metadata.version("torch").endswith("+cpu"):

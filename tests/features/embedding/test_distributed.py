@@ -30,7 +30,7 @@ from features.embedding.estimate import estimate_embedding
 from features.embedding.pipeline import NoProgress, embed_slides
 from features.embedding.results import SlideResult
 from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
-from features.embedding.sources import slide_sources
+from features.embedding.sources import record_crash, slide_sources
 from features.embedding.worker import EmbeddingWorker
 from features.encoders.base import ConcatResult, Encoder
 from features.errors import EncoderError, MilError, OutputError
@@ -185,6 +185,26 @@ def test_processes_that_share_an_encoder_make_the_same_bags_though_one_is_killed
     assert len(progress.warnings) == 1
     assert "SIGKILL" in progress.warnings[0]
     assert all(times.as_dict()[stage] > 0 for stage in ("mask", "decode", "device", "write"))
+
+
+@pytest.mark.parametrize(
+    ("how", "hint"),
+    [
+        ("ended by SIGSEGV", "Copy or export it again, or leave it out."),
+        ("ended by SIGKILL", "Memory may be short: give a smaller --workers or --batch."),
+    ],
+)
+def test_a_slide_that_ends_every_process_is_failed_with_what_to_do(
+    world: Path, how: str, hint: str
+) -> None:
+    path = world / "slides" / "s0.tif"
+    (source,) = slide_sources([path], config_for(world), given_mpp={}, scene=None)
+    result = record_crash(source, f"every worker that ran it {how}")
+    assert (result.status, result.slide_id) == ("failed", "s0")
+    assert result.message == (
+        f"{path}: every worker that ran it {how}; expected a file that can be read to its end. "
+        f"{hint}"
+    )
 
 
 class OneThread(ThreadPoolExecutor):

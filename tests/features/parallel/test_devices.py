@@ -15,6 +15,18 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert choose_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_hidden_gpus_are_named_as_the_reason(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    with pytest.raises(MilError, match="CUDA_VISIBLE_DEVICES hides all GPUs: unset it"):
+        parse_devices("cuda:0,1")
+    with pytest.raises(MilError, match="CUDA_VISIBLE_DEVICES hides all GPUs: unset it"):
+        choose_device("cuda:99")
+    with pytest.raises(MilError, match="device 'warp'") as caught:
+        choose_device("warp")
+    assert not caught.value.hint
+
+
 def test_auto_is_cuda_or_the_processor_and_nothing_that_was_never_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event
+from unittest import mock
 
 import pytest
 
@@ -121,6 +124,29 @@ def test_an_interrupt_ends_the_workers_before_it_leaves_the_run() -> None:
             executor.run(range(50), RecordingListener(on_result=interrupt), stop=Event())
         assert workers
         assert not any(worker.is_alive() for worker in workers)
+
+
+def test_an_interrupt_while_a_worker_starts_leaves_no_process() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    started = BaseProcess.start
+
+    def start(process: BaseProcess) -> None:
+        started(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with (
+            mock.patch.object(BaseProcess, "start", start),
+            pytest.raises(KeyboardInterrupt),
+            process_pool(make_toy),
+        ):
+            pass
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not any(worker.is_alive() for worker in multiprocessing.active_children())
 
 
 class Unloadable:
