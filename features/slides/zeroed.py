@@ -37,6 +37,11 @@ ZEROED = "its data were overwritten by zeros, as by an interrupted copy"
 
 _RUN = bytes(256)
 """Half a sector of a disk; entropy coding leaves no zeros of this length."""
+_MATCHED_RUN = re.compile(rb"\0{256,}")
+_SKIPPED_SHARE, _SKIPPED_FROM_BYTES = 1 / 128, 1 << 17
+"""Zeros that Zstd, LZ4 and Blosc leave, as a share of the bytes before them, up to so many: where
+nothing matches, their fast settings take ever longer steps, of 1/256 of the way."""
+_WAVELETS_OR_WEBP = (b"\xff\x4f", b"\0\0\0\x0cjP", b"RIFF")
 _RAW_RUN = re.compile(rb"\0{512,}")
 _TAIL = bytes(16)
 """Zeros at the end of a JPEG stream that lacks its end marker."""
@@ -122,7 +127,7 @@ def _is_zeroed_bmp(file: bytes) -> bool:
 
 
 def has_zeroed_data(stream: bytes) -> bool:
-    """Return whether a stream of another entropy coder, such as JPEG 2000 or WebP, holds zeros.
+    """Return whether a stream of another coder (JPEG 2000, WebP, Zstd, LZ4, Blosc) holds zeros.
 
     Padding behind its end does not count, nor do the empty packets with which JPEG 2000 may end.
     """
@@ -132,7 +137,12 @@ def has_zeroed_data(stream: bytes) -> bool:
     stripped = stream.rstrip(b"\0")
     if stripped.endswith(_JPEG_END):
         data = stripped[:-2].rstrip(b"\0")
-    return _RUN in data
+    if data.startswith(_WAVELETS_OR_WEBP):
+        return _RUN in data
+    return any(
+        match.end() - match.start() > _SKIPPED_SHARE * min(match.start(), _SKIPPED_FROM_BYTES)
+        for match in _MATCHED_RUN.finditer(data)
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

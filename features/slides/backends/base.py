@@ -268,8 +268,8 @@ class BlockReader(RegionReader):
                 return filled_image(round(bottom - top), round(right - left), rgb)
         raise error or TileError(
             self._where,
-            actual=f"{self._block_noun} in row {row}, column {column} of level {level} is not "
-            "stored, and it is not glass that surrounds it",
+            actual=f"{self._name_block(level, row, column)} is not stored, and it is not glass "
+            "that surrounds it",
             expected="pixels",
             hint="Copy or export the slide again.",
         )
@@ -294,6 +294,11 @@ class BlockReader(RegionReader):
             column * grid.block_width_px * scale_x, row * grid.block_height_px * scale_y,
             right * scale_x, bottom * scale_y,
         )  # fmt: skip
+
+    def _name_block(self, level: int, row: int, column: int) -> str:
+        """Which block it is, and the level-0 px of its upper left corner, for messages."""
+        place = self._box_px0(level, row, column)[:2]
+        return f"{self._block_noun} in row {row}, column {column} of level {level} at {place} px0"
 
     def _box_px0(self, level: int, row: int, column: int) -> tuple[int, int, int, int]:
         """Left, top, width and height of a block in level-0 px."""

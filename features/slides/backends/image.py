@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
@@ -12,7 +13,7 @@ from PIL.ExifTags import Base
 from features.errors import CONTENT_ERRORS, SlideError, UnsupportedFormatError
 from features.slides.backends.base import RegionReader
 from features.slides.backends.mpp_text import mpp_in_text
-from features.slides.backends.sample_bits import resolve_bits
+from features.slides.backends.sample_bits import resolve_bits, to_eight_bits
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_tags import orientation_warning
 from features.slides.base import Level, RgbArray, StatedMpp
@@ -20,6 +21,7 @@ from features.slides.pixels import OTHER_COLOURS, hides_picture, is_cut_jpeg, to
 from features.slides.resampling import thumbnail_accumulator
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, is_zeroed_picture
+from features.utils.image_headers import jpeg_precision
 
 __all__ = ["ImageSlide"]
 
@@ -104,6 +106,8 @@ class ImageSlide(RegionReader):
                 hint="Convert its colours to sRGB first, for example with libvips: "
                 "vips colourspace IN OUT.png srgb",
             )  # fmt: skip
+        if image.format == "JPEG2000" and (jpeg_precision(file := self.path.read_bytes()) or 8) > 8:
+            image = self._decode_deep(file)
         # Pillow would clip grey of 16 bit, which it calls I or I;16, at 255.
         is_deep = image.mode.startswith("I")
         mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
@@ -128,6 +132,15 @@ class ImageSlide(RegionReader):
         if is_deep or is_cut_to_eight:
             self.warnings += resolve_bits(None, field="", largest=largest)[1]
         return pixels
+
+    def _decode_deep(self, file: bytes) -> Image.Image:
+        """JPEG 2000 of more than 8 bit, of which Pillow turns white into black."""
+        samples = imagecodecs.jpeg2k_decode(file)
+        bits, notes = resolve_bits(
+            jpeg_precision(file), field="its header", largest=int(samples.max())
+        )
+        self.warnings += notes
+        return Image.fromarray(to_eight_bits(samples, bits))
 
 
 def _stated_mpp(image: Image.Image) -> Iterator[StatedMpp]:

@@ -75,7 +75,7 @@ _OBJECTIVE = (
     r"AppMag|SourceLens|NominalLensMagnification|vergr(?:ö|oe)(?:ß|ss)erung|grossissement"
     r"|увеличение|объектив|powiększenie|(?:förstoring|suurennus|zvětšení)"
     r"|(?:(?:放大)?倍[率数]|物镜|対物レンズ|배율)|vergroting|aumentos?|ingrandimento"
-    r"|amplia[çc][aã]o|objektiv|objectif|objectief|objetiv[oa]|obiettivo|obj\.?|lens|mag"
+    r"|amplia[çc][aã]o|objektiv|objectif|objectief|objetiv[oa]|obiettivo|obj\.?|lens|mag\.?"
     r"|(?:nominal|scan|lens|objective)?[-_ ]?magnification"
     r"|objective(?:[-_ ]?lens)?(?:[-_ ]?(?:power|value|name))?"
 )

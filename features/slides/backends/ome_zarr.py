@@ -416,8 +416,7 @@ class OmeZarrSlide(BlockReader):
         except Exception as error:
             raise TileError(
                 self._where,
-                actual=f"chunk in row {row}, column {column} of level {level} cannot be read "
-                f"({_reason(error)})",
+                actual=f"{self._name_block(level, row, column)} cannot be read ({_reason(error)})",
                 expected="pixels",
                 hint="Copy it again.",
             ) from error

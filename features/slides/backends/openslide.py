@@ -351,8 +351,8 @@ class OpenSlideSlide(RegionReader):
             except openslide.OpenSlideError as error:
                 raise TileError(
                     self.path,
-                    actual=f"{width} × {height} px at {corner} px0 of level {level} cannot be "
-                    f"read ({error})",
+                    actual=f"{width} × {height} px of level {level} at {corner} px0 cannot be read "
+                    f"({error})",
                     expected="pixels",
                     hint="Copy it again.",
                 ) from error
@@ -361,7 +361,7 @@ class OpenSlideSlide(RegionReader):
         is_zeroed = streams is not None and streams.is_zeroed(x_px, y_px, width, height)
         if is_zeroed and np.ptp(result, axis=(0, 1)).any():
             raise TileError(
-                self.path, actual=f"{width} × {height} px at {corner} px0 of level {level}: "
+                self.path, actual=f"{width} × {height} px of level {level} at {corner} px0: "
                 f"{ZEROED}", expected="pixels", hint="Copy it again.",
             )  # fmt: skip
         return result

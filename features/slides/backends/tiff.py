@@ -470,8 +470,7 @@ class TiffSlide(BlockReader):
         except Exception as error:
             raise TileError(
                 self.path,
-                actual=f"TIFF tile in row {row}, column {column} of level {level} cannot be "
-                f"decoded ({error})",
+                actual=f"{self._name_block(level, row, column)} cannot be decoded ({error})",
                 expected="pixels",
                 hint="Copy or export the slide again.",
             ) from error

@@ -197,7 +197,9 @@ def test_a_tiff_tile_at_the_start_of_the_file_is_not_stored(tmp_path: Path, n_le
         stream.write(bytes(4))
     box = (3 * BLOCK, 2 * BLOCK, BLOCK, BLOCK)
     if n_levels == 1:
-        with pytest.raises(TileError, match="row 2, column 3 of level 0 is not stored"):
+        with pytest.raises(
+            TileError, match=r"row 2, column 3 of level 0 at \(192, 128\) px0 is not"
+        ):
             read(path, 0, box)
     else:
         expected = HALF[2 * BLOCK : 3 * BLOCK, 3 * BLOCK : 4 * BLOCK]
@@ -263,7 +265,8 @@ def test_chunks_within_a_shard_may_be_missing(tmp_path: Path) -> None:
     white[256:320, 256:320] = 0  # equal to the fill value, so that it is not stored
     path = write_zarr(tmp_path / "s.zarr", (white,), zarr_format=3, shards=(384, 384, 3))
     with pytest.raises(
-        TileError, match=r"row 4, column 4 of level 0 is not stored.*Copy or export the slide again"
+        TileError,
+        match=r"row 4, column 4 of level 0 at \(256, 256\) px0 is not.*Copy or export the slide",
     ):
         read(path, 0, (260, 260, 9, 9))
 
@@ -323,7 +326,7 @@ def test_a_table_of_tiles_shorter_than_the_level_lacks_the_last(tmp_path: Path, 
                                 height_px=SIDE >> level)  # fmt: skip
             np.testing.assert_allclose(result.astype(int), LEVELS[level], atol=1)
         else:
-            with pytest.raises(TileError, match="level 0 is not stored"):
+            with pytest.raises(TileError, match=r"level 0 .* is not stored"):
                 slide.read(level=0, x_px=300, y_px=560, width_px=9, height_px=9)
 
 
@@ -387,6 +390,20 @@ def test_a_level_that_shows_something_else_is_set_aside(
     # The levels behind it keep their pixels.
     path = write(tmp_path / f"2-{name}", (PIXELS, other.repeat(2, 0).repeat(2, 1), QUARTER))
     np.testing.assert_array_equal(read(path, 1, (0, 0, 192, 192)), QUARTER)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+@pytest.mark.parametrize("turned", [np.s_[::-1], np.s_[:, ::-1], np.s_[::-1, ::-1]])
+def test_a_level_that_is_mirrored_is_set_aside_though_the_tissue_is_of_one_colour(
+    tmp_path: Path, kind: str, turned: tuple[slice, ...]
+) -> None:
+    write, name = (write_tiff, "s.tif") if kind == "tiff" else (write_zarr, "s.zarr")
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).normal(0, 1, (SIDE, SIDE, 1)), 9)
+    fine = (np.array((205, 150, 190)) + 9 * texture / texture.std()).astype(np.uint8)
+    for number, coarse in enumerate((fine[::4, ::4], fine[::4, ::4][turned])):
+        with closing(open_slide(write(tmp_path / f"{number}{name}", (fine, coarse)))) as slide:
+            assert len(slide.levels) == 2 - number
+            assert len(slide.warnings) == number
 
 
 @pytest.mark.parametrize("kind", ["tiff", "zarr"])

@@ -180,3 +180,22 @@ def test_a_png_in_colours_of_sixteen_bit_is_warned_of_where_it_uses_fewer(
     result, warnings = read(tmp_path / "s.png")
     assert [f"as if {bits} bit were used" in text for text in warnings] == [True] * (bits < 16)
     np.testing.assert_array_equal(result, deep(bits) >> 8)
+
+
+@pytest.mark.parametrize("codec", ["jp2", "j2k"])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_white_of_a_jpeg_2000_of_more_than_eight_bit_stays_white(
+    tmp_path: Path, bits: int, codec: str
+) -> None:
+    stream = imagecodecs.jpeg2k_encode(
+        deep(bits), level=0, reversible=True, bitspersample=bits, codecformat=codec
+    )
+    (tmp_path / "s.jp2").write_bytes(stream)
+    result, warnings = read(tmp_path / "s.jp2")
+    assert result.max() == 255
+    np.testing.assert_array_equal(result, PIXELS)
+    assert warnings == ()
+    stream = imagecodecs.jpeg2k_encode(deep(bits), level=0, reversible=True, codecformat=codec)
+    (tmp_path / "s.jp2").write_bytes(stream)
+    _, warnings = read(tmp_path / "s.jp2")
+    assert [f"as if {bits} bit were used" in text for text in warnings] == [True] * (bits < 16)
