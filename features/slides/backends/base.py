@@ -25,7 +25,15 @@ from features.slides.pixels import filled_image
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.utils.hardware import CPU_COUNT
 
-__all__ = ["GOLDEN_RATIO", "MAX_SIDE_PX", "BlockGrid", "BlockReader", "RegionReader"]
+__all__ = [
+    "GOLDEN_RATIO",
+    "MAX_SIDE_PX",
+    "BlockGrid",
+    "BlockReader",
+    "RegionReader",
+    "StoredGrid",
+    "whole_grid",
+]
 
 MAX_SIDE_PX = 4_000_000
 """Longest side of a level; a larger one is taken for damage."""
@@ -40,6 +48,7 @@ _MAX_AREA_PX, _MAX_COMPARED_PX = 1 << 23, 1 << 25
 """Most that is decoded for it: of one area, and of all."""
 GOLDEN_RATIO = 0.618
 """Step that spreads columns evenly, however many rows there are."""
+_USUAL_BLOCK_PX = 512
 
 
 class RegionReader(ABC):
@@ -105,6 +114,24 @@ class BlockGrid:
     def columns(self) -> int:
         """Number of columns in the grid's shape (rows, columns)."""
         return -(-self.width_px // self.block_width_px)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StoredGrid(BlockGrid):
+    """Blocks of one level, sizes in px, and row and column of those that the file has.
+
+    ``stored`` is None if it has all.
+    """
+
+    stored: frozenset[tuple[int, int]] | None
+
+
+def whole_grid(width_px: int, height_px: int) -> StoredGrid:
+    """Return a level of that size, px, of which nothing is missing as far as is known."""
+    return StoredGrid(
+        width_px=width_px, height_px=height_px, block_width_px=min(width_px, _USUAL_BLOCK_PX),
+        block_height_px=min(height_px, _USUAL_BLOCK_PX), stored=None,
+    )  # fmt: skip
 
 
 class BlockReader(RegionReader):

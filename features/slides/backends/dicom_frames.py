@@ -14,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from features.slides.backends.base import StoredGrid, whole_grid
 from features.slides.base import StatedMpp
 from features.slides.zeroed import has_zeroed_data, is_zeroed_jpeg
 
 __all__ = [
-    "DicomInstance", "FrameGrid", "FrameStreams", "files_by_level", "frame_grids",
+    "DicomInstance", "FrameStreams", "files_by_level", "frame_grids",
     "instances_of_series", "mpp_in_frames",
 ]  # fmt: skip
 
@@ -87,20 +88,6 @@ class DicomInstance:
         return max(counts, key=lambda n: n * counts[n])
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameGrid:
-    """Frames of one level: size of the level and of a frame, px, and which frames are stored.
-
-    ``stored`` holds row and column of each frame that the file has; None if it has all.
-    """
-
-    width_px: int
-    height_px: int
-    frame_width_px: int
-    frame_height_px: int
-    stored: frozenset[_Place] | None
-
-
 def instances_of_series(path: Path) -> list[DicomInstance]:
     """Return the files of one folder that are of the series of ``path``, sizes in px, by name."""
     series = _read_header(path).get("SeriesInstanceUID")
@@ -117,7 +104,7 @@ def instances_of_series(path: Path) -> list[DicomInstance]:
 
 def frame_grids(
     instances: Sequence[DicomInstance], level_sizes_px: Sequence[tuple[int, int]]
-) -> list[FrameGrid] | None:
+) -> list[StoredGrid] | None:
     """Return the frames of each level of a DICOM slide, or None if no frame is missing.
 
     ``level_sizes_px`` are widths and heights, px. Of a level of which no file is found, all frames
@@ -127,14 +114,7 @@ def frame_grids(
     grids = {size: _read_grid(files, size) for size, files in parts.items()}
     if all(grid.stored is None for grid in grids.values()):
         return None
-    return [
-        grids.get(size)
-        or FrameGrid(
-            width_px=size[0], height_px=size[1], frame_width_px=min(size[0], 512),
-            frame_height_px=min(size[1], 512), stored=None,
-        )
-        for size in level_sizes_px
-    ]  # fmt: skip
+    return [grids.get(size) or whole_grid(*size) for size in level_sizes_px]
 
 
 def files_by_level(
@@ -279,7 +259,7 @@ def _first_stream(content: mmap.mmap, position: int) -> bytes:
     return content[start : min(position, start + _START_BYTES)]
 
 
-def _read_grid(files: Sequence[DicomInstance], size: tuple[int, int]) -> FrameGrid:
+def _read_grid(files: Sequence[DicomInstance], size: tuple[int, int]) -> StoredGrid:
     header = files[0].header
     whole = header.get("ConcatenationUID")
     # Two files of one level that are not parts of it are copies of each other.
@@ -293,9 +273,9 @@ def _read_grid(files: Sequence[DicomInstance], size: tuple[int, int]) -> FrameGr
         for (row, column), n_frames in counts.items()
         if n_frames == 1 and row < n_rows and column < n_columns
     )
-    return FrameGrid(
-        width_px=size[0], height_px=size[1], frame_width_px=int(header.Columns),
-        frame_height_px=int(header.Rows),
+    return StoredGrid(
+        width_px=size[0], height_px=size[1], block_width_px=int(header.Columns),
+        block_height_px=int(header.Rows),
         stored=None if len(stored) == n_columns * n_rows else stored,
     )  # fmt: skip
 

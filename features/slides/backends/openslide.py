@@ -90,7 +90,7 @@ class OpenSlideSlide(RegionReader):
         self.streams = (
             mirax_streams(path, properties, self._handle.level_dimensions)
             if self.vendor == "mirax"
-            else tiff_streams(path, self.vendor)
+            else tiff_streams(path, self.vendor, self._handle.level_dimensions)
         )
         self._numbers: tuple[int, ...] = tuple(range(len(self.levels)))
         self._small_levels: dict[int, RgbArray | None] = {}

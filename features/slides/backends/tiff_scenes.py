@@ -49,7 +49,7 @@ def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: obje
     levels = [*pyramids[choice.index]]
     set_aside = list(choice.associated_images)
     for index, others in enumerate(pyramids):
-        if index != choice.index and is_reduced(others[0].keyframe):
+        if index != choice.index and (is_reduced(others[0].keyframe) or _is_misnamed(others[0])):
             more = [level for level in others if _is_level_of(level, levels[0])]
             levels += more
             if more and str(pictures[index]) in set_aside:
@@ -134,7 +134,7 @@ def _picture_of(series: tifffile.TiffPageSeries, ome: str | None, *, is_single: 
         width_px=width_px,
         height_px=height_px,
         is_tiled=page.is_tiled,
-        is_companion=is_reduced(page) or page.is_mask,
+        is_companion=is_reduced(page) or page.is_mask or _is_misnamed(series),
         is_colour=page.samplesperpixel >= 3
         or page.photometric == tifffile.PHOTOMETRIC.PALETTE
         or len(series.pages) == 3,
@@ -153,6 +153,15 @@ def is_reduced(page: Any) -> bool:
     return bool(page.is_reduced) or (tag is not None and tag.value == _SUBFILE_TYPE_REDUCED)
 
 
+def _is_misnamed(series: tifffile.TiffPageSeries) -> bool:
+    """Return whether tifffile calls a level of an Aperio slide a companion, by its place.
+
+    Programs that take the companions out leave the levels, which alone are tiled.
+    """
+    page: Any = series.keyframe
+    return bool(series.kind == "svs" and series.name != "Baseline" and page.is_tiled)
+
+
 def _name_of(series: tifffile.TiffPageSeries) -> str:
     """Name of a picture: of the series, the page, or in its description; empty without any."""
     page: Any = series.keyframe
@@ -160,7 +169,7 @@ def _name_of(series: tifffile.TiffPageSeries) -> str:
     if image_type is not None:
         return "" if image_type[1] in {"FullResolution", "ReducedResolution"} else image_type[1]
     tag = page.tags.get("PageName")
-    names = [series.name, str(tag.value) if tag is not None else ""]
+    names = ["" if _is_misnamed(series) else series.name, str(tag.value) if tag is not None else ""]
     lines = [line.strip() for line in page.description.splitlines()]
     if 0 < len(page.description) <= _MAX_NAME:
         names.append(" ".join(lines))

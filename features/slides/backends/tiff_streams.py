@@ -1,10 +1,15 @@
-"""Compressed tiles of a TIFF or NDPI that OpenSlide reads, for zeros its decoders do not notice."""
+"""Tiles of a TIFF or NDPI that OpenSlide reads: those that are missing, and zeros in others.
+
+Its decoders notice neither.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,14 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from features.slides.backends.base import StoredGrid, whole_grid
 from features.slides.backends.tiff_tags import ENTROPY_CODED, PLAIN_JPEGS
 from features.slides.zeroed import has_zeroed_data, is_zeroed_jpeg
 
-__all__ = ["TiffStreams", "tiff_streams"]
+__all__ = ["TiffStreams", "tiff_grids", "tiff_streams"]
 
 _MAX_PAGES = 64
-_VENDORS = {"aperio", "generic-tiff", "hamamatsu", "philips"}
+_APERIO, _LEICA, _NDPI = "aperio", "leica", "hamamatsu"
+_VENDORS = {_APERIO, "generic-tiff", _NDPI, "philips"}
 """Those of whose levels OpenSlide places the tiles as the TIFF does, without overlap."""
+_SCN_ELEMENT = re.compile(r"<(collection|image|view|dimension)\b([^>]*)>")
+_SCN_NUMBER = re.compile(r'\b(\w+)="(-?\d+)"')
 _SOURCE_LENS, _FOCAL_PLANE = "65421", "65424"
 """NDPI's magnification of a page, below 0 for companions, and focal plane; OpenSlide shows 0."""
 _NDPI_FACTORS = (8, 4, 2, 1)
@@ -42,12 +51,16 @@ class TiffStreams:
     byte_counts: npt.NDArray[np.uint64]
     is_jpeg: bool
     jpeg_tables: bytes
+    left_px: float = 0
+    top_px: float = 0
+    """Corner of the tiles in the level."""
     ndpi_header: bytes = b""
     """What precedes the tiles of an NDPI page, which are restart intervals of one JPEG."""
     _verdicts: dict[int, bool] = field(default_factory=dict)
 
     def is_zeroed(self, x_px: int, y_px: int, width_px: int, height_px: int) -> bool:
         """Return whether zeros lie in the stream of any tile of a region, px of the level."""
+        x_px, y_px = int(x_px - self.left_px), int(y_px - self.top_px)
         last_row = (y_px + height_px - 1) // self.tile_height_px
         last_column = min(self.columns - 1, (x_px + width_px - 1) // self.tile_width_px)
         return any(
@@ -74,11 +87,27 @@ class TiffStreams:
         return is_zeroed_jpeg(stream, tables=self.jpeg_tables)
 
 
-def tiff_streams(path: Path, vendor: str) -> dict[tuple[int, int], TiffStreams]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JoinedStreams:
+    """Tiles of several areas of one level, in px of it."""
+
+    areas: Sequence[TiffStreams]
+
+    def is_zeroed(self, x_px: int, y_px: int, width_px: int, height_px: int) -> bool:
+        """Return whether zeros lie in the stream of any tile of a region, px of the level."""
+        return any(area.is_zeroed(x_px, y_px, width_px, height_px) for area in self.areas)
+
+
+def tiff_streams(
+    path: Path, vendor: str, level_sizes_px: Sequence[tuple[int, int]]
+) -> Mapping[tuple[int, int], TiffStreams | JoinedStreams]:
     """Return the tiles of each level of a TIFF by its width and height in px; empty for others."""
     found: dict[tuple[int, int], TiffStreams] = {}
+    if vendor == _LEICA:
+        with suppress(Exception), tifffile.TiffFile(path) as file:
+            return _scn_streams(path, file, level_sizes_px)
     if vendor in _VENDORS:
-        is_ndpi = vendor == "hamamatsu"
+        is_ndpi = vendor == _NDPI
         with suppress(Exception), tifffile.TiffFile(path, is_ndpi=is_ndpi) as file:
             for page in islice(file.pages, _MAX_PAGES):
                 if is_ndpi:
@@ -87,6 +116,59 @@ def tiff_streams(path: Path, vendor: str) -> dict[tuple[int, int], TiffStreams]:
                 for size, streams in _streams_of(path, page.aspage()):
                     found.setdefault(size, streams)
     return found
+
+
+def tiff_grids(
+    path: Path, vendor: str, level_sizes_px: Sequence[tuple[int, int]]
+) -> list[StoredGrid] | None:
+    """Return the tiles of each level that a TIFF stores, or None if none is known to be missing.
+
+    ``level_sizes_px`` are widths and heights, px.
+    """
+    found: dict[tuple[int, int], StoredGrid] = {}
+    if vendor in _VENDORS - {_NDPI}:
+        with suppress(Exception), tifffile.TiffFile(path, is_ndpi=False) as file:
+            for page in islice(file.pages, _MAX_PAGES):
+                whole: Any = page.aspage()
+                if whole.is_tiled:
+                    found.setdefault((whole.imagewidth, whole.imagelength), _stored_tiles(whole))
+    grids = [found.get(size) or whole_grid(*size) for size in level_sizes_px]
+    if vendor == _APERIO:
+        for number in range(1, len(grids)):
+            grids[number] = _without_holes(grids[number], grids[number - 1])
+    return None if all(grid.stored is None for grid in grids) else grids
+
+
+def _without_holes(grid: StoredGrid, finer: StoredGrid) -> StoredGrid:
+    """A level without tiles in whose area the finer one has none: OpenSlide shows none there."""
+    if finer.stored is None:
+        return grid
+    is_stored = np.zeros((finer.rows, finer.columns), bool)
+    is_stored[tuple(zip(*finer.stored, strict=True))] = True
+    down = grid.block_height_px * finer.height_px / grid.height_px / finer.block_height_px
+    across = grid.block_width_px * finer.width_px / grid.width_px / finer.block_width_px
+    whole = {
+        (row, column)
+        for row in range(grid.rows)
+        for column in range(grid.columns)
+        if is_stored[
+            int(row * down) : math.ceil((row + 1) * down),
+            int(column * across) : math.ceil((column + 1) * across),
+        ].all()
+    }
+    return replace(grid, stored=frozenset(whole if grid.stored is None else whole & grid.stored))
+
+
+def _stored_tiles(page: Any) -> StoredGrid:
+    """Tiles of a page, without those that have no bytes or no place in any of its planes."""
+    grid = whole_grid(page.imagewidth, page.imagelength)
+    grid = replace(grid, block_width_px=page.tilewidth, block_height_px=page.tilelength)
+    lists = (np.array(page.dataoffsets, np.uint64), np.array(page.databytecounts, np.uint64))
+    is_stored = np.all(lists, axis=0).reshape(-1, grid.rows, grid.columns).all(axis=0)
+    if is_stored.all():
+        return grid
+    places = zip(*(axis.tolist() for axis in np.nonzero(is_stored)), strict=True)
+    return replace(grid, stored=frozenset(places))
 
 
 def _streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffStreams]]:
@@ -101,6 +183,37 @@ def _streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffSt
         byte_counts=np.array(page.databytecounts, np.uint64),
         is_jpeg=is_jpeg, jpeg_tables=page.jpegtables or b"",
     )  # fmt: skip
+
+
+def _scn_streams(
+    path: Path, file: tifffile.TiffFile, level_sizes_px: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], JoinedStreams]:
+    """Tiles of the scanned areas of a Leica slide, which its XML places in nm."""
+    areas: dict[tuple[int, int], list[TiffStreams]] = {size: [] for size in level_sizes_px}
+    collection: dict[str, int] = {}
+    directories: list[dict[str, int]] = []
+    for element, text in _SCN_ELEMENT.findall(file.pages.first.description):
+        numbers = {name: int(number) for name, number in _SCN_NUMBER.findall(text)}
+        if element == "collection":
+            collection = numbers
+        elif element == "image":
+            directories = []
+        elif element == "dimension" and not numbers.get("z", 0):
+            directories.append(numbers)
+        elif element == "view" and numbers["sizeX"] < collection["sizeX"]:  # else it is the macro
+            for directory in directories:
+                nm_per_px = numbers["sizeX"] / directory["sizeX"]
+                page: Any = file.pages[directory["ifd"]]
+                for size in level_sizes_px:
+                    if abs(collection["sizeX"] / nm_per_px - size[0]) <= 1:
+                        areas[size] += [
+                            replace(
+                                streams, left_px=numbers["offsetX"] / nm_per_px,
+                                top_px=numbers["offsetY"] / nm_per_px,
+                            )
+                            for _, streams in _streams_of(path, page.aspage())
+                        ]  # fmt: skip
+    return {size: JoinedStreams(areas=own) for size, own in areas.items()}
 
 
 def _ndpi_streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffStreams]]:

@@ -467,3 +467,39 @@ def test_a_coarser_level_that_is_listed_but_missing_is_set_aside(tmp_path: Path)
     with closing(open_slide(path)) as slide:
         assert [level.width_px for level in slide.levels] == [768, 192]
         assert "level '1' is set aside" in slide.warnings[0]
+
+
+@pytest.mark.parametrize("n_levels", [1, 3])
+@pytest.mark.parametrize("vendor", ["aperio", "generic-tiff"])
+def test_tissue_in_tiff_tiles_that_openslide_shows_as_background_is_lost(
+    tmp_path: Path, vendor: str, n_levels: int
+) -> None:
+    text = f"Aperio Image Library v12 \r\n{SIDE}x{SIDE} (64x64) |MPP = 0.5"
+    options = {"description": text, "software": None} if vendor == "aperio" else {}
+    path = write_tiff(tmp_path / "s.svs", LEVELS[:n_levels], **options)
+    hole = [(row, column) for row in (4, 5) for column in (4, 5)]
+    lose(path, 0, hole)
+    lose(path, 0, [(0, column) for column in range(12)])  # empty glass
+    with closing(open_with_openslide(path)) as slide:
+        assert "16 of 144 TIFF tiles of level 0 are not stored" in slide.warnings
+        for row, column in hole:
+            with pytest.raises(TileError, match=f"row {row}, column {column} of level 0"):
+                slide.read(level=0, x_px=column * BLOCK + 9, y_px=row * BLOCK + 9, width_px=9,
+                           height_px=9)  # fmt: skip
+        beside = slide.read(level=0, x_px=192, y_px=256, width_px=64, height_px=64)
+        np.testing.assert_array_equal(beside, PIXELS[256:320, 192:256])
+        glass = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=BLOCK)
+        assert glass.min() >= min(GLASS) - 1
+        slide.overview(downsample=4)
+        lost = {(y // BLOCK, x // BLOCK) for x, y, _, _ in slide.unreadable_px0}
+        is_shown = n_levels == 3 and vendor == "generic-tiff"
+        assert lost == (set() if is_shown else {(4, 4)} if n_levels == 3 else set(hole))
+
+
+def test_what_a_level_lacks_that_openslide_reads_comes_from_the_finer(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "s.tif")
+    lose(path, 1, [(2, 2), (2, 3)])
+    with closing(open_with_openslide(path)) as slide:
+        assert slide.warnings == ("2 of 36 TIFF tiles of level 1 are not stored",)
+        result = slide.read(level=1, x_px=0, y_px=0, width_px=384, height_px=384)
+        np.testing.assert_allclose(result.astype(int), HALF, atol=1)

@@ -288,3 +288,23 @@ def test_a_photograph_of_the_glass_is_known_by_its_resolution() -> None:
     assert (choice.index, choice.scene) == (1, 1)
     assert json.dumps([scene.number for scene in choice.other_scenes]) == "[2]"
     assert choice.associated_images == ("4,000 × 2,000 px",)
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_levels_of_an_aperio_slide_without_its_companions_are_levels(
+    tmp_path: Path, flag: int
+) -> None:
+    path = tmp_path / "s.svs"
+    text = f"Aperio Image Library v12 \r\n{SLIDE.shape[1]}x{SLIDE.shape[0]} (64x64) |MPP = 0.5"
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate((SLIDE, HALF, QUARTER)):
+            file.write(
+                level, photometric="rgb", tile=(64, 64), compression="jpeg", metadata=None,
+                description=text, software=None, subfiletype=flag * (number > 0),
+            )  # fmt: skip
+    with closing(open_slide(path)) as slide:
+        assert slide.reader == "tiff"
+        sizes = [(level.height_px, level.width_px) for level in slide.levels]
+        assert sizes == [level.shape[:2] for level in (SLIDE, HALF, QUARTER)]
+        assert slide.other_scenes == ()
+        assert slide.associated_images == ()

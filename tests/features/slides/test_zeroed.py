@@ -29,7 +29,7 @@ from features.slides.reader import open_slide
 from features.slides.zeroed import is_zeroed_jpeg
 from tests.features.slides.test_absent_pixels import GLASS, PIXELS, SIDE, write_zarr
 from tests.features.slides.test_dicom_frames import write_level
-from tests.features.slides.vendor_files import write_mrxs, write_ndpi
+from tests.features.slides.vendor_files import write_mrxs, write_ndpi, write_scn
 
 BLOCK = 256
 MIDDLE = {"x_px": BLOCK, "y_px": BLOCK, "width_px": BLOCK, "height_px": BLOCK}
@@ -559,6 +559,38 @@ def test_images_of_mrxs_are_lost_where_zeros_lie(
                     left - 8 < x < left + side and top - 8 < y < top + side for left, top in corners
                 ):
                     assert not streams.is_zeroed(x, y, 8, 8)
+
+
+def test_tiles_of_each_area_of_scn_are_lost_where_zeros_lie(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "s.scn", noisy(1)
+    corners = ((200, 300), (1100, 1200))
+    areas = [(left, top, (pixels, pixels[::4, ::4])) for left, top in corners]
+    write_scn(path, areas, side_px=2400, tile=64)
+    with closing(open_slide(path)) as slide:
+        assert [level.width_px for level in slide.levels] == [2400, 600]
+        slide.overview(downsample=4)
+        assert slide.unreadable_px0 == ()
+    for page, level, (left, top) in ((1, 0, corners[0]), (3, 0, corners[1]), (4, 1, corners[1])):
+        sound = path.read_bytes()
+        with tifffile.TiffFile(path) as file:
+            columns = -(-file.pages[page].imagewidth // 64)
+            index = 2 * columns + 1
+            offset, n_bytes = (getattr(file.pages[page], name)[index]
+                               for name in ("dataoffsets", "databytecounts"))  # fmt: skip
+        start = offset + n_bytes // 2
+        path.write_bytes(sound[:start] + bytes(400) + sound[start + 400 :])
+        x, y = (left >> 2 * level) + 64, (top >> 2 * level) + 128
+        with closing(open_slide(path)) as slide:
+            assert isinstance(slide, OpenSlideSlide)
+            size = slide.levels[level].width_px
+            streams = slide.streams[size, size]
+            assert streams.is_zeroed(x + 9, y + 9, 9, 9)
+            assert not streams.is_zeroed(0, 0, size, y - 1)
+            assert not streams.is_zeroed(x + 66, y, size, size)
+            with pytest.raises(TileError):
+                slide.read(level=level, x_px=x + 9, y_px=y + 9, width_px=9, height_px=9)
+            slide.read(level=level, x_px=0, y_px=0, width_px=size, height_px=y - 1)
+        path.write_bytes(sound)
 
 
 def test_a_preview_of_a_slide_is_not_taken_for_it(tmp_path: Path) -> None:

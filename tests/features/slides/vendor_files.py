@@ -1,4 +1,4 @@
-"""NDPI and MRXS slides written from pixels, as far as OpenSlide reads them."""
+"""NDPI, MRXS and SCN slides written from pixels, as far as OpenSlide reads them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image
 
-__all__ = ["write_mrxs", "write_ndpi"]
+__all__ = ["write_mrxs", "write_ndpi", "write_scn"]
 
 _SLIDE_ID = "0" * 32
 _LONG, _SHORT, _TEXT, _RATIONAL, _SIGNED, _FLOAT = 4, 3, 2, 5, 9, 11
@@ -176,6 +177,48 @@ def write_mrxs(
     (folder / "Data0000.dat").write_bytes(data)
     (folder / "Index.dat").write_bytes(index)
     return levels
+
+
+def write_scn(
+    path: Path, areas: Sequence[tuple[int, int, Sequence[np.ndarray]]], *, side_px: int, tile: int
+) -> None:
+    """Write scanned areas of 500 nm per px: left, top and levels of each, finest first.
+
+    Left and top are in px of the slide, of which a side has ``side_px``; a macro image is page 0.
+    """
+    brightfield = (
+        "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings>"
+        "<illuminationSettings><numericalAperture>0.4</numericalAperture>"
+        "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings>"
+    )
+    macro = areas[0][2][0][::8, ::8]
+    images, pages = "", [macro]
+    for left, top, levels in [(0, 0, [macro]), *areas]:
+        extent = side_px if levels[0] is macro else levels[0].shape[1]
+        down = side_px if levels[0] is macro else levels[0].shape[0]
+        sizes = ""
+        for number, level in enumerate(levels):
+            pages += [] if level is macro else [level]
+            sizes += (
+                f'<dimension sizeX="{level.shape[1]}" sizeY="{level.shape[0]}" r="{number}" '
+                f'ifd="{len(pages) - 1}"/>'
+            )
+        images += (
+            f'<image><device model="Leica SCN400" version="1"/><pixels>{sizes}</pixels>'
+            f'<view sizeX="{500 * extent}" sizeY="{500 * down}" offsetX="{500 * left}" '
+            f'offsetY="{500 * top}"/>{brightfield}</image>'
+        )
+    text = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection sizeX="{500 * side_px}" sizeY="{500 * side_px}">{images}</collection></scn>'
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for number, page in enumerate(pages):
+            file.write(
+                page, photometric="rgb", tile=(tile, tile), compression="jpeg",
+                compressionargs={"level": 90}, subsampling=(1, 1), metadata=None, software=None,
+                description=None if number else text,
+            )  # fmt: skip
 
 
 def _index(
