@@ -35,7 +35,7 @@ class Transport(Protocol):
         """Names of the workers, e.g. ``cuda:0``; a replacement keeps the name."""
 
     def start(self, worker_id: str) -> None:
-        """Start a worker, or its replacement after it died."""
+        """Start a worker, or its replacement after it died; raises MilError if none can start."""
 
     def send(self, worker_id: str, message: object) -> None:
         """Send a message to a worker; ignored if it is dead."""
@@ -193,7 +193,10 @@ class WorkerPool:
         self._locations.pop(worker_id, None)
         self._idle.discard(worker_id)
         if self._n_failed_starts[worker_id] < _MAX_FAILED_STARTS:
-            self._transport.start(worker_id)
+            try:
+                self._transport.start(worker_id)
+            except MilError as no_room:
+                self._retire(worker_id, no_room)
         else:
             error = MilError(
                 f"worker {worker_id}",

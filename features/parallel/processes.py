@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ from threading import Lock, Thread
 from types import ModuleType
 from typing import NamedTuple
 
-from features.errors import one_line
+from features.errors import MilError, one_line
 from features.parallel.base import WorkerFactory
 from features.parallel.messages import Signal, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
+from features.utils.files import OPEN_FILES_HINT
 
 __all__ = ["ProcessTransport"]
 
@@ -44,7 +46,20 @@ class ProcessTransport:
         self._handles: dict[str, _ProcessHandle] = {}
 
     def start(self, worker_id: str) -> None:
-        """Start a worker, or its replacement after it died."""
+        """Start a worker, or its replacement after it died; MilError if no process can start."""
+        try:
+            self._start(worker_id)
+        except OSError as error:
+            raise MilError(
+                f"worker {worker_id}",
+                actual=f"its process cannot be started ({error.strerror or error})",
+                expected="room for another process",
+                hint=OPEN_FILES_HINT
+                if error.errno in {errno.EMFILE, errno.ENFILE}
+                else "Give fewer --workers or devices, or allow more processes or memory.",
+            ) from error
+
+    def _start(self, worker_id: str) -> None:
         context = get_context("spawn")
         pipe, child_pipe = context.Pipe()
         process = context.Process(

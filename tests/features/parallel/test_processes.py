@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -147,6 +148,31 @@ def test_an_interrupt_while_a_worker_starts_leaves_no_process() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert not any(worker.is_alive() for worker in multiprocessing.active_children())
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.EMFILE, "ulimit -n 4096"), (errno.EAGAIN, "fewer --workers")]
+)
+def test_no_room_for_a_process_is_an_error_with_advice(number: int, hint: str) -> None:
+    error = OSError(number, os.strerror(number))
+    with (
+        mock.patch.object(BaseProcess, "start", side_effect=error),
+        pytest.raises(MilError, match="worker process 0: its process cannot be started") as caught,
+        process_pool(make_toy),
+    ):
+        pass
+    assert hint in caught.value.hint
+
+
+def test_without_room_for_a_replacement_the_other_workers_go_on(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    listener = RecordingListener()
+    with process_pool(make_toy, make_toy, warnings=warnings) as executor:
+        error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        with mock.patch.object(BaseProcess, "start", side_effect=error):
+            executor.run([tmp_path / "crash", *range(5)], listener, stop=Event())
+    assert len(listener.results) == 6
+    assert [text for text in warnings if "continuing without" in text and "Cannot alloc" in text]
 
 
 class Unloadable:
