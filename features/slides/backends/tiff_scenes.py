@@ -13,10 +13,12 @@ from typing import Any
 
 import tifffile
 
+from features.errors import UnsupportedFormatError
 from features.slides.backends.scenes import Picture, SceneChoice, choose_scene, companion_name
 from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_tags import unsupported_samples
 from features.slides.resolution import PLAUSIBLE_MPP
+from features.utils.file_kinds import BFCONVERT
 
 __all__ = ["TiffScene", "choose_tiff_scene", "is_reduced", "slide_size_px"]
 
@@ -42,11 +44,15 @@ def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: obje
 
     Sizes are in px. Raises as :func:`features.slides.backends.scenes.choose_scene`.
     """
-    pyramids = list(_pyramids(file))
+    pyramids = [levels for levels in _pyramids(file) if levels[0].keyframe.parent is file]
+    if not pyramids:
+        raise _in_other_files(file, where)
     ome = file.ome_metadata
     pictures = [_picture_of(levels[0], ome, is_single=len(pyramids) == 1) for levels in pyramids]
     choice = choose_scene(pictures, scene=scene, where=where)
     levels = [*pyramids[choice.index]]
+    if any(page is not None and page.parent is not file for page in levels[0].pages):
+        raise _in_other_files(file, where)
     set_aside = list(choice.associated_images)
     for index, others in enumerate(pyramids):
         if index != choice.index and (is_reduced(others[0].keyframe) or _is_misnamed(others[0])):
@@ -60,6 +66,19 @@ def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: obje
         level for finer, level in pairwise([None, *levels]) if _size_of(finer) != _size_of(level)
     ]
     return TiffScene(levels=tuple(level for level in distinct if level is not None), choice=choice)
+
+
+def _in_other_files(file: tifffile.TiffFile, where: object) -> UnsupportedFormatError:
+    """Return the error for a slide that the OME-XML of several files describes together."""
+    names = sorted({
+        page.parent.filename for series in file.series for page in series.pages
+        if page is not None and page.parent is not file
+    })  # fmt: skip
+    return UnsupportedFormatError(
+        where, actual=f"a part of a slide, whose other channels are in {', '.join(names)}",
+        expected="the whole slide in one file",
+        hint=f"Convert it with bfconvert of Bio-Formats, which joins the files: {BFCONVERT}.",
+    )  # fmt: skip
 
 
 def slide_size_px(path: Path) -> tuple[int, int] | None:

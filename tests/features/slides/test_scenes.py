@@ -12,7 +12,7 @@ import pytest
 import tifffile
 import zarr
 
-from features.errors import MultiImageError, SceneError
+from features.errors import MultiImageError, SceneError, SlideError
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
 from features.slides.reader import open_slide
 
@@ -308,3 +308,51 @@ def test_levels_of_an_aperio_slide_without_its_companions_are_levels(
         assert sizes == [level.shape[:2] for level in (SLIDE, HALF, QUARTER)]
         assert slide.other_scenes == ()
         assert slide.associated_images == ()
+
+
+def write_ome_set(folder: Path, pictures: list[np.ndarray], *, as_channels: bool) -> list[Path]:
+    """Write pictures in a file each, and in all of them the OME-XML of the whole set."""
+    ids = [f"urn:uuid:00000000-0000-0000-0000-00000000000{n}" for n in range(len(pictures))]
+    data = [
+        f'<TiffData IFD="0" PlaneCount="1" FirstC="{n * as_channels}">'
+        f'<UUID FileName="{n}.ome.tif">{ids[n]}</UUID></TiffData>'
+        for n in range(len(pictures))
+    ]
+    samples = 1 if as_channels else 3
+    images = [(pictures[0], "".join(data))] if as_channels else zip(pictures, data, strict=True)
+    text = "".join(
+        f'<Image ID="Image:{n}" Name="s{n}"><Pixels ID="Pixels:{n}" DimensionOrder="XYCZT" '
+        f'Type="uint8" SizeX="{pixels.shape[1]}" SizeY="{pixels.shape[0]}" SizeC="3" SizeZ="1" '
+        f'SizeT="1"><Channel ID="Channel:{n}:0" SamplesPerPixel="{samples}"/>{places}'
+        "</Pixels></Image>"
+        for n, (pixels, places) in enumerate(images)
+    )
+    space = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    paths = [folder / f"{n}.ome.tif" for n in range(len(pictures))]
+    for path, pixels, own in zip(paths, pictures, ids, strict=True):
+        tifffile.imwrite(
+            path, pixels, photometric="minisblack" if as_channels else "rgb", tile=(64, 64),
+            metadata=None,
+            description=f'<?xml version="1.0"?><OME xmlns="{space}" UUID="{own}">{text}</OME>',
+        )  # fmt: skip
+    return paths
+
+
+def test_channels_in_several_files_are_refused_and_not_read_from_one(tmp_path: Path) -> None:
+    planes = [np.ascontiguousarray(SLIDE[..., channel]) for channel in range(3)]
+    for path in write_ome_set(tmp_path, planes, as_channels=True):
+        with pytest.raises(SlideError, match=r"other channels are in .\.ome\.tif, .*bfconvert"):
+            open_slide(path)
+
+
+def test_each_slide_of_a_set_of_ome_tiffs_is_its_own(tmp_path: Path) -> None:
+    pictures = [SLIDE, np.tile(SLIDE, (2, 1, 1)), SLIDE[::2, ::2]]
+    for path, pixels in zip(
+        write_ome_set(tmp_path, pictures, as_channels=False), pictures, strict=True
+    ):
+        with closing(open_slide(path)) as slide:
+            assert slide.other_scenes == ()
+            assert slide.associated_images == ()
+            height, width = pixels.shape[:2]
+            result = slide.read(level=0, x_px=0, y_px=0, width_px=width, height_px=height)
+        np.testing.assert_array_equal(result, pixels)
