@@ -84,7 +84,8 @@ def _pixels_per_unit(page: Any) -> tuple[float, float]:
     values = []
     for name in ("XResolution", "YResolution"):
         try:
-            numerator, denominator = _value(page, name, (0, 0))
+            # Some writers store a plain number in place of a fraction.
+            numerator, denominator = (*_value(page, name, (0, 0)), 1)[:2]
             values.append(numerator / denominator)
         except CONTENT_ERRORS:
             values.append(0.0)

@@ -331,6 +331,23 @@ def test_imagej_names_the_unit_of_the_resolution_tags(
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "packed"),
+    [(4, struct.pack("<I", 20_000)), (11, struct.pack("<f", 2e4)), (12, struct.pack("<d", 2e4))],
+)
+def test_resolution_tags_may_be_plain_numbers(tmp_path: Path, kind: int, packed: bytes) -> None:
+    path = write(tmp_path / "s.tif", resolution=(20_000, 20_000), resolutionunit=3)
+    with tifffile.TiffFile(path) as file:
+        tags = [file.pages[0].tags[f"{axis}Resolution"] for axis in "XY"]
+    with path.open("r+b") as file:
+        for tag in tags:
+            file.seek(tag.offset + 2)
+            file.write(struct.pack("<H", kind))
+            file.seek(tag.valueoffset if kind == 12 else tag.offset + 8)
+            file.write(packed)
+    assert stated(path) == ((pytest.approx(0.5), pytest.approx(0.5)), "file")
+
+
 def without_tag(path: Path, code: int) -> Path:
     """Remove a tag of the first directory of a classic little-endian TIFF."""
     data = bytearray(path.read_bytes())
