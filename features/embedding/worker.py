@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any
 
 from features.bags.bag import Fingerprint
@@ -43,6 +43,8 @@ __all__ = [
 _MAX_UNWRITTEN_BAGS = 4
 _MESSAGE_INTERVAL_S = 0.5
 _MAX_MESSAGES_PER_S = 100
+_SILENT_S = 600.0
+"""Time without a finished tile or slide after which the slides in work are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,7 @@ class EmbeddingWorker:
         with (
             ThreadPoolExecutor(1, thread_name_prefix="writing") as writer,
             decoding_pool(self.encoder, self.config.n_threads) as pool,
+            run.watched(),
         ):
             for buffer in encode_slides(
                 run.buffers(pool), self.encoder, batch_tiles=self.config.batch_tiles,
@@ -187,7 +190,20 @@ class _WorkerRun:
         self._lock = Lock()
         self._execution = worker.encoder.execution
         self._n_unreported = 0
-        self._reported_at = time.monotonic()
+        self._reported_at = self._progress_at = time.monotonic()
+        self._in_work: dict[str, Path] = {}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Warn during the block when nothing was finished for ten minutes."""
+        ended = Event()
+        thread = Thread(target=self._watch, args=(ended,), name="watching", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def buffers(self, pool: ThreadPoolExecutor) -> Iterator[SlideBuffer[Any]]:
         """Open sources, the next ones while this one is read; runs in the reading thread.
@@ -209,6 +225,7 @@ class _WorkerRun:
         """Count finished tiles, and report them at intervals."""
         with self._lock:
             self._n_unreported += n_tiles
+            self._progress_at = time.monotonic()
         if time.monotonic() - self._reported_at > self._worker.message_interval_s:
             self.report_tiles()
 
@@ -252,6 +269,7 @@ class _WorkerRun:
             if not worker.locks.acquire(source.bag_id):
                 self._queue.requeue(job)
                 return None
+            self._in_work[source.bag_id] = source.path
             if not worker.config.overwrite and (
                 meta := read_finished_bag(worker.bags_dir, source.bag_id, worker.info.fingerprint)
             ):
@@ -289,7 +307,21 @@ class _WorkerRun:
             source.record_failure(result.message)
         self._finish(job, result)
 
+    def _watch(self, ended: Event) -> None:
+        warned_at = 0.0
+        while not ended.wait(_SILENT_S / 10):
+            since, paths = self._progress_at, [str(path) for path in self._in_work.copy().values()]
+            if paths and since != warned_at and time.monotonic() - since > _SILENT_S:
+                warned_at = since
+                self._queue.send_message(Warned(
+                    f"nothing was finished for {_SILENT_S / 60:.0f} minutes; in work: "
+                    f"{', '.join(paths)}. Storage that does not answer is a usual reason. Ctrl-C "
+                    "twice stops the command, and what is finished is kept."
+                ))  # fmt: skip
+
     def _finish(self, job: Job, result: SlideResult) -> None:
+        self._in_work.pop(job.payload.bag_id, None)
+        self._progress_at = time.monotonic()
         self._worker.locks.release(job.payload.bag_id)
         self._queue.finish(job, result)
 

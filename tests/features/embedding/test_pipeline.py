@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -177,6 +178,30 @@ def test_a_slide_that_is_open_is_not_kept_waiting_by_one_that_opens_slowly(
         paths, tmp_path / "bags", replace(SETTINGS, encoder=encoder), progress=Watching()
     )
     assert [result.status for result in results] == ["done", "done"]
+
+
+def test_a_slide_at_which_reading_hangs_is_named(
+    slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Event()
+    warnings: list[str] = []
+    open_source = SlideSource.open
+
+    def hang(source: SlideSource) -> AbstractContextManager[SlideTiles]:
+        assert answers.wait(timeout=30)
+        return open_source(source)
+
+    class Watching(NoProgress):
+        def warn(self, text: str) -> None:
+            warnings.append(text)
+            answers.set()
+
+    monkeypatch.setattr("features.embedding.worker._SILENT_S", 0.05)
+    monkeypatch.setattr(SlideSource, "open", hang)
+    (result,) = run(slides / "s0.tif", tmp_path / "bags", encoder, progress=Watching())
+    assert result.status == "done"
+    assert warnings[0].startswith(f"nothing was finished for 0 minutes; in work: {slides}/s0.tif. ")
+    assert "watching" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_one_bag_of_other_settings_among_many_stops_the_run(
