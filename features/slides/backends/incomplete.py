@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from features.slides.backends.base import BlockReader, StoredGrid
 from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.openslide_properties import PHILIPS
 from features.slides.base import RgbArray
 
 __all__ = ["IncompleteSlide"]
@@ -16,7 +17,8 @@ class IncompleteSlide(BlockReader):
 
     OpenSlide shows them as background, or does not read what is beside them. A block that a level
     lacks is computed from the finer one; on the finest, it is an error unless it is glass.
-    ``grids`` are the blocks of each of its levels, sizes in px, ``block_noun`` their name.
+    ``grids`` are the blocks of each of its levels, sizes in px, ``block_noun`` their name. Missing
+    ones are warned of, unless the scanner leaves out glass.
     """
 
     reader = "openslide"
@@ -32,7 +34,8 @@ class IncompleteSlide(BlockReader):
         self.stated_mpp = slide.stated_mpp
         self.background_rgb = slide.background_rgb
         self.associated_images = slide.associated_images
-        self.warnings = (*slide.warnings, *self._describe_gaps())
+        gaps = () if slide.vendor == PHILIPS else self._describe_gaps()
+        self.warnings = (*slide.warnings, *gaps)
         self.levels = self._make_levels()
 
     def close(self) -> None:

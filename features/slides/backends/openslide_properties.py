@@ -15,6 +15,7 @@ from features.slides.base import MppKind, StatedMpp
 from features.slides.length_units import parse_number
 
 __all__ = [
+    "PHILIPS",
     "VendorSlide",
     "illumination_in",
     "mpp_in_properties",
@@ -22,6 +23,8 @@ __all__ = [
     "read_vendor_slide",
 ]
 
+PHILIPS = "philips"
+"""Vendor whose scanners leave out tiles of glass."""
 _GENERIC = "generic-tiff"
 _ILLUMINATION = re.compile(
     r"(slide_type|illumination-source|\.dye|filterset[. ]?name)\Z", re.IGNORECASE

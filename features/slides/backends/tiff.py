@@ -29,7 +29,7 @@ from features.slides.backends.fluorescence import (
     check_ome_channels,
 )
 from features.slides.backends.mpp_text import ome_channels, ome_pixels
-from features.slides.backends.openslide_properties import read_vendor_slide
+from features.slides.backends.openslide_properties import PHILIPS, read_vendor_slide
 from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.samples import is_ycbcr, misread_reason, rgb_order
 from features.slides.backends.tiff_mpp import mpp_in_tiff
@@ -118,6 +118,8 @@ class TiffSlide(BlockReader):
     _channels: Sequence[Mapping[str, str]] = ()
     """Attributes of the channels of an OME-TIFF."""
     _has_alpha = True
+    _leaves_out_glass = False
+    """Whether its scanner stores no tiles of glass."""
     _is_ycbcr = False
     """Whether decoded samples are luma and chroma; JPEG and WebP are converted as they are
     decoded."""
@@ -217,6 +219,7 @@ class TiffSlide(BlockReader):
                 raise self._unsupported(
                     f"a slide of {vendor.vendor}, whose levels or colours OpenSlide reads otherwise"
                 )
+            self._leaves_out_glass = vendor.vendor == PHILIPS
             yield from vendor.stated
         with suppress(Exception):  # a damaged tag may hold anything, and costs the resolution alone
             yield from mpp_in_tiff(series, self._file.ome_metadata)
@@ -323,7 +326,7 @@ class TiffSlide(BlockReader):
                 for plane in grid.planes
             ]
             of_all = f"of {len(counts):,} TIFF tiles of level {level}"
-            if n_empty := int(np.count_nonzero(counts == 0)):
+            if not self._leaves_out_glass and (n_empty := int(np.count_nonzero(counts == 0))):
                 texts.append(f"{n_empty:,} {of_all} have no bytes")
             if n_cut := int(np.count_nonzero(np.any(is_cut, axis=0))):
                 texts.append(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tifffile
 
 from features.slides.backends.base import StoredGrid, whole_grid
+from features.slides.backends.openslide_properties import PHILIPS
 from features.slides.backends.tiff_tags import ENTROPY_CODED, PLAIN_JPEGS
 from features.slides.zeroed import has_zeroed_data, is_zeroed_jpeg
 
@@ -26,7 +27,7 @@ __all__ = ["TiffStreams", "tiff_grids", "tiff_streams"]
 
 _MAX_PAGES = 64
 _APERIO, _LEICA, _NDPI = "aperio", "leica", "hamamatsu"
-_VENDORS = {_APERIO, "generic-tiff", _NDPI, "philips"}
+_VENDORS = {_APERIO, "generic-tiff", _NDPI, PHILIPS}
 """Those of whose levels OpenSlide places the tiles as the TIFF does, without overlap."""
 _SCN_ELEMENT = re.compile(r"<(collection|image|view|dimension)\b([^>]*)>")
 _SCN_NUMBER = re.compile(r'\b(\w+)="(-?\d+)"')

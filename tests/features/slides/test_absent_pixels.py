@@ -21,6 +21,7 @@ from features.slides.reader import open_slide
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
+from tests.features.slides.vendor_files import write_philips
 
 SIDE = 768
 BLOCK = 64
@@ -503,3 +504,21 @@ def test_what_a_level_lacks_that_openslide_reads_comes_from_the_finer(tmp_path: 
         assert slide.warnings == ("2 of 36 TIFF tiles of level 1 are not stored",)
         result = slide.read(level=1, x_px=0, y_px=0, width_px=384, height_px=384)
         np.testing.assert_allclose(result.astype(int), HALF, atol=1)
+
+
+@pytest.mark.parametrize("reader", [open_slide, open_with_openslide])
+def test_glass_that_a_scanner_of_philips_leaves_out_is_not_warned_of(
+    tmp_path: Path, reader: Any
+) -> None:
+    path = tmp_path / "s.tiff"
+    write_philips(path, LEVELS, tile=BLOCK)
+    glass = [(row, column) for row in (0, 11) for column in range(12)]
+    lose(path, 0, glass)
+    with closing(reader(path)) as slide:
+        assert slide.warnings == ()
+        assert slide.stated_mpp.field == "openslide.mpp-x of philips"
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+        assert np.abs(result.astype(int) - PIXELS).mean() < 6
+    lose(path, 0, [(5, 5)])
+    with closing(reader(path)) as slide, pytest.raises(TileError, match="row 5, column 5"):
+        slide.read(level=0, x_px=5 * BLOCK, y_px=5 * BLOCK, width_px=9, height_px=9)

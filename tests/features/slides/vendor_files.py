@@ -1,4 +1,4 @@
-"""NDPI, MRXS and SCN slides written from pixels, as far as OpenSlide reads them."""
+"""NDPI, MRXS, SCN and Philips slides written from pixels, as far as OpenSlide reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-__all__ = ["write_mrxs", "write_ndpi", "write_scn"]
+__all__ = ["write_mrxs", "write_ndpi", "write_philips", "write_scn"]
 
 _SLIDE_ID = "0" * 32
 _LONG, _SHORT, _TEXT, _RATIONAL, _SIGNED, _FLOAT = 4, 3, 2, 5, 9, 11
@@ -218,6 +218,40 @@ def write_scn(
                 page, photometric="rgb", tile=(tile, tile), compression="jpeg",
                 compressionargs={"level": 90}, subsampling=(1, 1), metadata=None, software=None,
                 description=None if number else text,
+            )  # fmt: skip
+
+
+def write_philips(path: Path, levels: Sequence[np.ndarray], *, tile: int) -> None:
+    """Write levels of 500 nm per px, finest first, each of half the size of the one before."""
+
+    def attribute(name: str, kind: str, value: str) -> str:
+        return f'<Attribute Name="{name}" PMSVR="{kind}">{value}</Attribute>'
+
+    def spacing(level: int) -> str:
+        number = f"&quot;{0.0005 * 2**level}&quot;"
+        return attribute("DICOM_PIXEL_SPACING", "IDoubleArray", f"{number} {number}")
+
+    sizes = "".join(
+        f'<DataObject ObjectType="PixelDataRepresentation">{spacing(level)}'
+        f"{attribute('PIIM_PIXEL_DATA_REPRESENTATION_NUMBER', 'IUInt16', str(level))}</DataObject>"
+        for level in range(len(levels))
+    )
+    image = attribute("PIM_DP_IMAGE_TYPE", "IString", "WSI") + spacing(0)
+    image += attribute(
+        "PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE", "IDataObjectArray", f"<Array>{sizes}</Array>"
+    )
+    images = f'<Array><DataObject ObjectType="DPScannedImage">{image}</DataObject></Array>'
+    text = (
+        '<?xml version="1.0" encoding="UTF-8" ?>\n<DataObject ObjectType="DPUfsImport">'
+        f"{attribute('DICOM_MANUFACTURER', 'IString', 'PHILIPS')}"
+        f"{attribute('PIM_DP_SCANNED_IMAGES', 'IDataObjectArray', images)}</DataObject>"
+    )
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(levels):
+            file.write(
+                level, photometric="rgb", tile=(tile, tile), compression="jpeg", metadata=None,
+                compressionargs={"level": 95}, subsampling=(1, 1), subfiletype=min(number, 1),
+                description=None if number else text, software=None if number else "Philips DP",
             )  # fmt: skip
 
 
