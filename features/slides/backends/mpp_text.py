@@ -328,11 +328,12 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
         ):
             continue
         um = next(filter(None, map(um_per_unit, (unit, *unit_in_name, name))), None)
+        own_unit = "" if um is not None else unit_beside(name, axis)
         if um is None:
-            um = unit_beside(name, axis)
+            um = um_per_unit(own_unit)
         if um is None and pattern is _PIXEL_SIZE:
             um = _unit_behind(text, match.start(match.re.groups) if unit else match.end())
-        if um is None and (pattern is _MPP or (name == "PhysicalSize" and axis)):
+        if um is None and (pattern is _MPP or (name == "PhysicalSize" and axis and not own_unit)):
             um = 1.0  # OME's default, also where its names are in other texts
         if um is not None:
             field = field or name
@@ -346,13 +347,13 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
         yield StatedMpp(x=x, y=y, field=field)
 
 
-def _unit_beside(text: str, name: str, axis: str) -> float | None:
-    """µm of the unit in a field of its own, as PixelSizeXUnit or PixelSizeUnit for PixelSizeX."""
+def _unit_beside(text: str, name: str, axis: str) -> str:
+    """The unit in a field of its own, as PixelSizeXUnit or PixelSizeUnit for PixelSizeX."""
     for own in dict.fromkeys((name + axis, name)):
         match = re.search(rf"""\b{re.escape(own)}[-_ ]?units?{_IS}({_UNIT})""", text, re.IGNORECASE)
         if match is not None:
-            return um_per_unit(match[1])
-    return None
+            return str(match[1])
+    return ""
 
 
 def _unit_behind(text: str, position: int) -> float | None:

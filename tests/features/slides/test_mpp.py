@@ -89,6 +89,7 @@ TEXTS = {
         json.dumps({"shape": [3], "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm"}),
         (0.25, 0.25), "stated",
     ),
+    "PhysicalSizeX in px": ('{"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel"}', None, ""),
     "PhysicalSizeX without a unit": ('{"PhysicalSizeX": 0.25}', (0.25, 0.25), "stated"),
     "µm/px under any name": ("Scale: 0.5 µm/pixel; field 3 mm", (0.5, 0.5), "stated"),
     "µm/px of the macro": ("Macro 8 µm/px, Original 0.1 um/px, 0.5 µm/px", (0.5, 0.5), "stated"),
