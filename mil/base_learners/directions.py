@@ -76,13 +76,13 @@ def fit_directions(
         Patients of one number stay in one half, shape (patients,); each by itself by default.
     """
     within, tiles = _covariances_and_tiles(bags)
-    size = within.shape[1]
-    whiten, unwhiten = _roots(within.mean(axis=0))
+    size = bags[0].shape[1]
+    whiten, unwhiten = _roots(_symmetric(within.mean(axis=0), size))
     starts = [
-        _eigenvectors(within[:, :n, :n], labels, n_classes=n_classes, balanced=balanced, n_all=size)
-        for n in sorted({size, min(n_leading, size)}, reverse=True)
-    ]
-    del within  # 32 kB per patient
+        _eigenvectors(within, labels, n_classes=n_classes, balanced=balanced, n_all=size, n=n)
+        for n in sorted({size, min(n_leading, size)})  # the last changes them
+    ][::-1]
+    del within  # 17 kB per patient
     tiles = replace(tiles, values=(tiles.values @ whiten).astype(np.float32))
     first_half = _first_half(labels, np.arange(len(labels)) if groups is None else groups)
     shifts = [
@@ -129,19 +129,22 @@ class _DrawnTiles:
 
 
 def _covariances_and_tiles(bags: Sequence[Tensor]) -> tuple[Floats, _DrawnTiles]:
-    """Return the covariance of each bag, (patients, n_components, n_components), and tiles drawn.
+    """Return the covariance of each bag, its upper triangle by rows, and tiles drawn.
 
-    Both in one pass over the ``bags``, shape (tiles, n_components) each.
+    Both in one pass over the ``bags``, shape (tiles, n_components) each; a triangle has
+    n_components · (n_components + 1) / 2 numbers.
     """
     size = bags[0].shape[1]
-    within = np.empty((len(bags), size, size))
+    upper = np.triu_indices(size)
+    within = np.empty((len(bags), len(upper[0])))
     lengths = np.array([len(bag) for bag in bags])
     n_tiles = np.minimum(lengths, max(1, _MOST_TILES // len(bags)))
     starts = n_tiles.cumsum() - n_tiles
     drawn = np.empty((n_tiles.sum(), size))
     for own, joined, first_rows in joined_bags(bags):
         rows = about_means(joined, first_rows)
-        segment_covariances(rows, first_rows, out=within[own])
+        for index, of_bag in enumerate(segment_covariances(rows, first_rows), own.start):
+            within[index] = of_bag[upper]
         n_own = n_tiles[own]
         middle = np.arange(n_own.sum()) - np.repeat(n_own.cumsum() - n_own, n_own) + 0.5
         picked = (middle * np.repeat(lengths[own] / n_own, n_own)).astype(np.int64)
@@ -150,32 +153,39 @@ def _covariances_and_tiles(bags: Sequence[Tensor]) -> tuple[Floats, _DrawnTiles]
 
 
 def _eigenvectors(
-    covariances: Floats, labels: Ints, *, n_classes: int, balanced: bool, n_all: int
+    covariances: Floats, labels: Ints, *, n_classes: int, balanced: bool, n_all: int, n: int
 ) -> Floats:
     """Return the first eigenvectors of each class's form, shape (classes, n_all, 3 at most).
 
-    ``covariances`` have shape (patients, n, n), of the first n of ``n_all`` components; directions
-    are 0 in the others.
+    ``covariances`` are upper triangles, of ``n_all`` components, of which the first ``n`` are used;
+    directions are 0 in the others. If all are used, the triangles are changed: they are large.
     """
-    n, size, _ = covariances.shape
-    whiten, _ = _roots(covariances.mean(axis=0))
-    rows, columns = np.triu_indices(size)
+    upper = np.triu_indices(n)
+    whiten, _ = _roots(_symmetric(covariances.mean(axis=0), n_all)[:n, :n])
     # A symmetric matrix has the norm of its upper triangle if what stands twice counts by root 2:
     # the same penalty and the same minimum, with half of the memory.
-    factors = np.where(rows == columns, 1.0, np.sqrt(2.0))
-    halves = np.empty((n, len(rows)))
-    for start in range(0, n, _PATIENTS_PER_BLOCK):
+    factors = np.where(upper[0] == upper[1], 1.0, np.sqrt(2.0))
+    features = covariances if n == n_all else np.empty((len(covariances), len(factors)))
+    for start in range(0, len(covariances), _PATIENTS_PER_BLOCK):
         block = slice(start, start + _PATIENTS_PER_BLOCK)
-        halves[block] = (whiten @ covariances[block] @ whiten)[:, rows, columns] * factors
+        of_block = _symmetric(covariances[block], n_all)[:, :n, :n]
+        features[block] = (whiten @ of_block @ whiten)[:, *upper] * factors
     model = LinearModel.fit(
-        halves, labels, n_classes=n_classes, balanced=balanced, standardise=False
+        features, labels, n_classes=n_classes, balanced=balanced, standardise=False, overwrite=True
     )
-    forms = np.empty((n_classes, size, size))
-    forms[:, rows, columns] = forms[:, columns, rows] = model.weights.T / factors
+    forms = _symmetric(model.weights.T / factors, n)
     first = np.linalg.eigh(forms)[1][:, :, : -_MOST_STARTS - 1 : -1]
     found = np.zeros((n_classes, n_all, first.shape[2]))
-    found[:, :size] = whiten @ first
+    found[:, :n] = whiten @ first
     return found
+
+
+def _symmetric(triangles: Floats, n: int) -> Floats:
+    """Return matrices, shape (..., n, n), from their upper triangles by rows."""
+    rows, columns = np.triu_indices(n)
+    matrices = np.empty((*triangles.shape[:-1], n, n))
+    matrices[..., rows, columns] = matrices[..., columns, rows] = triangles
+    return matrices
 
 
 def _fit_mixture(tiles: _DrawnTiles, vectors: Floats, is_class: Bools, first_half: Bools) -> Floats:

@@ -64,6 +64,7 @@ class LinearModel:
         n_classes: int,
         balanced: bool,
         standardise: bool,
+        overwrite: bool = False,
     ) -> Self:
         """Fit an L2-penalised logistic regression, which is convex, with a free bias.
 
@@ -85,8 +86,11 @@ class LinearModel:
             Give every class the same total weight.
         standardise
             Divide each feature by its standard deviation, and limit those of new patients to 8.
+        overwrite
+            Change ``pooled``, which the caller no longer needs, if it is float64: less memory.
         """
-        x = pooled.astype(np.float64)  # the only copy, changed in place: it may be large
+        # The only copy, if any, changed in place: it may be large.
+        x = pooled.astype(np.float64, copy=not overwrite)
         centre = x.mean(axis=0)
         x -= centre
         deviation = np.sqrt(np.einsum("ij,ij->j", x, x) / len(x))
@@ -97,7 +101,7 @@ class LinearModel:
         if not varies.all():
             x = x[:, varies]
         norm = np.sqrt(_MEAN_SQUARED_NORM / max(float(np.vdot(x, x)) / len(x), 1e-12))
-        weights = np.zeros((pooled.shape[1], n_classes))
+        weights = np.zeros((len(varies), n_classes))
         bias = np.zeros(n_classes)
         if varies.any():
             x *= norm

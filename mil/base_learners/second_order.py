@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -31,18 +31,20 @@ def covariances(bags: Sequence[Tensor]) -> Floats:
     size = bags[0].shape[1]
     found = np.empty((len(bags), size, size))
     for own, tiles, starts in joined_bags(bags):
-        segment_covariances(about_means(tiles, starts), starts, out=found[own])
+        of_bags = segment_covariances(about_means(tiles, starts), starts)
+        for index, within in enumerate(of_bags, own.start):
+            found[index] = within
     return found
 
 
-def segment_covariances(rows: Floats, starts: Ints, *, out: Floats) -> None:
-    """Write the covariance of each bag into ``out``, shape (bags, n_components, n_components).
+def segment_covariances(rows: Floats, starts: Ints) -> Iterator[Floats]:
+    """Yield the covariance of each bag, shape (n_components, n_components).
 
     ``rows`` are tiles about the mean of their bag, shape (tiles, n_components); a bag begins at
     each start.
     """
-    for of_bag, room in zip(np.split(rows, starts[1:]), out, strict=True):
-        np.divide(of_bag.T @ of_bag, len(of_bag), out=room)
+    for of_bag in np.split(rows, starts[1:]):
+        yield of_bag.T @ of_bag / len(of_bag)
 
 
 def covariance_contributions(model: LinearModel, components: Tensor) -> Floats:

@@ -362,3 +362,16 @@ def test_what_is_stored_is_read_back_and_damage_is_refused() -> None:
     for broken in damaged:
         with pytest.raises(ValueError, match="base learners: "):
             base_learners_from_tensors(broken, **sizes)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_features_are_changed_only_where_that_is_allowed(standardise: bool) -> None:
+    rng = np.random.default_rng(2)
+    features, labels = rng.normal(size=(20, 50)), np.arange(20) % 2
+    given = features.copy()
+    options = {"n_classes": 2, "balanced": True, "standardise": standardise}
+    kept = LinearModel.fit(given, labels, **options)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(given, features)
+    changed = LinearModel.fit(given, labels, overwrite=True, **options)  # type: ignore[arg-type]
+    assert not np.array_equal(given, features)
+    np.testing.assert_array_equal(changed.weights, kept.weights)
