@@ -192,25 +192,28 @@ class WorkerPool:
         self._n_failed_starts[worker_id] += worker_id not in self._locations
         self._locations.pop(worker_id, None)
         self._idle.discard(worker_id)
+        are_others_starting = not self._start_first_only
         if self._n_failed_starts[worker_id] < _MAX_FAILED_STARTS:
             try:
                 self._transport.start(worker_id)
             except MilError as no_room:
-                self._retire(worker_id, no_room)
+                self._retire(worker_id, no_room, are_others_starting=are_others_starting)
         else:
             error = MilError(
                 f"worker {worker_id}",
                 actual=f"{reason}, {_MAX_FAILED_STARTS} times while it started",
                 expected="a worker that stays alive",
-                hint="Memory may be short: try fewer devices, or a smaller 'mil embed --batch'.",
+                hint="Memory may be short: give fewer --workers or devices, or a smaller --batch.",
             )
-            self._retire(worker_id, error)
+            self._retire(worker_id, error, are_others_starting=are_others_starting)
 
-    def _retire(self, worker_id: str, error: MilError) -> None:
-        """Continue without a worker; raises if none was ever ready, or none is left."""
+    def _retire(
+        self, worker_id: str, error: MilError, *, are_others_starting: bool = False
+    ) -> None:
+        """Continue without a worker; raises if none is left, or none is ready or may become so."""
         self._locations.pop(worker_id, None)
         self._idle.discard(worker_id)
         self._active.discard(worker_id)
-        if self.info is None or not self._active:
+        if not self._active or (self.info is None and not are_others_starting):
             raise error
         self._warn(f"continuing without {worker_id}: {error}")

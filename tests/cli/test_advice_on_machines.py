@@ -139,7 +139,7 @@ class Fleet:
     ("answers", "advice"),
     [
         ([WorkerDied("was ended by SIGKILL")] * 9,
-         "Memory may be short: try fewer devices, or a smaller 'mil embed --batch'."),
+         "Memory may be short: give fewer --workers or devices, or a smaller --batch."),
     ],
 )  # fmt: skip
 def test_workers_that_do_not_live_get_a_smaller_batch(
@@ -149,7 +149,7 @@ def test_workers_that_do_not_live_get_a_smaller_batch(
         WorkerPool(Fleet(*answers), start_first_only=True, on_warning=print).__enter__()
     assert str(caught.value).endswith(advice)
     embed = f"{EMBED} --execution eager".format(out=tmp_path)
-    mil_ok(*shlex.split(f"{embed} --batch 2 --device cpu"))
+    mil_ok(*shlex.split(f"{embed} --batch 2 --workers 1 --device cpu"))
 
 
 def test_workers_that_differ_are_told_to_be_made_alike() -> None:

@@ -18,9 +18,11 @@ from features.parallel.pool import WorkerPool
 from features.parallel.processes import ProcessTransport
 from tests.features.parallel.toys import (
     RecordingListener,
+    exit_and_count,
     exit_at_once,
     make_late_toy,
     make_toy,
+    make_toy_after,
     raise_error,
 )
 
@@ -148,6 +150,18 @@ def test_an_interrupt_while_a_worker_starts_leaves_no_process() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert not any(worker.is_alive() for worker in multiprocessing.active_children())
+
+
+def test_a_worker_that_dies_at_each_start_is_left_out_though_no_other_is_ready_yet(
+    tmp_path: Path,
+) -> None:
+    warnings: list[str] = []
+    listener = RecordingListener()
+    factories = partial(exit_and_count, tmp_path), partial(make_toy_after, tmp_path, 3)
+    with process_pool(*factories, warnings=warnings) as executor:
+        executor.run(range(3), listener, stop=Event())
+    assert len(listener.results) == 3
+    assert warnings[0].startswith("continuing without process 0: worker process 0: ended with code")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,19 @@ def make_late_toy() -> Worker:
     return LateToyWorker()
 
 
+def exit_and_count(folder: Path) -> Worker:
+    (folder / str(os.getpid())).touch()
+    os._exit(3)
+
+
+def make_toy_after(folder: Path, n_exits: int) -> Worker:
+    """Return a worker once others have ended so many times."""
+    while len(list(folder.iterdir())) < n_exits:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    return ToyWorker()
+
+
 def make_toy(info: str = "toy", closed_dir: Path | None = None) -> Worker:
     return ToyWorker(info, closed_dir)
 
