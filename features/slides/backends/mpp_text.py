@@ -11,6 +11,7 @@ from functools import cache, partial
 from itertools import product
 
 from features.slides.base import StatedMpp
+from features.slides.companion_words import CAMERA, COMPANION
 from features.slides.length_units import NUMBER, parse_number, um_per_unit
 from features.slides.resolution import mpp_of_magnification
 
@@ -21,11 +22,11 @@ _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 _NOT_OURS = r"(?<![A-Za-z])"
 _WIDE_SIGNS = str.maketrans("：＝／", ":=/")
 """Signs as Chinese and Japanese write them."""
-_OTHER_IMAGE = re.compile(r"original|macro|label|overview|thumb|preview", re.IGNORECASE)
+_OTHER_IMAGE = re.compile(rf"original|{COMPANION}", re.IGNORECASE)
 _OTHER_THING = re.compile(
-    r"(?:(?:original|macro|label|overview|thumb(?:nail)?|preview)"
+    rf"(?:(?:original|{COMPANION})"
     r"(?:[ \t_.-]*|[\"']?[ \t]*(?::[ \t]*|[:=][ \t]*\{\s*[\"']?))"
-    r"|camera[ _-]*:?[ \t]*"
+    rf"|(?:{CAMERA})[ _-]*:?[ \t]*"
     r"|(?:(?P<chip>ccd|cmos|sensor|detector|chip|axial)"
     r"|target|patch|mask|model|heatmap|annotation|requested|desired|downsampled)[ _-]*)"
     r"(?:(?:pixels?|px)[ \t_:-]*)?\Z",

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from features.errors import MultiImageError, SceneError
 from features.slides.base import Scene
+from features.slides.companion_words import COMPANION
 
 __all__ = ["Picture", "SceneChoice", "choose_scene", "companion_name", "require_single_scene"]
 
 _COMPANION = re.compile(
-    r"(?<![a-z])(label|macro|map|overview|thumb(nail)?|locali[sz]er|preview|barcode|slide ?image)"
-    r"(?![a-z])",
+    rf"(?<![a-z])({COMPANION}|map|locali[sz]er|barcode|slide ?image)(?![a-z])",
     re.IGNORECASE,
 )
 """Names of pictures that accompany a slide; an underscore or a digit may follow, no letter."""

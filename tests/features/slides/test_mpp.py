@@ -141,6 +141,10 @@ TEXTS = {
     "place of the stage": ('{"stage_mm_x": 0.005}', None, ""),
     "ScanResolution": ("ScanResolution: 0.2325 um", (0.2325, 0.2325), "stated"),
     "camera with a colon": ("Camera: pixel size 6.5 um", None, ""),
+    "camera in German": ("Kamera-Pixelgröße: 3,45 µm; Objektiv: 20x", (0.5, 0.5), "derived"),
+    "overview in German": ("Übersicht: MPP = 8,0; MPP = 0,5", (0.5, 0.5), "stated"),
+    "label in French": ("Étiquette : 8 µm/px", None, ""),
+    "thumbnail in Chinese": ("缩略图：像素大小：8 微米", None, ""),
     "camera with a colon and equals": (
         "Camera: pixel size = 6.5 um; Objective: 20x", (0.5, 0.5), "derived",
     ),

@@ -247,7 +247,16 @@ def test_a_file_of_one_picture_has_no_second_scene(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Macrophages CD68", "mapped", "unlabelled", "labels of nerves", "KRAS", ""]
+    "text",
+    ["Etikett", "Übersichtsbild 1", "image étiquette", "Makro", "标签", "Aperçu", "Miniatur"],
+)
+def test_companions_are_known_in_other_languages(text: str) -> None:
+    assert companion_name(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Macrophages CD68", "mapped", "unlabelled", "labels of nerves", "KRAS", "", "Makrophagen"],
 )
 def test_words_that_only_contain_a_companion_s_name_are_none(text: str) -> None:
     assert not companion_name(text)
