@@ -17,6 +17,7 @@ from cli.console import (
     print_next,
     progress_bar,
     spinner,
+    stderr,
     stdout,
 )
 from cli.options import (
@@ -39,7 +40,7 @@ from cli.shared.arguments import (
     resolve_mpp_table,
 )
 from cli.shared.executors import checkpoint_paths
-from features.utils.text import percent, pluralize
+from features.utils.text import list_names, lookalikes, percent, pluralize
 
 if TYPE_CHECKING:
     from features.filters.classifier import TileFilter
@@ -117,6 +118,15 @@ def fit(
             device=device, batch_tiles=batch, runtime=execution,
         )  # fmt: skip
         encoder = config.load_encoder(n_tiles_expected=len(rows))
+    for what in ("slide_id", "patient_id"):
+        if groups := lookalikes(filter(None, (getattr(row, what) for row in rows))):
+            alike = list_names([" = ".join(group) for group in groups])
+            noun = what.replace("_id", "s")
+            stderr.print(
+                f"warning: {noun} whose ids look alike count as different ones: {alike}; if they "
+                "are one, write the id the same way in every row",
+                style="yellow",
+            )
     with progress_bar("rows") as bars:
         task = bars.add_task("embedding", total=len(rows))
         examples = embed_examples(

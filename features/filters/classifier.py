@@ -290,6 +290,8 @@ def read_filter(path: Path) -> TileFilter:
         If the file is missing, damaged, not a filter, or of a later version.
     """
     try:
+        with path.open("rb"):  # its library does not tell a folder
+            pass
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             if not isinstance(header, dict):
@@ -299,6 +301,8 @@ def read_filter(path: Path) -> TileFilter:
             return _parse(header, {name: file.get_tensor(name) for name in _TENSORS})
     except FileNotFoundError as error:
         raise FilterError(path, actual="there is no such file", expected=_EXPECTED) from error
+    except IsADirectoryError as error:
+        raise FilterError(path, actual="a folder", expected=_EXPECTED) from error
     except (*CONTENT_ERRORS, SafetensorError) as error:
         raise FilterError(
             path,

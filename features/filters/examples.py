@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,13 +29,15 @@ from features.utils.tables import (
     find_optional_column,
     read_table,
 )
-from features.utils.text import normalize_name
+from features.utils.text import is_missing_word, normalize_name
 
 __all__ = ["ExampleRow", "embed_examples", "read_example_table"]
 
 _BATCH_TILES = 64
 _COLUMNS = ("label", "path", "slide_path", "slide_id", "image_id", "patient_id", "x", "y")
 _LABELS = {"keep": False, "drop": True}
+_WHOLE = re.compile(r"(-?\d+)(?:\.0+)?")
+"""Whole number, also as programs write it where other rows of its column are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +101,16 @@ def embed_examples(
     tile has ``tile_px`` px per side and ``target_mpp`` µm per px, which images must have;
     ``given_mpp`` is µm per level-0 px by slide id, for slides whose file states none or a wrong
     one. ``on_row`` is called after the tiles of a row have been read. Raises SlideError if an image
-    or slide cannot be read, TableError if an image is smaller than a tile or a tile starts outside
-    its slide.
+    or slide cannot be read, TableError if an image is smaller than a tile, a tile starts outside
+    its slide, or is a copy of one with another label or of another patient or slide.
     """
     embeddings: list[npt.NDArray[np.float32]] = []
     sources: list[ExampleRow] = []
     tiles = _read_tiles(rows, tile_px, target_mpp, given_mpp, on_row)
+    seen: dict[bytes, ExampleRow] = {}
     while batch := list(islice(tiles, _BATCH_TILES)):
+        for row, pixels in batch:
+            _check_no_copy(row, pixels, seen)
         sources += [row for row, _ in batch]
         embeddings.append(encoder.embed(np.stack([pixels for _, pixels in batch])))
     slides = _slides_of(rows)
@@ -114,6 +121,24 @@ def embed_examples(
         slide_index=np.array([indices[row.slide_id] for row in sources], np.int64),
         slides=slides,
     )
+
+
+def _check_no_copy(row: ExampleRow, pixels: RgbArray, seen: dict[bytes, ExampleRow]) -> None:
+    """Raise for a tile, (tile_px, tile_px, 3), that is one seen before; folds would not part them.
+
+    Tiles of one colour, such as glass, may be equal.
+    """
+    if not np.ptp(pixels, axis=(0, 1)).any():
+        return
+    first = seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), row)
+    group, other = (one.patient_id or one.slide_id for one in (row, first))
+    if row.drop != first.drop or group != other:
+        raise TableError(
+            row.where,
+            actual=f"a tile with the same pixels as one of {first.where}",
+            expected="one label of each tile, and tiles of one slide or patient",
+            hint="Delete the row of the copy.",
+        )
 
 
 def _slide_path(path: Path, row: int, slide: str) -> Path:
@@ -130,6 +155,8 @@ def _parse_row(path: Path, row: int, cells: Mapping[str, str]) -> ExampleRow:
     if not image and not slide:
         raise TableError(where, actual="neither path nor slide_path", expected="one of them")
     named = cells.get("slide_id") or cells.get("image_id") or ""
+    named = "" if is_missing_word(named) else named
+    patient = cells.get("patient_id", "")
     if not named and not slide:
         raise TableError(
             where,
@@ -141,7 +168,7 @@ def _parse_row(path: Path, row: int, cells: Mapping[str, str]) -> ExampleRow:
         where=where,
         drop=_LABELS[label.lower()],
         slide_id=slide_name(named) if named else slide_id_of(slide),
-        patient_id=normalize_name(cells.get("patient_id", "")),
+        patient_id="" if is_missing_word(patient) else normalize_name(patient),
         corner_px0=None if image else _corner(where, cells),
         image_path=find_listed_file(path, row, image, expected="an image") if image else None,
         slide_path=_slide_path(path, row, slide) if slide else None,
@@ -149,14 +176,14 @@ def _parse_row(path: Path, row: int, cells: Mapping[str, str]) -> ExampleRow:
 
 
 def _corner(where: str, cells: Mapping[str, str]) -> tuple[int, int]:
-    try:
-        return int(cells.get("x", "")), int(cells.get("y", ""))
-    except ValueError as error:
-        raise TableError(
-            where,
-            actual=f"x {cells.get('x', '')!r}, y {cells.get('y', '')!r}",
-            expected="whole numbers, the tile's upper left corner in level-0 px",
-        ) from error
+    x, y = (_WHOLE.fullmatch(cells.get(name, "")) for name in ("x", "y"))
+    if x and y:
+        return int(x[1]), int(y[1])
+    raise TableError(
+        where,
+        actual=f"x {cells.get('x', '')!r}, y {cells.get('y', '')!r}",
+        expected="whole numbers, the tile's upper left corner in level-0 px",
+    )
 
 
 def _check_unique_tiles(rows: Sequence[ExampleRow]) -> None:

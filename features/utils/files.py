@@ -37,6 +37,7 @@ _HINTS = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), OPEN_FILES_HINT),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _LOCKED),
+    errno.EISDIR: "Move the folder of that name elsewhere, or name another file.",
 }
 _MAX_STEM = 80
 ZARR_METADATA = (".zgroup", "zarr.json")

@@ -1,27 +1,34 @@
-"""Dates that a spreadsheet made of ids, such as 2025-01-02 of the id 1-2."""
+"""What spreadsheets make of ids: dates, such as 2025-01-02 of 1-2, and rounded numbers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
 
-__all__ = ["MONTH", "date_hint", "mixed_date_note"]
+__all__ = ["MONTH", "OTHER_MONTH", "are_dates", "date_hint", "mixed_date_note", "rounded_ids_note"]
 
-_MONTHS = ("jan", "feb", "mar|mär|mrz", "apr", "may|mai", "jun", "jul", "aug", "sep", "oct|okt",
-           "nov", "dec|dez")  # fmt: skip
+_MONTHS = ("jan", "feb|févr", "mar|mär|mrz", "apr", "may|mai", "jun|juin", "jul|juil", "aug|août",
+           "sep", "oct|okt", "nov", "dec|dez|déc")  # fmt: skip
+_OTHER_MONTHS = ("ene|sty", "fev", "mrt", "avr|abr|kwi", "mag|mei|maj", "giu|cze", "lug", "ago|sie",
+                 "wrz", "ott|paź", "lis", "dic|des|gru")  # fmt: skip
 MONTH = "|".join(_MONTHS)
-"""Pattern of a month's short name in English or German."""
+"""Pattern of a month's short name in English, German or French."""
+OTHER_MONTH = "|".join(_OTHER_MONTHS)
+"""Pattern of one in six further languages, which ids may begin with, but hardly end with."""
 
 _DATE = re.compile(
     rf"""(?:(?P<y>\d{{4}})[-/.](?P<m>\d\d?)[-/.](?P<d>\d\d?)
     |(?P<one>\d\d?)(?P<mark>[-/.])(?P<two>\d\d?)(?P=mark)(?P<year>\d{{4}}|\d\d)
-    |(?P<day>\d\d?)(?:-|\.?[ ])(?P<month>{MONTH})[a-z]*\.?
+    |(?P<day>\d\d?)(?:-|\.?[ ])(?:(?P<month>{MONTH})[a-z]*|(?P<other>{OTHER_MONTH}))\.?
     |(?P<before>{MONTH})[a-z]*[- ](?P<after>\d\d?))
-    (?:[ T]00:00(?::00(?:\.0+)?)?)?""",
+    (?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?)?""",
     re.IGNORECASE | re.VERBOSE,
 )
 _PARTS = re.compile(r"\d{1,4}(?:[-/. ]\d{1,4}){1,2}")
 """Id that a spreadsheet may take for a date."""
+_ROUNDED = re.compile(r"\d{15}\d+")
+_N_KEPT = 15
+"""Digits of a number that spreadsheets keep."""
 _ADVICE = "save the table again with ids as text"
 
 
@@ -64,12 +71,43 @@ def mixed_date_note(names: Iterable[str]) -> str:
     )
 
 
+def are_dates(names: Collection[str]) -> bool:
+    """Return whether names are dates, each of them, such as those of a column of dates.
+
+    Examples
+    --------
+    >>> are_dates(["2025-01-02", "2025-02-02"]), are_dates(["1-2", "3-4"]), are_dates(["02-Jan"])
+    (True, False, True)
+    """
+    return bool(names) and all(map(_DATE.fullmatch, names))
+
+
+def rounded_ids_note(names: Iterable[str]) -> str:
+    """Return a note if all ids of more than 15 digits end in zeros from the 16th on, or none.
+
+    Examples
+    --------
+    >>> rounded_ids_note(["1234567890123450", "1234567890123460"])[:42]
+    'all 2 of more than 15 digits end in zeros,'
+    >>> rounded_ids_note(["1234567890123450", "1234567890123461"])
+    ''
+    """
+    long = [name for name in names if _ROUNDED.fullmatch(name)]
+    if len(long) < 2 or any(name[_N_KEPT:].strip("0") for name in long):
+        return ""
+    return (
+        f"all {len(long)} of more than {_N_KEPT} digits end in zeros, such as {long[0]!r}; if a "
+        f"spreadsheet rounded them, {_ADVICE}: different ids may have become one"
+    )
+
+
 def _readings(text: str) -> list[tuple[int, ...]]:
     """Return the numbers of the ids of which a spreadsheet may have made a date."""
     found = _DATE.fullmatch(text)
     parts = {} if found is None else {k: v for k, v in found.groupdict().items() if v}
-    if name := parts.get("month") or parts.get("before"):
-        month = next(n for n, own in enumerate(_MONTHS, start=1) if name.lower() in own.split("|"))
+    if name := parts.get("month") or parts.get("before") or parts.get("other"):
+        months = enumerate(zip(_MONTHS, _OTHER_MONTHS, strict=True), start=1)
+        month = next(n for n, own in months if name.lower() in "|".join(own).split("|"))
         other = int(parts.get("day") or parts["after"])
         return [(other, month), (month, other)]
     if "y" in parts:

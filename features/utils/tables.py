@@ -73,7 +73,7 @@ _NO_TABLES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     ((b"{", b"["), "JSON", "Write it as CSV, such as with pandas' read_json and to_csv."),
 )  # fmt: skip
 """Beginnings of files that go by the name of a table."""
-_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[,;\t ]*(?:\n|$)', re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|]|\\t)"?[,;\t ]*(?:\n|$)', re.IGNORECASE)
 """First line by which Excel is told the separator."""
 
 _RARE_LINE_END = re.compile(rf"[{LINE_BREAKS}]")
@@ -89,6 +89,12 @@ _QUOTED_OTHERWISE = re.compile(f"[{_MARKS}].+[{_MARKS}]")
 _OPEN_QUOTE = re.compile(r"EOF inside string starting at row (\d+)")
 """Error of pandas, which counts rows from 0."""
 
+_TYPES = frozenset({
+    "boolean", "categorical", "character", "chr", "continuous", "date", "discrete", "double",
+    "factor", "float", "float64", "int", "int64", "integer", "number", "numeric", "object", "str",
+    "string", "text", "varchar",
+})  # fmt: skip
+"""Types of columns, which some programs write below the header."""
 _MIN_SIMILARITY = 0.75
 _MOST_LISTED = 12
 _MOST_ABOVE = 20
@@ -179,7 +185,17 @@ def read_table(path: Path) -> pd.DataFrame:
     stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
     if stripped.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
+    if len(stripped) > 1 and _TYPES.issuperset(
+        filter(None, map(str.casefold, plain.loc[stripped.index[0]]))
+    ):
+        raise TableError(
+            f"{path}, row {stripped.index[0] + 2}",
+            actual="types of the columns",
+            expected="rows of values",
+            hint="Delete the row.",
+        )
     named = table.columns[~np.array(unnamed)].tolist()
+    _check_separators(path, plain.loc[stripped.index], separator)
     if row := _find_repeated_header(plain.loc[stripped.index, stripped.columns], named):
         raise TableError(
             f"{path}, row {row}",
@@ -189,6 +205,27 @@ def read_table(path: Path) -> pd.DataFrame:
         )
     is_escaped = _ESCAPE in text or '="' in text  # else the slow look at every cell is spared
     return _map_cells(stripped, _unescape_formula) if is_escaped else stripped
+
+
+def _check_separators(path: Path, table: pd.DataFrame, separator: str) -> None:
+    """Raise for a row of one cell, shape (rows, columns), that another separator would part."""
+    n_columns = table.shape[1]
+    others = table.iloc[:, 1:]
+    if n_columns < 3 or not len(alone := table.iloc[:, 0][(others == "").all(axis=1)]):
+        return
+    for mark in ",;\t|":
+        parted = alone[alone.str.count(re.escape(mark)) == n_columns - 1]
+        if len(parted):
+            is_quoted = mark == separator
+            raise TableError(
+                f"{path}, row {parted.index[0] + 2}",
+                actual=f"one cell, {parted.iloc[0][:40]!r}",
+                expected=f"{n_columns}, as in the header",
+                hint="Delete the quotation marks around the row."
+                if is_quoted
+                else f"Put {separator!r} between its cells, as in the header, or {mark!r} into "
+                "the header.",
+            )
 
 
 def _find_repeated_header(table: pd.DataFrame, names: Sequence[str]) -> int:
@@ -326,7 +363,7 @@ def _split_preamble(text: str) -> tuple[str, int, str]:
     stated = _SEPARATOR_LINE.match(plain)
     content = plain[stated.end() :].lstrip("\n") if stated else plain
     n_before = text.count("\n") - content.count("\n")
-    return content, n_before, stated[1] if stated else ""
+    return content, n_before, stated[1].replace("\\t", "\t") if stated else ""
 
 
 def _check_comments(path: Path, text: str, separator: str, n_lines_before: int) -> None:
@@ -357,6 +394,8 @@ def _check_row_lengths(path: Path, text: str, separator: str) -> None:
                 hint = f"Replace U+{ord(rare[0]):04X}, which is in it, by the end of a line."
             elif n_columns == 1:
                 hint = f"If row {number} is the header, delete what is above it."
+            elif (number, len(cells)) == (2, n_columns + 1) and cells[0].strip() in {"0", "1"}:
+                hint = "If rows begin with their numbers, put a name for these before the header."
             else:
                 hint = f"Put quotation marks around cells that contain {separator!r}."
             raise TableError(
@@ -418,11 +457,11 @@ def _missing_column_hint(table: pd.DataFrame, names: Sequence[str], option: str)
         return f"Did you mean {near!r}? Rename it in the table{with_option}."
     if row := _find_header(table, names):
         return f"Row {row} looks like the header: make it the first row."
-    if any((table[name] == name).any() for name in columns):
+    if any((table[name] == name).any() or re.fullmatch(r"\d{2,}", name) for name in columns):
         return "The first row looks like values: write the names of the columns above it."
     if len(columns) == 1 and re.search(r"[,;\t|]", columns[0]):
         return "Delete quotation marks around whole rows, and a line sep= of another separator."
-    is_one_row = len(columns) == 1 and re.search(r"[\s\u3001\uff0c\uff1b]", columns[0])
+    is_one_row = len(columns) == 1 and re.search(r"[^\w.-]", columns[0])
     return "Put commas, semicolons or tabs between the cells." if is_one_row else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import html
 import math
 import re
 import unicodedata
@@ -36,30 +37,38 @@ LINE_BREAKS = "\n\r\x0b\x0c\x85\u2028\u2029"
 _MISSING_WORDS = frozenset({
     "<na>", "(na)", "[na]", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "null",
     "(null)", "<null>", "[null]", "(blank)", "(empty)", "\\n", "missing", "undefined",
-    "notapplicable", "notavailable",
+    "notapplicable", "notavailable", "missingdata", "missingvalue", "n\\a", "na_character_",
+    "#n/an/a", "#value", "#ref", "#div/0", "#name", "#num", "#getting_data", "-nan", "1.#ind",
+    "-1.#ind", "1.#qnan", "-1.#qnan", "[objectobject]", "\u043d/\u0434",
     "#hiányzik", "#není_k_dispozici", "#yok",  # of spreadsheets in Hungarian, Czech and Turkish
 })  # fmt: skip
 """What programs write for no value, without blanks."""
 _NO_WORD = re.compile(r"#{3,}|[-\u2010-\u2015\u2212.?/*~_'\"]*")
 """Marks without a letter or digit; the first is shown by spreadsheets for what is too wide."""
-_SPREADSHEET_ERROR = re.compile(r"#[¡¿]?[^\W\d_]+(?:/0)?[!?]|#[^\W\d_]/[^\W\d_]+!?|#n[av]")
+_SPREADSHEET_ERROR = re.compile(
+    r"err:\d{3}|#[¡¿]?[^\W\d_]+(?:/0)?[!?]|#[^\W\d_]/[^\W\d_]+!?|#n[av]"
+)
 """Errors of spreadsheets in several languages: ``#WERT!``, ``#¿NOMBRE?``, ``#NV``, ``#N/D``."""
 _UNCLEAR_WORDS = frozenset({
-    "indeterminate", "not known", "not reported", "not specified", "pending", "tbd", "to be done",
-    "undetermined", "unk", "unknown", "unspecified",
+    "excluded", "indeterminate", "n/d", "n/k", "nd", "no data", "no data available", "no label",
+    "not done", "not evaluable", "not known", "not recorded", "not reported", "not specified",
+    "pending", "tba", "tbc", "tbd", "to be confirmed", "to be done", "undetermined", "unk",
+    "unknown", "unlabeled", "unlabelled", "unspecified",
     # German, Dutch, Danish, Norwegian, Swedish
     "fehlend", "fehlt", "k.a.", "k. a.", "keine angabe", "keine angaben", "nicht bekannt",
-    "ohne angabe", "unbekannt", "unklar", "onbekend", "ukendt", "ukjent", "okänd",
+    "ohne angabe", "unbekannt", "unbek.", "unklar", "nicht beurteilbar", "onbekend", "n.v.t.",
+    "ukendt", "ikke oplyst", "ukjent", "okänd", "ej känd", "tuntematon", "ei tiedossa",
     # French, Spanish, Italian, Portuguese, Romanian
     "inconnu", "inconnue", "non renseigné", "non précisé", "manquant", "n.d.", "desconocido",
     "desconocida", "no disponible", "no especificado", "sin datos", "sin dato", "ignoto",
-    "non noto", "sconosciuto", "sconosciuta", "desconhecido", "desconhecida", "ignorado",
-    "não informado", "necunoscut",
+    "non noto", "non disponibile", "sconosciuto", "sconosciuta", "desconhecido", "desconhecida",
+    "ignorado", "não informado", "necunoscut", "indéterminé", "indeterminado", "indeterminato",
+    "non disponible", "sin especificar",
     # Polish, Czech, Hungarian, Turkish, Russian, Ukrainian
     "brak danych", "nieznany", "nieznane", "neznámý", "neznámo", "ismeretlen", "bilinmiyor",
-    "неизвестно", "нет данных", "не указано", "невідомо",
+    "неизвестно", "нет данных", "не указано", "невідомо", "άγνωστο",  # and Greek
     # Chinese, Japanese, Korean
-    "不明", "不详", "不詳", "未知", "缺失", "欠損", "미상", "불명",
+    "不明", "不详", "不詳", "未知", "缺失", "欠損", "欠測", "미상", "불명",
 })  # fmt: skip
 """Words for what is not known, of the languages that most tables are written in."""
 _CONFUSABLES = str.maketrans(
@@ -67,12 +76,34 @@ _CONFUSABLES = str.maketrans(
     "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7"
     "\u00f8\u0142\u0111\u0127\u0131",
     "abekmhopctyxijsabezhiknoptyxoldhi",
-)
+) | str.maketrans({
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u2032\u00ab\u00b4\u00bb", "'"),
+    "\u00e6": "ae", "\u0153": "oe", "\u2044": "/", "\u2215": "/", "\u2264": "<=", "\u2265": ">=",
+})  # fmt: skip
 """Cyrillic and Greek letters that look like Latin ones, as capitals or as small letters, and Latin
-letters whose stroke or missing dot is no accent to Unicode."""
+letters whose stroke or missing dot is no accent to Unicode; marks that stand for plainer ones."""
+_SPELLED_OUT = str.maketrans({
+    "\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00e5": "aa", "\u00f8": "oe",
+    "\u00c4": "Ae", "\u00d6": "Oe", "\u00dc": "Ue", "\u00c5": "Aa", "\u00d8": "Oe",
+})  # fmt: skip
+"""Letters that are written as two where a keyboard lacks them."""
+_SIGNED = re.compile(r"[-\u2212]\d+(?:[.,]\d+)?")
+"""Number below 0, whose sign is no hyphen."""
+_SAME_WORDS = {
+    "y": "yes", "n": "no", "pos": "positive", "neg": "negative", "m": "male", "f": "female",
+    "tumor": "tumour",
+}  # fmt: skip
+_ROMAN = {
+    "i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6", "vii": "7", "viii": "8",
+}  # fmt: skip
+_ROMAN_WORD = re.compile(r"(?<=[^\W\d_] )(?:i{1,3}|iv|vi{0,3})(?![^\W_])")
+"""Number of a grade, stage or type, behind a word."""
 _ACCENT = re.compile("[\u0300-\u036f]")
 """Accents of Latin, Greek and Cyrillic letters; marks of other scripts may make another word."""
 _ABBREVIATION_DOT = re.compile(r"(?<=[^\W\d_])\.")
+_INNER_QUOTE = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
+_BLANK_OF_WORDS = re.compile(r"(?<!\d) | (?!\d)")
+_LEADING_ZEROS = re.compile(r"(?<![\d.,])0+(?=\d)")
 _ZERO_WIDTH = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Characters without width, which no editor shows."""
 _INVISIBLE = re.compile(
@@ -225,9 +256,10 @@ def shown_form(text: str) -> str:
 def lookalike_key(text: str) -> str:
     r"""Return a key that is equal for names that a reader may take for one another.
 
-    Such names differ only in capitals, blanks, hyphens or underscores, dots behind letters,
-    zero-width characters, accents, letters read in another encoding, forms of one character,
-    Cyrillic or Greek letters among Latin ones, leading zeros, or zeros behind a decimal point.
+    Such names differ only in capitals, blanks, hyphens or underscores that part no numbers, dots
+    behind letters, quotation marks, zero-width characters, accents, letters read in another
+    encoding, forms of one character, Cyrillic or Greek letters among Latin ones, leading zeros,
+    zeros behind a decimal point, Roman numerals behind a word, or in a few words of one meaning.
 
     Examples
     --------
@@ -239,14 +271,33 @@ def lookalike_key(text: str) -> str:
     (True, False)
     >>> lookalike_key("M\u00fcller") == lookalike_key("Muller")
     True
+    >>> lookalike_key("P-01") == lookalike_key("p1"), lookalike_key("1-11") == lookalike_key("11-1")
+    (True, False)
+    >>> lookalike_key("Grade II") == lookalike_key("grade 2"), lookalike_key("A'") == "a'"
+    (True, True)
     """
     shown = shown_form(misread_form(text) or text).casefold()
+    if "&" in shown:
+        shown = html.unescape(shown)
     if not shown.isascii():
         shown = _ACCENT.sub("", unicodedata.normalize("NFD", shown)).translate(_CONFUSABLES)
-    shown = _ABBREVIATION_DOT.sub("", shown)
+        shown = "".join(str(unicodedata.decimal(c, c)) for c in shown)
+    shown = shown.replace('"', "'").strip()
+    if shown.startswith("'"):
+        shown = shown.strip("'")
+    if _SIGNED.fullmatch(shown):
+        return shown
+    shown = _INNER_QUOTE.sub("", _ABBREVIATION_DOT.sub("", shown)).rstrip(",;:")
     words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()
+    words = _ROMAN_WORD.sub(lambda found: _ROMAN[found[0]], _SAME_WORDS.get(words, words))
+    words = _LEADING_ZEROS.sub("", _BLANK_OF_WORDS.sub("", words))
     number = re.sub(r"^(\d+)\.0+$", r"\1", words)
     return number.lstrip("0") or number[:1]
+
+
+def _spelled_key(text: str) -> str:
+    """Return the key of a name whose umlauts are written as two letters."""
+    return lookalike_key(text if text.isascii() else text.translate(_SPELLED_OUT))
 
 
 def misread_form(text: str) -> str:
@@ -281,9 +332,12 @@ def lookalikes(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     >>> lookalikes(["Mayo", "mayo", "Bern"])
     (('Mayo', 'mayo'),)
     """
+    keys = {name: lookalike_key(name) for name in sorted(set(names))}
+    spelled = {key: _spelled_key(name) for name, key in keys.items() if not name.isascii()}
+    known = set(keys.values())
     groups: dict[str, list[str]] = {}
-    for name in sorted(set(names)):
-        groups.setdefault(lookalike_key(name), []).append(name)
+    for name, key in keys.items():
+        groups.setdefault(spelled[key] if spelled.get(key) in known else key, []).append(name)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
@@ -322,9 +376,9 @@ def spelling_hint(names: Iterable[str], known: Iterable[str]) -> str:
     "'7' looks like '007': write it the same way in both."
     """
     names, known = list(names), list(known)
-    keys = {lookalike_key(name): name for name in known}
+    keys = {key(name): name for key in (_spelled_key, lookalike_key) for name in known}
     for name in names:
-        other = keys.get(lookalike_key(name), name)
+        other = keys.get(lookalike_key(name)) or keys.get(_spelled_key(name), name)
         if other != name:
             return f"{name!r} looks like {other!r}: write it the same way in both."
     return date_hint(sorted(set(names) - set(known)), known)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.errors import BagError
+from features.utils.spreadsheet_dates import are_dates
 from features.utils.text import is_unclear_word, list_names, lookalikes, misread_form, pluralize
 from mil.audit.findings import Finding, Severity
 from mil.calibration import MIN_PATIENTS_PER_CLASS
@@ -36,6 +37,7 @@ BAG_REFUSED = "bag_refused"
 """Kind of the finding on bags that cannot be used."""
 
 _MIN_CLASS_SIZE_PER_FOLD = 5
+_MOST_SMALL_CLASSES = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,10 +180,18 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
 
 
 def audit_unclear_labels(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Yield a finding on classes whose name is a word or a code for what is not known."""
-    names = {name for split in splits for name in split.rows.get("label", ())}
+    """Yield findings on classes that are dates, or a word or a code for what is not known."""
+    names = {name for split in splits for name in split.rows.get("label", ()) if name}
     code = find_missing_code(names)
-    if unclear := tuple(sorted(n for n in names if n == code or is_unclear_word(n))):
+    if are_dates(names):
+        yield Finding(
+            Severity.warning, "date_labels", f"the classes are dates: {list_names(sorted(names))}",
+            "If they are no diagnoses, name another column with --column label=NAME; if a "
+            "spreadsheet made them of labels such as 1-2, save the table again with labels as "
+            "text.",
+            tuple(sorted(names)),
+        )  # fmt: skip
+    if unclear := tuple(sorted(n for n in names if n and (n == code or is_unclear_word(n)))):
         yield Finding(
             Severity.warning, "unclear_labels",
             f"classes named by a word or a code for what is not known: {list_names(unclear)}",
@@ -228,14 +238,26 @@ def _contradictions(split: Split, column: str) -> Iterator[Finding]:
 
 def _check_class_sizes(cohort: Cohort, n_folds: int) -> Iterator[Finding]:
     """Find classes too small: as many as a calibrator needs must be left in each training part."""
-    for name, count in cohort.class_counts().items():
-        n_left = count - -(-count // n_folds)  # in the training part of a fold
-        if count < n_folds or n_left < MIN_PATIENTS_PER_CLASS:
-            enough = count > MIN_PATIENTS_PER_CLASS  # for as many folds as patients
+    counts = cohort.class_counts()
+    n_left = {name: count - -(-count // n_folds) for name, count in counts.items()}
+    least = MIN_PATIENTS_PER_CLASS
+    small = tuple(n for n in counts if counts[n] < n_folds or n_left[n] < least)
+    if len(small) > _MOST_SMALL_CLASSES:
+        yield Finding(
+            Severity.warning, "class_too_small",
+            f"{len(small):,} of {len(counts):,} classes have too few patients for {n_folds} folds: "
+            f"{list_names(small)}; training takes at least {least + 1}",
+            "If they are no classes, name another column with --column label=NAME; of numbers, "
+            "write ranges into it.", small,
+        )  # fmt: skip
+        return
+    for name, count in counts.items():
+        if name in small:
+            enough = count > least  # for as many folds as patients
             yield Finding(
                 Severity.warning, "class_too_small",
                 f"class {name!r} has {pluralize(count, 'patients')}, too few for {n_folds} folds"
-                + f"; training takes at least {MIN_PATIENTS_PER_CLASS + 1}" * (not enough),
+                + f"; training takes at least {least + 1}" * (not enough),
                 f"Use --folds {count}, or add patients of that class."
                 if enough
                 else "Add patients of that class, or take the class out of the table.",

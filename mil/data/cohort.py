@@ -20,11 +20,12 @@ import pandas as pd
 
 from features.errors import TableError
 from features.utils.paths import slide_name
-from features.utils.spreadsheet_dates import mixed_date_note
-from features.utils.tables import column_key, find_column, read_table
+from features.utils.spreadsheet_dates import are_dates, mixed_date_note, rounded_ids_note
+from features.utils.tables import column_key, find_column, find_optional_column, read_table
 from features.utils.text import (
     is_missing_word,
     is_unclear_word,
+    lookalike_key,
     lookalikes,
     misread_form,
     natural_key,
@@ -210,13 +211,22 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
         if name == code or is_unclear_word(name)
     ]
     notes = [*unclear]
+    if are_dates(cohort.classes):
+        notes.append(
+            f"the classes are dates, such as {cohort.classes[0]!r}: if they are no diagnoses, name "
+            "another column with --column label=NAME; if a spreadsheet made them of labels such as "
+            "1-2, save the table again with labels as text"
+        )
     for what, ids in (
         ("classes", cohort.classes), ("patients", cohort.patient_ids), ("slides", slides),
         ("centres", centres),
     ):  # fmt: skip
         names = sorted(ids)
-        if note := mixed_date_note(names):
-            notes.append(f"ids of {what}: {note}")
+        notes += [
+            f"ids of {what}: {note}"
+            for note in (mixed_date_note(names), rounded_ids_note(names))
+            if note
+        ]
         if wrong := next(filter(misread_form, names), ""):
             notes.append(
                 f"{what} such as {wrong!r} look like {misread_form(wrong)!r} read in another "
@@ -245,7 +255,10 @@ def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns
     if given := (columns or {}).get(role):
         if given in table:  # beside another spelling of it
             return given
-        return find_column(table, [given], where=where, what=f"{what}, as --column states")
+        return find_column(
+            table, [given], where=where, what=f"{what}, as --column states",
+            otherwise="State one of these columns.",
+        )  # fmt: skip
     # In a table with a row per image of a series, image_id is the id of the image.
     names = ROLES[role]
     if role == "slide":
@@ -363,8 +376,8 @@ def match_ids(
 
     ``names`` are those of columns of ids, the first that the table has is taken: ``patient_id``
     for ids of ``patients``, or others for those of ``slides``, which lose their suffixes. Raises
-    TableError if it has none, or a row has no id, and CohortError if the last row is one of totals,
-    unless the table may have rows of others.
+    TableError if it has none, a row has no id, or a slide another patient than in the cohort, and
+    CohortError if the last row is one of totals, unless the table may have rows of others.
     """
     column = find_column(
         table, names, where=where, what="ids of patients or slides",
@@ -382,7 +395,22 @@ def match_ids(
         )
     if column_key(column) == "patient_id":
         return ids, {name: name for name in cohort.patient_ids}, "patients"
-    return ids.map(without_suffix), cohort.patient_of_slide(), "slides"
+    ids = ids.map(without_suffix)
+    patient_of = cohort.patient_of_slide()
+    if owners := find_optional_column(table, "patient_id", where=where):
+        stated = table[owners].map(_one_form)
+        others = ids[(ids.map(patient_of) != stated) & ids.isin(list(patient_of)) & (stated != "")]
+        for index, slide in others.items():
+            if lookalike_key(stated[index]) == lookalike_key(patient_of[slide]):
+                continue
+            raise TableError(
+                f"{where}, row {int(str(index)) + 2}",
+                actual=f"slide {slide!r} of patient {stated[index]!r}",
+                expected=f"of {patient_of[slide]!r}, as in {cohort.path}",
+                hint="Correct the wrong table; without the column of patients, those of slides "
+                "hold.",
+            )
+    return ids, patient_of, "slides"
 
 
 def without_suffix(slide: str) -> str:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from features.utils.spreadsheet_dates import MONTH
+from features.utils.spreadsheet_dates import MONTH, OTHER_MONTH
 from features.utils.text import LINE_BREAKS, is_missing_word, lookalikes, pluralize
 from mil.errors import CohortError
 
 __all__ = ["check_cells", "check_no_totals", "check_one_value", "check_unique_slides"]
 
 _TOTALS = frozenset({
-    "average", "count", "gesamt", "gesamtergebnis", "grand total", "insgesamt", "mean", "median",
-    "mittelwert", "moyenne", "overall", "promedio", "std", "subtotal", "sum", "suma", "summe",
-    "total", "totale", "totals",
+    "average", "celkem", "count", "durchschnitt", "gesamt", "gesamtergebnis", "gesamtsumme",
+    "grand total", "insgesamt", "max", "maximum", "mean", "median", "min", "minimum",
+    "mittelwert", "moyenne", "overall", "promedio", "razem", "std", "subtotal", "sum",
+    "suma", "summa", "summe", "totaal", "total", "total general", "totale", "totalt", "totals",
+    "итого", "合计", "合計", "总计", "總計",
 })  # fmt: skip
 """First words of a row below the others that counts or averages them."""
+_COUNTED_TOTAL = re.compile(r"(?:grand )?total[\s:=(]+(?:n\s*=\s*)?\d+\)?")
 
 
 class _Fault(NamedTuple):
@@ -55,8 +59,11 @@ _FAULTS = (
     ),
     _Fault(
         pattern=r"(?i)^(?:[+-]?(?:\d+[.,]\d*(?:e[+-]?\d+)?|\d+e\+\d+|inf|nan)"
-        rf"|\d\d?(?:-|\. )(?:{MONTH})|(?:{MONTH})[- ]\d\d"
-        r"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:\.0+)?)\Z",
+        r"|\d{1,3}(?:,\d{3}){2,}|\d{1,3}(?:[\u00a0\u202f'\u2019]\d{3})+"  # grouped digits
+        rf"|\d\d?(?:-|\. )(?:{MONTH}|janv|{OTHER_MONTH})\.?|\d\d?\.(?:{MONTH})\.\d+"
+        rf"|(?:{MONTH}|janv)\.?[- ]\d\d|\d\d?\u6708\d\d?\u65e5"
+        r"|\d{1,4}[-/.]\d\d?[-/.]\d{1,4}[ T]\d\d?:\d\d(?::\d\d)?(?:\.\d+)?"
+        r"(?: ?[ap]m)?(?:z|[+-]\d\d:?\d\d)?)\Z",
         actual="which looks like an id turned into a number or date",
         expected="ids as text, such as 049194, 588e11 or 3-1",
         hint="Save the table again with ids as text (in pandas: read_csv(..., dtype=str)).",
@@ -79,6 +86,8 @@ def check_cells(path: Path, named: pd.DataFrame) -> None:
     """
     if _ends_in_counts(named):
         check_no_totals(path, named["slide"].where(named["slide"] != "", named["patient"]))
+        if "label" in named and not any(map(str.isalpha, "".join(named.iloc[-1][:2]))):
+            check_no_totals(path, named["label"])
     _check_nonempty(path, named.drop(columns="centre", errors="ignore"))
     for fault in _FAULTS:
         for column in ("slide", "patient") if fault.only_ids else named.columns:
@@ -125,7 +134,8 @@ def _ends_in_counts(named: pd.DataFrame) -> bool:
 
 
 def _is_total(cell: str) -> bool:
-    return cell.rstrip(":").casefold() in _TOTALS
+    word = cell.rstrip(":").casefold()
+    return word in _TOTALS or bool(_COUNTED_TOTAL.fullmatch(word))
 
 
 def _check_nonempty(path: Path, named: pd.DataFrame) -> None:

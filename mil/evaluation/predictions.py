@@ -36,7 +36,7 @@ _NOT_CLASSES = frozenset({
 })  # fmt: skip
 _PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
 _MIN_PROBABILITY = 1e-15
-_MAX_PROBABILITY = 1 + 1e-6  # A 1 may have been rounded in a file.
+_LEAST_PROBABILITY, _MAX_PROBABILITY = -1e-6, 1 + 1e-6  # 0 and 1 may have been rounded.
 _ROUNDED_SUM = 0.02
 """Largest distance from 1 of the sum of a row whose probabilities were rounded."""
 _MAX_OTHER_CLASSES = 10
@@ -182,7 +182,7 @@ def _find_classes(
         raise PredictionsError(
             path,
             actual=f"no column {absent[0]!r} among {list_columns(table)}",
-            expected=f"one column per class: {', '.join(cohort.classes)}",
+            expected=f"one column per class: {list_names(cohort.classes)}",
             hint=spelling_hint(table.columns, absent)
             or _longer_name_hint(table, absent[0])
             or _columns_hint(table, cohort.classes),
@@ -254,7 +254,8 @@ def _columns_hint(table: pd.DataFrame, classes: Sequence[str]) -> str:
 def _as_probabilities(column: pd.Series[str]) -> Floats | None:
     """Return a column as numbers from 0 to 1; None if it holds anything else."""
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
-    return values if ((values >= 0) & (values <= _MAX_PROBABILITY)).all() else None
+    within = (values >= _LEAST_PROBABILITY) & (values <= _MAX_PROBABILITY)
+    return np.clip(values, 0, 1) if within.all() else None
 
 
 def _distance_from_one(sums: Floats) -> float:
@@ -338,7 +339,7 @@ def read_probabilities(path: Path, table: pd.DataFrame, names: Sequence[str]) ->
         If a value is not a probability.
     """
     values = table[list(names)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    bad = ~np.isfinite(values) | (values < 0) | (values > _MAX_PROBABILITY)
+    bad = ~np.isfinite(values) | (values < _LEAST_PROBABILITY) | (values > _MAX_PROBABILITY)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         text = table[names[column]].iloc[row]
@@ -348,7 +349,7 @@ def read_probabilities(path: Path, table: pd.DataFrame, names: Sequence[str]) ->
             expected="a probability, from 0 to 1",
             hint=_probability_hint(text, values),
         )
-    return np.asarray(np.minimum(values, 1), np.float64)
+    return np.asarray(np.clip(values, 0, 1), np.float64)
 
 
 def _unknown_hint(ids: pd.Series[str], cohort: Cohort, known: Collection[str]) -> str:
@@ -378,7 +379,9 @@ def _probability_hint(text: str, values: Floats) -> str:
         return (
             "To leave its patient out, delete the row; 'mil score' takes the others by --patients."
         )
-    return "" if np.isfinite(values).any() else "Scores need probabilities, not predicted classes."
+    if np.isfinite(values).any():
+        return "Write a number such as 0.61."
+    return "Scores need probabilities, not predicted classes."
 
 
 def _rescale_rows(path: Path, table: pd.DataFrame, values: Floats) -> Floats:
@@ -390,6 +393,8 @@ def _rescale_rows(path: Path, table: pd.DataFrame, values: Floats) -> Floats:
             f"{path}, row {table.index[row] + 2}",
             actual="all probabilities are 0",
             expected="a sum above 0",
+            hint="To leave its patient out, delete the row; 'mil score' takes the others by "
+            "--patients.",
         )
     return np.asarray(values / sums)
 

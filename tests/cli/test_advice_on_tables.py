@@ -73,10 +73,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("total.csv", "patient_id,CE,LAA", [*patients, "Mean"], *[[*b, "0.5"] for b in both])
     write("gap.csv", "patient_id,CE,LAA", patients, *[["", *column[1:]] for column in both])
     write("rest.csv", "patient_id,CE,LAA", *[column[1:] for column in (patients, *both)])
+    for name, cell in (("words", "half"), ("nothing", "0")):
+        write(f"{name}.csv", "patient_id,CE,LAA", patients,
+              *[[cell, *column[1:]] for column in both])  # fmt: skip
     of_slides = [[column[int(row[1])] for row in rows] for column in both]
     write("slides.csv", "image_id,CE,LAA", [row[0] for row in rows], *of_slides)
     write("mixed_up.csv", "image_id,CE,LAA", patients, *both)
-    write("mixed_down.csv", "patient_id,CE,LAA", [row[0] for row in rows], *of_slides)
+    write("crossed.csv", "image_id,patient_id,CE,LAA", [row[0] for row in rows],
+          [row[1] for row in (*rows[1:], rows[0])], *of_slides)  # fmt: skip
     alike = [row[2].lower() if number == 1 else row[2] for number, row in enumerate(rows)]
     write("alike.csv", "image_id,patient_id,label", *[[row[n] for row in rows] for n in (0, 1)],
           alike)  # fmt: skip
@@ -123,6 +127,14 @@ def odd_tables(study: Path) -> None:
         "formula": good.replace(",p3,", ",=LEFT(A5;2),").encode(),
         "array": b"\x93NUMPY of rows",
         "latin": good.replace("p3", "p\u00e4").encode("latin-1"),
+        "other_mark": f"{HEADER}\n{good.partition(chr(10))[2].replace(',', ';')}".encode(),
+        "quoted": f"{HEADER}\n{good.splitlines()[1]!r}\n".replace("'", '"').encode(),
+        "typed": good.replace("\n", "\nstring,string,string,string,int\n", 1).encode(),
+        "counted": "\n".join(f"{n},{row}" if n else row
+                             for n, row in enumerate(good.splitlines())).encode(),
+        "named": "\n".join(f"{n or 'row'},{row}"
+                           for n, row in enumerate(good.splitlines())).encode(),
+        "dates": good.replace(",A,", ",2025-01-01,").replace(",B,", ",2025-01-02,").encode(),
         "joined": (good + good).encode(), "titled": ("A study\n\n" + good).encode(),
     }.items():  # fmt: skip
         (study / f"{name}.csv").write_bytes(content)
@@ -212,6 +224,11 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("long.csv", "Write one row per patient, with a column of probabilities per class.",
          "p.csv"),
         ("kinds.csv", "Scores need probabilities, not predicted classes.", "p.csv"),
+        ("words.csv", "expected a probability, from 0 to 1. Write a number such as 0.61.", "p.csv"),
+        ("nothing.csv", "all probabilities are 0; expected a sum above 0. To leave its patient out",
+         "rest.csv --patients rest.csv"),
+        ("crossed.csv", "Correct the wrong table; without the column of patients, those of slides",
+         "slides.csv"),
         ("guesses.csv", "Scores need probabilities, not predicted classes.", "p.csv"),
         ("again.csv", "Delete all rows of each but one.", "p.csv"),
         ("total.csv", "per row. Delete the row. If it is a slide or patient, move it up.", "p.csv"),
@@ -258,6 +275,14 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
         ("zero.csv", "The file is damaged or of another kind: export it again.", "good.csv"),
         ("latin.csv", "Save it as CSV (UTF-8), which Excel offers", "good.csv"),
         ("joined.csv", "delete the header of each but the first", "good.csv"),
+        ("other_mark.csv", "Put ',' between its cells, as in the header, or ';' into", "good.csv"),
+        ("quoted.csv", "Delete the quotation marks around the row.", "good.csv"),
+        ("typed.csv", "types of the columns; expected rows of values. Delete the row.",
+         "good.csv"),
+        ("counted.csv", "If rows begin with their numbers, put a name for these before the header",
+         "named.csv"),
+        ("kind.csv --column label=zz", "as --column states. State one of these columns.",
+         "kind.csv --column label=kind"),
         ("titled.csv", "If row 3 is the header, delete what is above it.", "good.csv"),
         ("below.csv", "Row 2 looks like the header: make it the first row.", "good.csv"),
         ("cells.csv", "row 5: 6 cells; expected 5, as in the header. Put quotation marks around",
@@ -331,6 +356,10 @@ def test_advice_on_files_and_columns_leads_to_an_audit(wrong: str, advice: str, 
         ("rare.csv --folds 6", "Use --folds 5, or add patients of that class.",
          "good.csv --folds 6"),
         ("few.csv", "Add patients of that class, or take the class out of the table.", "rare.csv"),
+        ("good.csv --column label=age", "If they are no classes, name another column with --column",
+         "good.csv"),
+        ("dates.csv", "If they are no diagnoses, name another column with --column label=NAME",
+         "dates.csv --column label=center_id"),
         ("train.csv --bags fewer", "Embed them with 'mil embed', and audit again.",
          "train.csv --bags bags"),
         ("train.csv --bags spoilt", "'mil bags verify' checks all; 'mil train' refuses them.",

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from typer.testing import Result
 
 from features.bags.h5 import find_bags, read_bag, write_bag
-from tests.cli.running import expect_advice, mil, mil_ok
+from tests.cli.running import expect_advice, follow_advice, mil, mil_ok
 from tests.fakes import real_data
 
 
@@ -108,16 +108,34 @@ def test_fitting_tells_precision_recall_and_counts(world: Path, tmp_path: Path) 
     assert again == data
 
 
+def test_slides_that_look_alike_and_copies_are_said(world: Path, tmp_path: Path) -> None:
+    rows = (world / "examples.csv").read_text().splitlines()
+    alike = world / "alike.csv"
+    alike.write_text("\n".join([*rows[:1], rows[1].replace("other", "Other-"), *rows[2:], ""]))
+    out = ["--out", tmp_path / "f.safetensors", *backbone(world)]
+    result = mil_ok("filter", "fit", alike, *out)
+    assert "slides whose ids look alike count as different ones: Other-0 = other0" in result.stderr
+    (world / "copied.csv").write_text("\n".join([*rows, "copy.png,drop,other9", ""]))
+    (world / "copy.png").write_bytes((world / "keep0.png").read_bytes())
+    follow_advice(
+        ["filter", "fit", world / "copied.csv", *out], "Delete the row of the copy.",
+        ["filter", "fit", world / "examples.csv", *out],
+    )  # fmt: skip
+    assert "look alike" not in mil_ok("filter", "fit", world / "examples.csv", *out).stderr
+
+
 def test_bad_filters_and_tables_end_in_one_line(world: Path, tmp_path: Path) -> None:
     (tmp_path / "f.safetensors").write_bytes(b"no")
     for words in (
         ("filter", "show", tmp_path / "f.safetensors"),
+        ("filter", "show", tmp_path),
         ("filter", "fit", tmp_path / "none.csv"),
         ("embed", world / "slides", "--bags", tmp_path, "--filter", tmp_path / "f.safetensors"),
     ):
         result = mil(*words)
         assert result.exit_code == 1
         assert "error:" in result.output
+    assert "a folder; expected a file that" in mil("filter", "show", tmp_path).output
     assert mil("filter", "fit", world / "examples.csv", "--threshold", 1).exit_code == 2
     for command in ("fit", "show"):
         assert "Example" in mil("filter", command, "--help").output

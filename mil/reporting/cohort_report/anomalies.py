@@ -13,6 +13,8 @@ from features.bags.digest import BagDigest
 from features.utils.text import list_names, percent, pluralize, rounded
 from mil.audit.findings import Finding, Severity
 from mil.audit.tables import Split, audit_similar_ids, audit_table, audit_unclear_labels
+from mil.data.cohort_checks import check_cells
+from mil.errors import CohortError
 from mil.evaluation.metrics import wilson_interval
 from mil.reporting.cohort_report.statistics import ClassDifference, Crosstab
 from mil.reporting.cohort_report.table import SlideFiles, SlideTable
@@ -33,6 +35,7 @@ def check_table(table: SlideTable) -> Iterator[Finding]:
     yield from audit_table(split)
     yield from audit_similar_ids([split])
     yield from audit_unclear_labels([split])
+    yield from _check_cells(table)
     if table.n_rows_repeated:
         yield Finding(
             Severity.warning, "row_repeated",
@@ -55,6 +58,22 @@ def check_table(table: SlideTable) -> Iterator[Finding]:
             )  # fmt: skip
     yield from _check_classes(table)
     yield from _check_ids(table)
+
+
+def _check_cells(table: SlideTable) -> Iterator[Finding]:
+    """Yield a finding on the first cell that can be no id, label or centre; empty ones are told."""
+    rows = table.rows
+    whole = rows[(rows.drop(columns="centre", errors="ignore") != "").all(axis=1)]
+    if whole.empty:
+        return
+    try:
+        check_cells(table.path, whole)
+    except CohortError as error:
+        yield Finding(
+            Severity.warning, "table_refused",
+            f"training would refuse the table: {str(error).removesuffix('.')}",
+            "It is described as it is.",
+        )  # fmt: skip
 
 
 def check_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:

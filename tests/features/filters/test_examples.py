@@ -122,6 +122,8 @@ def test_tiles_of_slides_are_cut_as_they_are_embedded_later(tmp_path: Path) -> N
         ("label,slide_id", "keep,s", r"no column 'path' or 'slide_path'"),
         ("slide_path,x,y,label", "a.png,3,here,drop", r"x '3', y 'here'; expected whole numbers"),
         ("path,slide_path,label", ",,drop", "neither path nor slide_path"),
+        ("path,label,slide_id", "a.png,keep,NA", r"no slide_id.*in both training and test folds"),
+        ("slide_path,x,y,label", "a.png,3,1_0,drop", r"y '1_0'; expected whole numbers"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(
@@ -146,6 +148,41 @@ def test_spellings_of_columns_and_ids_are_one(tmp_path: Path) -> None:
         ))  # fmt: skip
     with pytest.raises(TableError, match=r"row 2: no file .*/c.png; expected an image"):
         read_example_table(table_of(tmp_path, "c.png,keep,s"))
+
+
+@pytest.mark.parametrize(
+    ("row", "is_refused"),
+    [("b.png,drop,s1,", True), ("b.png,keep,s2,", True), ("b.png,keep,s1,", False),
+     ("b.png,keep,s2,p1", False), ("glass.png,drop,s2,", False)],
+)  # fmt: skip
+def test_copies_of_a_tile_have_one_label_and_one_slide_or_patient(
+    tmp_path: Path, row: str, is_refused: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    for name in ("glass.png", "more.png"):
+        Image.new("RGB", (64, 64), "white").save(tmp_path / name)
+    header = "path,label,slide_id,patient_id"
+    first = "a.png,keep,s1," + "p1" * row.endswith("p1")
+    table = table_of(tmp_path, first, "more.png,keep,s1,", row, header=header)
+    if is_refused:
+        with pytest.raises(TableError, match=r"row 4: a tile with the same pixels as one of .* 2;"):
+            embed(table)
+    else:
+        assert len(embed(table).drop) == 3
+
+
+def test_coordinates_and_patients_are_read_beside_rows_without_them(tmp_path: Path) -> None:
+    """As pandas writes a column of numbers that has an empty cell."""
+    picture(tmp_path / "a.png", (200, 60, 90))
+    table = table_of(
+        tmp_path, "a.png,,,,keep,s1,NA", ",a.png,12.0,0.0,drop,s2,p2",
+        header="path,slide_path,x,y,label,slide_id,patient_id",
+    )  # fmt: skip
+    one, other = read_example_table(table)
+    assert (one.corner_px0, one.patient_id) == (None, "")
+    assert (other.corner_px0, other.patient_id) == ((12, 0), "p2")
 
 
 def test_contradictions_between_rows_are_refused(tmp_path: Path) -> None:

@@ -370,6 +370,15 @@ def test_a_class_too_small_for_any_number_of_folds_is_told_the_minimum(tmp_path:
     assert "--folds" not in finding.advice
 
 
+def test_thousands_of_classes_are_one_finding(tmp_path: Path) -> None:
+    table = tmp_path / "train.csv"
+    rows = "".join(f"s{n},p{n},{n / 3:.2f}\n" for n in range(1000))
+    table.write_text(f"image_id,patient_id,label\n{rows}")
+    (finding,) = [f for f in audit(table).findings if f.kind == "class_too_small"]
+    assert finding.message.startswith("1,000 of 1,000 classes have too few patients for 5 folds")
+    assert len(finding.subjects) == 1000
+
+
 def test_a_table_with_one_class_is_refused_in_training_and_said(tmp_path: Path) -> None:
     world = World(tmp_path, train=["a,p,CE,1", "b,q,CE,1"], test=["c,r"])
     report = world.audit(with_bags=False)

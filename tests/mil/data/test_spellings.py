@@ -40,7 +40,10 @@ def read(folder: Path, rows: list[tuple[str, ...]], **options: str) -> Cohort:
      ("class A", "class\u200bA"[:5] + "\u200b A"), ("1", "01"), ("1", "1.0"), ("é", "É"),
      ("Ａ", "A"), ("ß", "SS"), ("CE", "Ce"), ("CE", "\u0421\u0415"), ("Alpha", "\u0391lph\u0430"),
      ("CE", "C.E."), ("CE", "c.e"), ("A", "A\ufe0f"), ("AB", "A\u034fB"),
-     ("A", "A\u3164"), ("A", "A\uffa0"), ("A", "\u2800A")],
+     ("A", "A\u3164"), ("A", "A\uffa0"), ("A", "\u2800A"), ("G1", "G-1"), ("T 01", "t1"),
+     ("'A'", "A"), ("A;", "A"), ("A / B", "A/B"), ("A&amp;B", "A&B"), ("\u22655", ">=5"),
+     ("Grade II", "grade 2"), ("Gef\u00e4\u00df", "Gefaess"), ("1", "\u0661"), ("Y", "yes"),
+     ("tumor", "Tumour")],
 )  # fmt: skip
 def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
     rows = [("a", "p1", one, ""), ("b", "p2", other, ""), ("c", "p3", "third", "")]
@@ -49,8 +52,24 @@ def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: st
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [("-1", "1"), ("+1", "-1"), ("A'", "A"), ("ER+", "ER-"), (">5", "<5"), ("1.05", "1.5"),
+     ("1-11", "11-1"), ("P1", "P10"), ("I", "1"), ("blue", "blu")],
+)  # fmt: skip
+def test_classes_that_differ_are_two(tmp_path: Path, one: str, other: str) -> None:
+    cohort = read(tmp_path, [("a", "p1", one, ""), ("b", "p2", other, "")])
+    assert cohort.classes == tuple(sorted((one, other)))
+    assert not cohort_notes(cohort)
+
+
+@pytest.mark.parametrize(
     "word",
     [
+        "#VALUE",
+        "#N/A N/A",
+        "Err:502",
+        "1.#QNAN",
+        "н/д",
         "NA",
         "nan",
         "NULL",
@@ -108,7 +127,7 @@ def test_words_for_missing_values_are_no_values(tmp_path: Path, word: str, colum
     "word",
     ["unknown", "UNKNOWN", "not_known", "Not  reported", "unk", "keine Angabe", "Desconocido",
      "não informado", "Inconnu", "НЕИЗВЕСТНО", "不明", "未知", "brak danych", "n.d.", "999",
-     "-9", "9"],
+     "-9", "9", "no data", "N/K", "TBC", "excluded", "indéterminé", "unlabelled"],
 )  # fmt: skip
 def test_a_class_that_may_mean_no_label_is_named(tmp_path: Path, word: str) -> None:
     cohort = read(tmp_path, [*ROWS, ("d", "p4", word, "Bern")])
@@ -173,7 +192,8 @@ def test_unicode_is_made_one_form_wherever_ids_meet(tmp_path: Path) -> None:
      (3, "Mayo", "mayo", "centres"), (3, "St. Anna", "St.  Anna", "centres"),
      (3, "1", "01", "centres"), (1, "Müller", "Muller", "patients"), (3, "José", "Jose", "centres"),
      (0, "Łódź", "Lodz", "slides"), (3, "Orsolya Ø", "orsolya o", "centres"),
-     (1, "Дёмин", "Демин", "patients")],
+     (1, "Дёмин", "Демин", "patients"), (1, "Mueller", "Müller", "patients"),
+     (1, "O\u2019Neil", "O\u2032Neil", "patients"), (0, "P-01_2", "p1_2", "slides")],
 )  # fmt: skip
 def test_ids_that_look_alike_are_named(
     tmp_path: Path, column: int, one: str, other: str, what: str
@@ -187,7 +207,27 @@ def test_ids_that_look_alike_are_named(
 
 
 @pytest.mark.parametrize(
-    "name", ["3-Jan", "03-Mar", "Jan-03", "3. Mrz", "5,88E+13", "049194,0", "2024-01-03 00:00:00"]
+    "name",
+    [
+        "3-Jan",
+        "03-Mar",
+        "Jan-03",
+        "3. Mrz",
+        "5,88E+13",
+        "049194,0",
+        "2024-01-03 00:00:00",
+        "3-ene",
+        "1-mag",
+        "janv.-24",
+        "3. août",
+        "01.Feb.24",
+        "1\u67082\u65e5",
+        "2024-01-03T10:15:00Z",
+        "1/3/2024 12:00:00 AM",
+        "1,234,567",
+        "1\u2019234",
+        "1\u202f234",
+    ],
 )
 @pytest.mark.parametrize("column", [0, 1])
 def test_ids_that_became_dates_or_numbers_are_refused(
@@ -201,7 +241,23 @@ def test_ids_that_became_dates_or_numbers_are_refused(
         read(tmp_path, [tuple(row) for row in rows])
 
 
-@pytest.mark.parametrize("name", ["2024-01-03", "jan-0003", "03-JANE", "1-2", "mary-01", "12-3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2024-01-03",
+        "jan-0003",
+        "03-JANE",
+        "1-2",
+        "mary-01",
+        "12-3",
+        "LUG-01",
+        "mag-10",
+        "1-major",
+        "1:30",
+        "12.345.678",
+        "1 000",
+    ],
+)
 def test_ids_with_hyphens_are_ids(tmp_path: Path, name: str) -> None:
     assert name in read(tmp_path, [ROWS[0], ("b", name, "B", "")]).patient_ids
 

@@ -55,15 +55,22 @@ def test_the_column_of_the_named_class_is_taken_wherever_it_stands(tmp_path: Pat
 
 
 def test_a_one_that_was_rounded_on_its_way_is_a_one(tmp_path: Path) -> None:
-    rows = ["patient_id,LAA", "p3,1.0000005", "049194,0", "588e11,.5"]
+    rows = ["patient_id,LAA", "p3,1.0000005", "049194,-2e-17", "588e11,.5"]
     proba = read(tmp_path, *rows, class_name="LAA")
     assert proba.min() == 0
     assert proba.max() == 1
 
 
+def test_a_slide_of_another_patient_than_in_the_cohort_is_refused(tmp_path: Path) -> None:
+    rows = ["image_id,patient_id,CE,LAA", "a,049194,.9,.1", "b,,.2,.8", "c,588E11,.5,.5"]
+    read(tmp_path, *rows, "d,p3,.5,.5")
+    with pytest.raises(TableError, match=r"row 2: slide 'a' of patient 'p3'; expected of '049194'"):
+        read(tmp_path, rows[0], "a,p3,.9,.1", *rows[2:], "d,p3,.5,.5")
+
+
 def test_a_single_column_is_found_among_others(tmp_path: Path) -> None:
-    rows = ["image_id,patient_id,label,fold1,predictions", "a,x,CE,0,.1", "b,x,CE,1,.2"]
-    proba = read(tmp_path, *rows, "c,x,LAA,0,.3", "d,x,CE,0,.4", class_name="LAA")
+    rows = ["image_id,patient_id,label,fold1,predictions", "a,049194,CE,0,.1", "b,,CE,1,.2"]
+    proba = read(tmp_path, *rows, "c,588e11,LAA,0,.3", "d,p3,CE,0,.4", class_name="LAA")
     np.testing.assert_allclose(proba[:, 1], [0.15, 0.3, 0.4])
 
 

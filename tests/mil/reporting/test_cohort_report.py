@@ -174,6 +174,18 @@ def test_a_page_is_made_from_whatever_data_exist(
     assert html.count("data:image/jpeg") == len(files.thumbnails) > 0
 
 
+def test_cells_that_training_refuses_are_a_finding(tmp_path: Path) -> None:
+    table = tmp_path / "train.csv"
+    rows = "".join(f"s{n},p{n},{'AB'[n % 2]}\n" for n in range(4))
+    for row in ("s9,=LEFT(A9;3),A", "s9,49194.0,A", "s9,p9,#REF!", "Total,5,C", "s9,p\ufffd,A"):
+        table.write_text(f"image_id,patient_id,label\n{rows}{row}\n")
+        kinds = [f.kind for f in summarize_cohort(read_cohort_table(table)).findings]
+        assert kinds.count("table_refused") == 1, row
+    table.write_text(f"image_id,patient_id,label\n{rows}s9,p9,\n")
+    kinds = [f.kind for f in summarize_cohort(read_cohort_table(table)).findings]
+    assert not {"table_refused", "unclear_labels"} & set(kinds)
+
+
 def test_a_table_without_ids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no column 'patient_id'"):
         described(write(tmp_path, ["a,CE"], head="image_id,label"))
