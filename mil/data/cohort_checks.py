@@ -198,7 +198,7 @@ def check_one_value(path: Path, rows: pd.DataFrame, column: str, *, per: str) ->
             expected=f"one {column} per {per}",
             hint=f"{concerned} They look alike: write it the same way in every row.".lstrip()
             if alike
-            else concerned,
+            else f"{concerned} Correct the wrong rows.".lstrip(),
         )
 
 

@@ -52,6 +52,10 @@ FAULTS = {
     "all zeros": (np.zeros((6, 10), np.float16), "6 of 6 embeddings are all zeros"),
     "negative zeros": (np.full((6, 10), -0.0, np.float32), "6 of 6 embeddings are all zeros"),
     "one row never written": (TILES * (np.arange(6) != 4)[:, None], "1 of 6 embeddings are all"),
+    "one row of one number": (
+        np.where((np.arange(6) == 4)[:, None], np.float16(1.5), TILES),
+        "1 of 6 embeddings with the same number throughout",
+    ),
     "a constant": (np.full((6, 10), 2.5, np.float16), "all 6 embeddings are equal"),
     "one tile repeated": (np.repeat(TILES[:1], 6, axis=0), "all 6 embeddings are equal"),
     "one tile of one number": (np.full((1, 10), 3, np.float16), "the same number 3 throughout"),
