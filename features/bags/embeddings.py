@@ -47,9 +47,9 @@ def check_embeddings(
     """Raise BagError unless embeddings, shape (n_tiles, ..., dim), can be of an encoder.
 
     They are floating-point numbers, all finite; no row is all zeros, which is how HDF5 returns
-    bytes that were never written, or of one number; and neither all rows are equal nor all numbers. ``where`` names
-    the bag, and ``hint`` is the advice. It takes 3 ms for 15,000 float16 embeddings of 1,280
-    numbers.
+    bytes that were never written, or holds one number throughout; and not all rows are equal.
+    ``where`` names the bag, and ``hint`` is the advice. It takes 3 ms for 15,000 float16 embeddings
+    of 1,280 numbers.
     """
     if features.dtype.kind != "f":
         raise BagError(
@@ -119,7 +119,7 @@ def _not_finite(features: npt.NDArray[Any]) -> str:
 
 
 def _count_rows_of(rows: npt.NDArray[Any], numbers: npt.NDArray[Any]) -> int:
-    """Return how many rows, shape (n, dim), hold one number throughout, of those of shape (n, 1)."""
+    """Return how many rows, shape (n, dim), hold nothing but their number of shape (n, 1)."""
     candidates = np.flatnonzero((rows[:, :_N_LOOKED_AT] == numbers).all(axis=1))
     return int((rows[candidates] == numbers[candidates]).all(axis=1).sum())
 
