@@ -79,6 +79,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     of_slides = [[column[int(row[1])] for row in rows] for column in both]
     write("slides.csv", "image_id,CE,LAA", [row[0] for row in rows], *of_slides)
     write("mixed_up.csv", "image_id,CE,LAA", patients, *both)
+    write("mixed_down.csv", "patient_id,CE,LAA", [row[0] for row in rows], *of_slides)
     write("crossed.csv", "image_id,patient_id,CE,LAA", [row[0] for row in rows],
           [row[1] for row in (*rows[1:], rows[0])], *of_slides)  # fmt: skip
     alike = [row[2].lower() if number == 1 else row[2] for number, row in enumerate(rows)]
@@ -132,7 +133,7 @@ def odd_tables(study: Path) -> None:
         "typed": good.replace("\n", "\nstring,string,string,string,int\n", 1).encode(),
         "counted": "\n".join(f"{n},{row}" if n else row
                              for n, row in enumerate(good.splitlines())).encode(),
-        "named": "\n".join(f"{n or 'row'},{row}"
+        "numbers": "\n".join(f"{n or 'row'},{row}"
                            for n, row in enumerate(good.splitlines())).encode(),
         "dates": good.replace(",A,", ",2025-01-01,").replace(",B,", ",2025-01-02,").encode(),
         "joined": (good + good).encode(), "titled": ("A study\n\n" + good).encode(),
@@ -280,7 +281,7 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
         ("typed.csv", "types of the columns; expected rows of values. Delete the row.",
          "good.csv"),
         ("counted.csv", "If rows begin with their numbers, put a name for these before the header",
-         "named.csv"),
+         "numbers.csv"),
         ("kind.csv --column label=zz", "as --column states. State one of these columns.",
          "kind.csv --column label=kind"),
         ("titled.csv", "If row 3 is the header, delete what is above it.", "good.csv"),

@@ -11,7 +11,7 @@ import pytest
 
 from features.bags.h5 import find_bags, read_meta
 from features.slides.synthetic import write_slide
-from tests.cli.running import mil, mil_ok
+from tests.cli.running import expect_advice, mil, mil_ok
 from tests.fakes import write_cohort
 
 
@@ -33,6 +33,15 @@ def test_a_page_that_was_deleted_is_written_again_as_it_was(run: Path) -> None:
     assert f"Report written to {run / 'report.html'}" in result.stdout
     assert (run / "report.html").read_bytes() == before
     assert json.loads(mil("report", run, "--json").stdout) == {"report": str(run / "report.html")}
+
+
+def test_a_folder_in_the_way_of_the_page_is_moved_away(run: Path, tmp_path: Path) -> None:
+    page = run / "report.html"
+    page.rename(tmp_path / "before.html")
+    page.mkdir()
+    expect_advice(["report", run], "Move the folder of that name elsewhere, or name another file.")
+    page.rmdir()
+    mil_ok("report", run)
 
 
 def test_patients_that_were_explained_are_linked_to_their_pages(run: Path) -> None:
