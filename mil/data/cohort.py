@@ -399,17 +399,16 @@ def match_ids(
     patient_of = cohort.patient_of_slide()
     if owners := find_optional_column(table, "patient_id", where=where):
         stated = table[owners].map(_one_form)
-        others = ids[(ids.map(patient_of) != stated) & ids.isin(list(patient_of)) & (stated != "")]
-        for index, slide in others.items():
-            if lookalike_key(stated[index]) == lookalike_key(patient_of[slide]):
-                continue
-            raise TableError(
-                f"{where}, row {int(str(index)) + 2}",
-                actual=f"slide {slide!r} of patient {stated[index]!r}",
-                expected=f"of {patient_of[slide]!r}, as in {cohort.path}",
-                hint="Correct the wrong table; without the column of patients, those of slides "
-                "hold.",
-            )
+        for row, slide, owner in zip(ids.index + 2, ids, stated, strict=True):
+            own = patient_of.get(slide, owner)
+            if owner and own != owner and lookalike_key(own) != lookalike_key(owner):
+                raise TableError(
+                    f"{where}, row {row}",
+                    actual=f"slide {slide!r} of patient {owner!r}",
+                    expected=f"of {own!r}, as in {cohort.path}",
+                    hint="Correct the wrong table; without the column of patients, those of slides "
+                    "hold.",
+                )
     return ids, patient_of, "slides"
 
 
