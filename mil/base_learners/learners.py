@@ -17,6 +17,7 @@ from mil.base_learners.kernel import PatientKernels
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook, log_spread, mean_and_extremes
 from mil.base_learners.second_order import (
+    N_STATISTICS,
     covariance_contributions,
     covariances,
     project,
@@ -91,16 +92,12 @@ class BaseLearners:
         groups
             Patients of one number share slides or tiles, shape (patients,).
         """
-        of_tails = dict(
-            zip(
-                ("projections", "mixture"),
-                fit_directions(
-                    components, labels, n_classes=n_classes, balanced=balanced,
-                    n_leading=n_leading, groups=groups,
-                ),
-                strict=True,
-            )
+        by_variance, by_mixture, emphasis = fit_directions(
+            components, labels, n_classes=n_classes, balanced=balanced, n_leading=n_leading,
+            groups=groups,
         )  # fmt: skip
+        of_tails = {"projections": by_variance, "mixture": by_mixture}
+        emphasis_of = {"mixture": np.tile(emphasis, N_STATISTICS)}
         every_direction = np.concatenate(list(of_tails.values()), axis=1)
         projected = [project(bag, every_direction) for bag in components]
         kernels, of_kernels = PatientKernels.fit(
@@ -112,7 +109,8 @@ class BaseLearners:
             ),
             **{
                 name: LinearModel.fit(
-                    tails, labels, n_classes=n_classes, balanced=balanced, standardise=True
+                    tails, labels, n_classes=n_classes, balanced=balanced, standardise=True,
+                    emphasis=emphasis_of.get(name),
                 )
                 for name, tails in _tails(projected, of_tails).items()
             },

@@ -64,6 +64,7 @@ class LinearModel:
         n_classes: int,
         balanced: bool,
         standardise: bool,
+        emphasis: Floats | None = None,
         overwrite: bool = False,
     ) -> Self:
         """Fit an L2-penalised logistic regression, which is convex, with a free bias.
@@ -86,6 +87,8 @@ class LinearModel:
             Give every class the same total weight.
         standardise
             Divide each feature by its standard deviation, and limit those of new patients to 8.
+        emphasis
+            Factor of each feature before the penalty, shape (features,): of 0 it has no weight.
         overwrite
             Change ``pooled``, which the caller no longer needs, if it is float64: less memory.
         """
@@ -98,6 +101,10 @@ class LinearModel:
         scale = np.where(varies, deviation, 1.0) if standardise else np.ones(x.shape[1])
         if standardise:
             x /= scale
+        factors = np.ones(x.shape[1]) if emphasis is None else emphasis
+        if emphasis is not None:
+            x *= factors
+            varies &= factors > 0
         if not varies.all():
             x = x[:, varies]
         norm = np.sqrt(_MEAN_SQUARED_NORM / max(float(np.vdot(x, x)) / len(x), 1e-12))
@@ -109,7 +116,7 @@ class LinearModel:
             is_wide = most * x.shape[1] > len(x)
             fitted = _fit_logistic_by_gram if is_wide else _fit_logistic
             own, bias = fitted(x, labels, n_classes=n_classes, balanced=balanced)
-            weights[varies] = norm * own
+            weights[varies] = norm * factors[varies, None] * own
         limit = _MAX_DEVIATION if standardise else np.inf
         return cls(centre=centre, scale=scale, limit=limit, weights=weights, bias=bias)
 

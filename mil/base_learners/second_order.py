@@ -13,9 +13,12 @@ from mil.base_learners.joined_bags import about_means, joined_bags, segment_sums
 from mil.base_learners.logistic import LinearModel
 
 __all__ = [
-    "covariance_contributions", "covariances", "project", "segment_covariances", "tail_parts",
-    "tail_statistics",
+    "N_STATISTICS", "covariance_contributions", "covariances", "project", "segment_covariances",
+    "tail_parts", "tail_statistics",
 ]  # fmt: skip
+
+N_STATISTICS = 6
+"""Statistics of tiles along a direction, see :func:`tail_statistics`."""
 
 _TAIL_SHARE = 0.1
 _TILES_PER_BLOCK = 8192
@@ -84,7 +87,7 @@ def tail_statistics(projected: Sequence[Tensor]) -> Floats:
     :func:`project`, shape (tiles, directions), at least one tile each, and the result has shape
     (bags, 6, directions).
     """
-    found = np.empty((len(projected), 6, projected[0].shape[1]))
+    found = np.empty((len(projected), N_STATISTICS, projected[0].shape[1]))
     for own, tiles, starts in joined_bags(projected):
         along = about_means(tiles, starts)
         squares = along**2
@@ -112,7 +115,7 @@ def tail_parts(tiles: Tensor, directions: Floats) -> Floats:
     n_tail = max(1, round(_TAIL_SHARE * n_tiles))
     order = along.argsort(axis=0, kind="stable")
     columns = np.arange(n_directions)
-    parts = np.zeros((n_tiles, 6, n_directions))
+    parts = np.zeros((n_tiles, N_STATISTICS, n_directions))
     for index, rows in enumerate((order[-n_tail:], order[:n_tail], order[-1:], order[:1])):
         parts[rows, index, columns] = along[rows, columns] * (n_tiles / len(rows))
     parts[:, 4] = along**3

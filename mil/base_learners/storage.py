@@ -14,6 +14,7 @@ from mil.base_learners.kernel import LAPLACIAN, RANKS, VALUES, PatientKernels
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.logistic import LinearModel
 from mil.base_learners.pooling import Codebook
+from mil.base_learners.second_order import N_STATISTICS
 
 __all__ = ["base_learners_from_tensors", "base_learners_to_tensors"]
 
@@ -23,7 +24,6 @@ _WIDTHS = {LAPLACIAN: "similarity.width", VALUES: "value kernel.width", RANKS: "
 _CODEBOOK = ("codebook.centres", "codebook.squared_width")
 _DIRECTIONS = {name: f"{name}.directions" for name in ("projections", "mixture")}
 _OF_COMPONENTS = "directions"  # of projections before version 7
-_STATISTICS = 6
 
 
 def base_learners_to_tensors(learners: BaseLearners) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def base_learners_from_tensors(
     widths = {
         "mean": dim, "mean + logistic": dim, "histogram": n_centres, "extremes": 2 * dim,
         "spread": n_components, "covariance": n_components**2,
-        **dict.fromkeys(_DIRECTIONS, _STATISTICS * n_classes), **dict.fromkeys(_WIDTHS, n_anchors),
+        **dict.fromkeys(_DIRECTIONS, N_STATISTICS * n_classes), **dict.fromkeys(_WIDTHS, n_anchors),
     }  # fmt: skip
 
     def read(

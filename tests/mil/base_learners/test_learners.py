@@ -323,7 +323,7 @@ def test_a_few_unlike_tiles_are_found_along_a_direction_of_their_class(n_classes
         tiles = rng.normal(size=(40, 8))
         tiles[:4] += 4 * unlike[:, label] if label else 0
         bags.append(torch.from_numpy(tiles))
-    directions, _ = fit_directions(bags, labels, n_classes=n_classes, balanced=True, n_leading=8)
+    directions, *_ = fit_directions(bags, labels, n_classes=n_classes, balanced=True, n_leading=8)
     for label in range(1, n_classes):
         along = directions[:, label] / np.linalg.norm(directions[:, label])
         assert abs(along @ unlike[:, label]) > 0.9
