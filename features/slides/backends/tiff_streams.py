@@ -173,12 +173,15 @@ def _stored_tiles(page: Any) -> StoredGrid:
 
 
 def _streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffStreams]]:
-    """The tiles of a page, if they are compressed in a way that is looked at."""
+    """The tiles of a page, if they are compressed in a way that is looked at.
+
+    ValueError or TypeError for sizes that a damaged tag turned into something else than numbers.
+    """
     is_jpeg = page.compression in PLAIN_JPEGS
     if not page.is_tiled or not (is_jpeg or page.compression in ENTROPY_CODED):
         return
     yield (page.imagewidth, page.imagelength), TiffStreams(
-        path=path, tile_width_px=page.tilewidth, tile_height_px=page.tilelength,
+        path=path, tile_width_px=int(page.tilewidth), tile_height_px=max(1, int(page.tilelength)),
         columns=-(-page.imagewidth // page.tilewidth),
         offsets=np.array(page.dataoffsets, np.uint64),
         byte_counts=np.array(page.databytecounts, np.uint64),

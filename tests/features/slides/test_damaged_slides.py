@@ -22,6 +22,7 @@ from PIL import Image
 from features.errors import SlideError, TileError
 from features.slides.backends.image import ImageSlide
 from features.slides.backends.openslide import OpenSlideSlide
+from features.slides.backends.tiff_streams import tiff_streams
 from features.slides.reader import open_slide
 from features.slides.search import find_slides
 
@@ -610,3 +611,10 @@ def test_a_copy_in_text_mode_is_refused_and_not_read_as_noise(tmp_path: Path, su
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     with pytest.raises(SlideError, match=r"as after a copy in text mode.*in binary mode"):
         open_slide(path)
+
+
+def test_tiles_whose_length_is_no_number_are_not_looked_at(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tif", compression="jpeg")
+    assert len(tiff_streams(path, "generic-tiff", [])) == 1
+    overwrite(path, tag_of(path, "TileLength").offset + 2, struct.pack("<H", 7))  # bytes
+    assert tiff_streams(path, "generic-tiff", []) == {}
