@@ -189,7 +189,7 @@ def _spoil_cells(data: bytes, rng: random.Random, _others: Sequence[bytes]) -> b
     row, column = rng.choice(rows), rng.randrange(len(rows[0]))
     way = rng.randrange(8)
     if way < 3 and column < len(row):
-        row[column] = rng.choice([*_HOSTILE_CELLS, rng.choice(rows)[0] if rows[-1] else ""])
+        row[column] = rng.choice([*_HOSTILE_CELLS, (rng.choice(rows) or [""])[0]])
     elif way == 3:
         rows.insert(rng.randrange(len(rows) + 1), list(row))
     elif way == 4:
