@@ -115,6 +115,19 @@ def test_a_device_that_fails_is_freed_or_another_is_chosen(
     mil_ok(*shlex.split(command + more))
 
 
+def test_hidden_gpus_are_shown_or_left_for_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = f"{EMBED} --execution eager".format(out=tmp_path)
+    advice = "CUDA_VISIBLE_DEVICES hides all GPUs: unset it, or give --device cpu."
+    with monkeypatch.context() as patched:
+        patched.setenv("CUDA_VISIBLE_DEVICES", "-1")
+        expect_advice(f"{embed} --device cuda", advice)
+        mil_ok(*shlex.split(f"{embed} --device cpu"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "hides all GPUs" not in mil(*shlex.split(f"{embed} --device cuda")).output
+
+
 class Fleet:
     """Transport to one worker that answers each start in a given way."""
 
