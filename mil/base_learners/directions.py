@@ -67,7 +67,8 @@ def fit_directions(
 
     The emphasis on a class, 0 to 1, is the square of that t of left-out patients relative to the
     largest of a class: of two classes often only one has tiles that the other has not, and what is
-    found of the other is six more statistics for few patients to be learned by heart.
+    found of the other is six more statistics, on which few patients are overfitted. It is 1 for a
+    class whose halves are too small for t, and for all classes if no t is above 0.
 
     Parameters
     ----------
@@ -202,12 +203,12 @@ def _fit_mixture(
 ) -> tuple[Floats, float]:
     """Return the best shift of a class, of length 1, shape (n_components,), and its contrast.
 
-    That is the sum of the t of left-out patients of both halves, and 0 if they are too small.
+    That is the sum of the t of left-out patients of both halves, NaN if they are too small.
     ``vectors`` to start from have shape (n_components, candidates).
     """
     vectors = vectors / np.linalg.norm(vectors, axis=0)
     if np.bincount(2 * first_half + is_class, minlength=4).min() < _LEAST_PATIENTS:
-        return np.asarray(vectors[:, 0]), 0.0
+        return np.asarray(vectors[:, 0]), np.nan
     starts = _FIRST_SHIFT * np.concatenate([vectors, -vectors], axis=1)
     contrasts = np.zeros(starts.shape[1])
     for half in (first_half, ~first_half):
@@ -220,9 +221,14 @@ def _fit_mixture(
 
 
 def _emphasis(contrasts: Floats) -> Floats:
-    """Return the square of contrasts relative to the largest, (classes,); 1 if none is above 0."""
-    above = np.maximum(contrasts, 0)
-    return (above / above.max()) ** 2 if above.any() else np.ones(len(contrasts))
+    """Return the square of contrasts relative to the largest, (classes,).
+
+    It is 1 where there is none (NaN), and everywhere if none is above 0.
+    """
+    largest = np.fmax.reduce(contrasts)
+    if not largest > 0:
+        return np.ones(len(contrasts))
+    return np.where(np.isnan(contrasts), 1.0, (np.maximum(contrasts, 0) / largest) ** 2)
 
 
 def _fit_shifts(tiles: _DrawnTiles, shifts: Floats, is_class: Bools) -> tuple[Floats, Floats]:

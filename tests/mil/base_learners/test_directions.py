@@ -126,6 +126,27 @@ def test_the_emphasis_is_on_the_class_that_has_the_few_tiles(n_of_class: int) ->
         assert emphasis[0] < 0.3
 
 
+def test_a_class_too_small_to_be_measured_counts_fully_beside_measured_ones() -> None:
+    bags, _, unlike = drawn(43, shift=0)
+    labels = np.repeat([0, 1, 2], [20, 20, 3])
+    for bag in bags[40:]:
+        bag[:3] += torch.from_numpy(6 * unlike[:, 0]).float()
+    emphasis = fit_directions(bags, labels, n_classes=3, balanced=True, n_leading=DIM)[2]
+    assert emphasis[2] == 1
+    assert emphasis[:2].max() == 1  # of the measured ones
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "expected"),
+    [([2, 4, np.nan], [0.25, 1, 1]), ([-1, 4, 0], [0, 1, 0]), ([-1, -2, np.nan], [1, 1, 1]),
+     ([np.nan, np.nan], [1, 1])],
+)  # fmt: skip
+def test_the_emphasis_follows_what_was_measured(
+    contrasts: list[float], expected: list[float]
+) -> None:
+    assert module._emphasis(np.array(contrasts)).tolist() == expected
+
+
 def test_what_has_little_emphasis_has_little_weight() -> None:
     bags, labels, _ = drawn()
     of_patients = {str(i): bag.numpy() for i, bag in enumerate(bags)}
