@@ -49,6 +49,7 @@ __all__ = [
     "meta_from_attrs",
     "no_bag_error",
     "usual_fingerprint",
+    "without_equal_parts",
 ]
 
 UNKNOWN = "unknown"
@@ -360,8 +361,8 @@ def check_fingerprint(
             found, wanted = getattr(other, name), getattr(expected, name)
             raise BagError(
                 ref,
-                actual=f"{name} is {_without_equal_parts(found, wanted)}",
-                expected=f"{_without_equal_parts(wanted, found)} as in {source}",
+                actual=f"{name} is {without_equal_parts(found, wanted)}",
+                expected=f"{without_equal_parts(wanted, found)} as in {source}",
                 hint=hint,
             )
 
@@ -392,8 +393,8 @@ def check_no_tie(where: object, fingerprints: Iterable[Fingerprint], *, hint: st
     found, others = getattr(one, name), getattr(other, name)
     raise BagError(
         where,
-        actual=f"{pluralize(n_bags, 'bags')} whose {name} is {_without_equal_parts(found, others)}"
-        f", and as many whose {name} is {_without_equal_parts(others, found)}",
+        actual=f"{pluralize(n_bags, 'bags')} whose {name} is {without_equal_parts(found, others)}"
+        f", and as many whose {name} is {without_equal_parts(others, found)}",
         expected="bags that were made in the same way",
         hint=hint,
     )
@@ -450,7 +451,7 @@ def different_field(one: Fingerprint, other: Fingerprint) -> str:
     return next((name for name in names if getattr(one, name) != getattr(other, name)), "")
 
 
-def _without_equal_parts(value: object, other: object) -> str:
+def without_equal_parts(value: object, other: object) -> str:
     """Return the text of a value; of one of many settings, of those that differ from the other."""
     try:
         own, others = json.loads(str(value)), json.loads(str(other))

@@ -20,6 +20,7 @@ from features.bags.bag import (
     bag_id,
     different_field,
     usual_fingerprint,
+    without_equal_parts,
 )
 from features.bags.formats.base import unknown_fields
 from features.bags.h5 import read_bag
@@ -176,7 +177,8 @@ def _check_fingerprint(
         return report
     own, others = getattr(fingerprint, name), getattr(usual, name)
     problem = (
-        f"{name} is {own!r:.60}, but {others!r:.60} in {counts[usual]:,} of {counts.total():,} bags"
+        f"{name} is {without_equal_parts(own, others):.60}, but "
+        f"{without_equal_parts(others, own):.60} in {counts[usual]:,} of {counts.total():,} bags"
     )
     return replace(report, problems=(*report.problems, problem))
 

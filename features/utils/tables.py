@@ -185,9 +185,8 @@ def read_table(path: Path) -> pd.DataFrame:
     stripped = stripped.loc[filled.any(axis=1), filled.any(axis=0) | ~np.array(unnamed)]
     if stripped.empty:
         raise TableError(path, actual="no rows under the header", expected="at least one row")
-    if len(stripped) > 1 and _TYPES.issuperset(
-        filter(None, map(str.casefold, plain.loc[stripped.index[0]]))
-    ):
+    first_row = [cell.casefold() for cell in plain.loc[stripped.index[0]] if cell]
+    if len(stripped) > 1 and len(first_row) > 1 and _TYPES.issuperset(first_row):
         raise TableError(
             f"{path}, row {stripped.index[0] + 2}",
             actual="types of the columns",
@@ -208,14 +207,17 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _check_separators(path: Path, table: pd.DataFrame, separator: str) -> None:
-    """Raise for a row of one cell, shape (rows, columns), that another separator would part."""
+    """Raise for rows of one cell, shape (rows, columns), that another separator would part.
+
+    A single one may be a text with commas.
+    """
     n_columns = table.shape[1]
     others = table.iloc[:, 1:]
     if n_columns < 3 or not len(alone := table.iloc[:, 0][(others == "").all(axis=1)]):
         return
     for mark in ",;\t|":
         parted = alone[alone.str.count(re.escape(mark)) == n_columns - 1]
-        if len(parted):
+        if len(parted) > 1:
             is_quoted = mark == separator
             raise TableError(
                 f"{path}, row {parted.index[0] + 2}",

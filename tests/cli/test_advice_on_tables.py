@@ -129,7 +129,7 @@ def odd_tables(study: Path) -> None:
         "array": b"\x93NUMPY of rows",
         "latin": good.replace("p3", "p\u00e4").encode("latin-1"),
         "other_mark": f"{HEADER}\n{good.partition(chr(10))[2].replace(',', ';')}".encode(),
-        "quoted": f"{HEADER}\n{good.splitlines()[1]!r}\n".replace("'", '"').encode(),
+        "quoted": good.replace("\n", '"\n"').replace('"', "", 1).removesuffix('"').encode(),
         "typed": good.replace("\n", "\nstring,string,string,string,int\n", 1).encode(),
         "counted": "\n".join(f"{n},{row}" if n else row
                              for n, row in enumerate(good.splitlines())).encode(),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,19 @@ def test_bags_made_otherwise_than_most_are_found(tmp_path: Path) -> None:
     assert {bag.slide_id: bag.problems for bag in check(tmp_path).bags} == {
         "a": ("encoder is 'fake', but 'another' in 1 of 2 bags",),
         "b": ("encoder is 'another', but 'fake' in 1 of 2 bags",),
+    }
+
+
+def test_of_many_settings_those_that_differ_are_said(tmp_path: Path) -> None:
+    for name, least in (("a", 0.3), ("b", 0.3), ("c", 0.5)):
+        settings = {f"setting_{n}": n for n in range(20)} | {"min_tissue": least}
+        bag = make_bag(name)
+        fingerprint = replace(bag.meta.fingerprint, tissue=json.dumps(settings))
+        write_bag(
+            tmp_path / f"{name}.h5", replace(bag, meta=replace(bag.meta, fingerprint=fingerprint))
+        )
+    assert {bag.slide_id: bag.problems for bag in check(tmp_path).bags if bag.problems} == {
+        "c": ("tissue is min_tissue 0.5, but min_tissue 0.3 in 2 of 3 bags",)
     }
 
 

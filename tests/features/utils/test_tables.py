@@ -225,6 +225,20 @@ def test_a_row_of_values_that_are_names_of_columns_is_no_header(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
+    "table",
+    [
+        "stain\ntext\nHE\n",
+        "patient_id,label\ndate,\nx,1\n",
+        "id;name;note\n1;a;b\nSmith, John, Jr;;\n",
+    ],
+)
+def test_a_row_that_may_be_meant_as_it_is_is_read(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(table)
+    assert len(read_table(path)) == 2
+
+
+@pytest.mark.parametrize(
     ("text", "n_columns"),
     [('a, "b", "c"\n1, "2, 3", "4"\n', 3), ('a, "b, "c"\n1, "2, "3"\n', 2)],
 )
