@@ -84,7 +84,7 @@ def fit_directions(
     """
     within, tiles = _covariances_and_tiles(bags)
     size = bags[0].shape[1]
-    whiten, unwhiten = _roots(_symmetric(within.mean(axis=0), size))
+    whiten, unwhiten = _roots(_symmetric(within.mean(axis=0), size, size))
     starts = [
         _eigenvectors(within, labels, n_classes=n_classes, balanced=balanced, n_all=size, n=n)
         for n in sorted({size, min(n_leading, size)})  # the last changes them
@@ -145,8 +145,8 @@ def _covariances_and_tiles(bags: Sequence[Tensor]) -> tuple[Floats, _DrawnTiles]
     n_components · (n_components + 1) / 2 numbers.
     """
     size = bags[0].shape[1]
-    upper = np.triu_indices(size)
-    within = np.empty((len(bags), len(upper[0])))
+    upper = _upper_triangle(size)
+    within = np.empty((len(bags), len(upper)))
     lengths = np.array([len(bag) for bag in bags])
     n_tiles = np.minimum(lengths, max(1, _MOST_TILES // len(bags)))
     starts = n_tiles.cumsum() - n_tiles
@@ -154,7 +154,7 @@ def _covariances_and_tiles(bags: Sequence[Tensor]) -> tuple[Floats, _DrawnTiles]
     for own, joined, first_rows in joined_bags(bags):
         rows = about_means(joined, first_rows)
         for index, of_bag in enumerate(segment_covariances(rows, first_rows), own.start):
-            within[index] = of_bag[upper]
+            within[index] = of_bag.take(upper)
         n_own = n_tiles[own]
         middle = np.arange(n_own.sum()) - np.repeat(n_own.cumsum() - n_own, n_own) + 0.5
         picked = (middle * np.repeat(lengths[own] / n_own, n_own)).astype(np.int64)
@@ -170,32 +170,37 @@ def _eigenvectors(
     ``covariances`` are upper triangles, of ``n_all`` components, of which the first ``n`` are used;
     directions are 0 in the others. If all are used, the triangles are changed: they are large.
     """
-    upper = np.triu_indices(n)
-    whiten, _ = _roots(_symmetric(covariances.mean(axis=0), n_all)[:n, :n])
+    whiten, _ = _roots(_symmetric(covariances.mean(axis=0), n_all, n))
     # A symmetric matrix has the norm of its upper triangle if what stands twice counts by root 2:
     # the same penalty and the same minimum, with half of the memory.
-    factors = np.where(upper[0] == upper[1], 1.0, np.sqrt(2.0))
+    upper = _upper_triangle(n)
+    factors = np.where(np.eye(n), 1.0, np.sqrt(2.0)).take(upper)
     features = covariances if n == n_all else np.empty((len(covariances), len(factors)))
     for start in range(0, len(covariances), _PATIENTS_PER_BLOCK):
         block = slice(start, start + _PATIENTS_PER_BLOCK)
-        of_block = _symmetric(covariances[block], n_all)[:, :n, :n]
-        features[block] = (whiten @ of_block @ whiten)[:, *upper] * factors
+        of_block = whiten @ _symmetric(covariances[block], n_all, n) @ whiten
+        features[block] = of_block.reshape(-1, n * n).take(upper, axis=1) * factors
     model = LinearModel.fit(
         features, labels, n_classes=n_classes, balanced=balanced, standardise=False, overwrite=True
     )
-    forms = _symmetric(model.weights.T / factors, n)
+    forms = _symmetric(model.weights.T / factors, n, n)
     first = np.linalg.eigh(forms)[1][:, :, : -_MOST_STARTS - 1 : -1]
     found = np.zeros((n_classes, n_all, first.shape[2]))
     found[:, :n] = whiten @ first
     return found
 
 
-def _symmetric(triangles: Floats, n: int) -> Floats:
-    """Return matrices, shape (..., n, n), from their upper triangles by rows."""
-    rows, columns = np.triu_indices(n)
-    matrices = np.empty((*triangles.shape[:-1], n, n))
-    matrices[..., rows, columns] = matrices[..., columns, rows] = triangles
-    return matrices
+def _upper_triangle(n: int) -> Ints:
+    """Return the places of the upper triangle, by rows, in a flat matrix of shape (n, n)."""
+    return np.flatnonzero(np.triu(np.ones((n, n))))
+
+
+def _symmetric(triangles: Floats, n_all: int, n: int) -> Floats:
+    """Return matrices of the first components, shape (..., n, n), from triangles of ``n_all``."""
+    places = np.zeros((n_all, n_all), np.int64)
+    upper = _upper_triangle(n_all)
+    places.flat[upper] = places.T.flat[upper] = np.arange(len(upper))
+    return triangles.take(places[:n, :n], axis=-1)
 
 
 def _fit_mixture(
