@@ -106,8 +106,9 @@ class ImageSlide(RegionReader):
                 hint="Convert its colours to sRGB first, for example with libvips: "
                 "vips colourspace IN OUT.png srgb",
             )  # fmt: skip
-        if image.format == "JPEG2000" and (jpeg_precision(file := self.path.read_bytes()) or 8) > 8:
-            image = self._decode_deep(file)
+        file = self.path.read_bytes() if image.format == "JPEG2000" else b""
+        if (precision := jpeg_precision(file) or 8) > 8:
+            image = self._decode_deep(file, precision)
         # Pillow would clip grey of 16 bit, which it calls I or I;16, at 255.
         is_deep = image.mode.startswith("I")
         mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
@@ -133,12 +134,12 @@ class ImageSlide(RegionReader):
             self.warnings += resolve_bits(None, field="", largest=largest)[1]
         return pixels
 
-    def _decode_deep(self, file: bytes) -> Image.Image:
+    def _decode_deep(self, file: bytes, precision: int) -> Image.Image:
         """JPEG 2000 of more than 8 bit, of which Pillow turns white into black."""
         samples = imagecodecs.jpeg2k_decode(file)
-        bits, notes = resolve_bits(
-            jpeg_precision(file), field="its header", largest=int(samples.max())
-        )
+        if samples.dtype.kind == "i":  # black is the most negative number
+            samples = samples.view(f"u{samples.itemsize}") + (1 << (precision - 1))
+        bits, notes = resolve_bits(precision, field="its header", largest=int(samples.max()))
         self.warnings += notes
         return Image.fromarray(to_eight_bits(samples, bits))
 

@@ -27,7 +27,7 @@ _LEAST_CONTRAST = 3
 _LEAST_CORRELATION = 0.65
 """Correlation of the cells of such areas, about the mean of each: 0.80 or more where a level was
 sampled, compressed, sharpened or is 2 px off, and 0.59 or less where it is mirrored or moved
-(14 stained pictures, levels of a half to an eighth)."""
+(11 stained pictures, levels of a half to an eighth)."""
 _LEAST_CELLS = 32
 _SWAPPED_DIFFERENCE = 2
 """Mean difference from which on another order of the channels is looked at, of the quarter of the

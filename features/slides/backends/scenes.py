@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def companion_name(text: str) -> bool:
     >>> companion_name("macro image"), companion_name("Label_1"), companion_name("macrophages")
     (True, True, False)
     """
-    return _COMPANION.search(text) is not None
+    return _COMPANION.search(unicodedata.normalize("NFC", text)) is not None
 
 
 def choose_scene(pictures: Sequence[Picture], *, scene: int | None, where: object) -> SceneChoice:

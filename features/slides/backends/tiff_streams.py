@@ -145,7 +145,8 @@ def _without_holes(grid: StoredGrid, finer: StoredGrid) -> StoredGrid:
     if finer.stored is None:
         return grid
     is_stored = np.zeros((finer.rows, finer.columns), bool)
-    is_stored[tuple(zip(*finer.stored, strict=True))] = True
+    if finer.stored:  # an empty index means everything
+        is_stored[tuple(zip(*finer.stored, strict=True))] = True
     down = grid.block_height_px * finer.height_px / grid.height_px / finer.block_height_px
     across = grid.block_width_px * finer.width_px / grid.width_px / finer.block_width_px
     whole = {

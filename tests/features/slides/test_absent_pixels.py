@@ -497,6 +497,18 @@ def test_tissue_in_tiff_tiles_that_openslide_shows_as_background_is_lost(
         assert lost == (set() if is_shown else {(4, 4)} if n_levels == 3 else set(hole))
 
 
+def test_a_hole_in_the_area_of_each_tile_of_the_next_level_is_lost(tmp_path: Path) -> None:
+    text = f"Aperio Image Library v12 \r\n{SIDE}x{SIDE} (64x64) |MPP = 0.5"
+    path = write_tiff(tmp_path / "s.svs", description=text, software=None)
+    lose(path, 0, [(row, column) for row in range(0, 12, 2) for column in range(0, 12, 2)])
+    with closing(open_with_openslide(path)) as slide:
+        with pytest.raises(TileError, match="row 4, column 4 of level 0"):
+            slide.read(level=0, x_px=4 * BLOCK, y_px=4 * BLOCK, width_px=9, height_px=9)
+        slide.overview(downsample=4)
+        lost = {(y // BLOCK, x // BLOCK) for x, y, _, _ in slide.unreadable_px0}
+        assert (4, 4) in lost
+
+
 def test_what_a_level_lacks_that_openslide_reads_comes_from_the_finer(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "s.tif")
     lose(path, 1, [(2, 2), (2, 3)])

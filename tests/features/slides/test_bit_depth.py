@@ -199,3 +199,15 @@ def test_white_of_a_jpeg_2000_of_more_than_eight_bit_stays_white(
     (tmp_path / "s.jp2").write_bytes(stream)
     _, warnings = read(tmp_path / "s.jp2")
     assert [f"as if {bits} bit were used" in text for text in warnings] == [True] * (bits < 16)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_signed_samples_of_a_jpeg_2000_begin_at_black(tmp_path: Path, bits: int) -> None:
+    samples = (deep(bits).astype(np.int32) - (1 << (bits - 1))).astype(np.int16)
+    stream = imagecodecs.jpeg2k_encode(
+        samples, level=0, reversible=True, bitspersample=bits, codecformat="jp2"
+    )
+    (tmp_path / "s.jp2").write_bytes(stream)
+    result, warnings = read(tmp_path / "s.jp2")
+    np.testing.assert_array_equal(result, PIXELS)
+    assert warnings == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -248,16 +249,19 @@ def test_a_file_of_one_picture_has_no_second_scene(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Etikett", "Übersichtsbild 1", "image étiquette", "Makro", "标签", "Aperçu", "Miniatur"],
-)
-def test_companions_are_known_in_other_languages(text: str) -> None:
-    assert companion_name(text)
+    ["Etikett", "Etikette 2", "Übersichtsbild 1", "image étiquette", "Makro", "Aperçu", "Miniatur",
+     "Vista previa", "Миниатюра", "Макро", "标签", "概览"],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_companions_are_known_in_other_languages(text: str, form: str) -> None:
+    assert companion_name(unicodedata.normalize(form, text))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["Macrophages CD68", "mapped", "unlabelled", "labels of nerves", "KRAS", "", "Makrophagen"],
-)
+    ["Macrophages CD68", "mapped", "unlabelled", "labels of nerves", "KRAS", "", "Makrophagen",
+     "Макрофаги"],
+)  # fmt: skip
 def test_words_that_only_contain_a_companion_s_name_are_none(text: str) -> None:
     assert not companion_name(text)
 
