@@ -16,7 +16,6 @@ from features.bags.bag import (
     bag_id,
     check_fingerprint,
     check_no_tie,
-    usual_fingerprint,
 )
 from features.bags.formats.base import ImportDefaults, to_bag, unknown_fields
 from features.bags.formats.registry import BAG_FORMATS
@@ -106,8 +105,7 @@ def import_bags(
         for slide_id in fingerprints:
             bag_path(bags_dir, slide_id).unlink()
         raise
-    usual = usual_fingerprint(made) if made else None
-    n_usual = made.count(usual) if usual else 0
+    usual, n_usual = next(iter(Counter(made).most_common(1)), (None, 0))
 
     def keep_usual(result: ConversionResult) -> ConversionResult:
         slide_id = result.slide_id
@@ -148,14 +146,15 @@ def export_bags(
             fingerprints.append(read_bag_info(bag_ref).meta.fingerprint)
     check_no_tie(bags_dir, fingerprints, hint=_APART_HINT)
     _make_new_folder(out)
-    n_usual = max(Counter(fingerprints).values(), default=0)
+    usual, n_usual = next(iter(Counter(fingerprints).most_common(1)), (None, 0))
 
     def convert(slide_id: str, bag_ref: BagRef) -> ConversionResult:
         bag = read_slide_bag(slide_id, bag_ref)
-        check_fingerprint(
-            usual_fingerprint(fingerprints), [(bag_ref, bag.meta.fingerprint)],
-            source=f"{n_usual:,} of {len(fingerprints):,} bags",
-        )  # fmt: skip
+        if usual is not None:
+            check_fingerprint(
+                usual, [(bag_ref, bag.meta.fingerprint)],
+                source=f"{n_usual:,} of {len(fingerprints):,} bags",
+            )  # fmt: skip
         if bag.meta.kind != TILE:
             raise BagError(
                 bag_ref, actual=f"a bag of kind {bag.meta.kind!r}", expected="one of tiles"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from features.bags.bag import (
     Fingerprint,
     bag_id,
     different_field,
-    usual_fingerprint,
     without_equal_parts,
 )
 from features.bags.formats.base import unknown_fields
@@ -103,10 +102,12 @@ def verify_bags(
             )
         on_bag(len(reports), len(bag_refs))
     counts = Counter(summary.fingerprint for summary in summaries.values())
+    most = counts.most_common(2)
     for slide_id, summary in summaries.items():
-        reports[slide_id] = _check_fingerprint(reports[slide_id], summary.fingerprint, counts)
-    usual = usual_fingerprint(counts.elements()) if counts else None
-    same = [summary for summary in summaries.values() if summary.fingerprint == usual]
+        reports[slide_id] = _check_fingerprint(
+            reports[slide_id], summary.fingerprint, most, n_bags=counts.total()
+        )
+    same = [summary for summary in summaries.values() if summary.fingerprint == most[0][0]]
     return FolderReport(
         bags=tuple(reports.values()),
         n_fingerprints=len(counts),
@@ -169,16 +170,24 @@ def _check_tissue(tissue_fraction: npt.NDArray[np.float32]) -> Iterator[str]:
 
 
 def _check_fingerprint(
-    report: BagReport, fingerprint: Fingerprint, counts: Counter[Fingerprint]
+    report: BagReport,
+    fingerprint: Fingerprint,
+    most: Sequence[tuple[Fingerprint, int]],
+    *,
+    n_bags: int,
 ) -> BagReport:
-    """Return the report, with one more problem if as many bags have another fingerprint."""
-    usual = max(counts, key=lambda other: (counts[other], other != fingerprint))
+    """Return the report, with one more problem if as many bags have another fingerprint.
+
+    ``most`` are the two most frequent ones, with their numbers of bags.
+    """
+    is_tied = len(most) == 2 and most[0][1] == most[1][1]
+    usual, n_usual = most[is_tied and most[0][0] == fingerprint]
     if not (name := different_field(fingerprint, usual)):
         return report
     own, others = getattr(fingerprint, name), getattr(usual, name)
     problem = (
         f"{name} is {without_equal_parts(own, others):.60}, but "
-        f"{without_equal_parts(others, own):.60} in {counts[usual]:,} of {counts.total():,} bags"
+        f"{without_equal_parts(others, own):.60} in {n_usual:,} of {n_bags:,} bags"
     )
     return replace(report, problems=(*report.problems, problem))
 

@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
+from features.bags.bag import Fingerprint
+from features.bags.convert import export_bags
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
 from features.bags.isolated_reader import IsolatedReader
 from features.bags.verify import FolderReport, verify_bags
@@ -177,6 +179,46 @@ def test_bags_made_otherwise_than_most_are_found(tmp_path: Path) -> None:
         "a": ("encoder is 'fake', but 'another' in 1 of 2 bags",),
         "b": ("encoder is 'another', but 'fake' in 1 of 2 bags",),
     }
+
+
+@pytest.fixture
+def n_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list of the number of times that a fingerprint was hashed."""
+    counter, original = [0], Fingerprint.__hash__
+
+    def count(fingerprint: Fingerprint) -> int:
+        counter[0] += 1
+        return original(fingerprint)
+
+    monkeypatch.setattr(Fingerprint, "__hash__", count)
+    return counter
+
+
+def test_bags_of_many_kinds_are_not_compared_each_with_each(
+    tmp_path: Path, n_hashed: list[int]
+) -> None:
+    for number in range(30):
+        bag = make_bag(f"s{number}")
+        fingerprint = replace(bag.meta.fingerprint, encoder=f"encoder {number}")
+        write_bag(
+            tmp_path / f"s{number}.h5",
+            replace(bag, meta=replace(bag.meta, fingerprint=fingerprint)),
+        )
+    assert check(tmp_path).n_bad == 30
+    assert n_hashed[0] <= 10 * 30
+
+
+def test_the_usual_kind_of_bags_is_found_once_for_an_export(
+    tmp_path: Path, n_hashed: list[int]
+) -> None:
+    (tmp_path / "bags").mkdir()
+    for number in range(30):
+        write_bag(tmp_path / "bags" / f"s{number}.h5", make_bag(f"s{number}"))
+    results = export_bags(
+        tmp_path / "bags", tmp_path / "out", layout="torch", on_slide=lambda n_done, n_all: None
+    )
+    assert not any(result.problem for result in results)
+    assert n_hashed[0] <= 10 * 30
 
 
 def test_of_many_settings_those_that_differ_are_said(tmp_path: Path) -> None:
