@@ -11,9 +11,17 @@ _MONTHS = ("jan", "feb|févr", "mar|mär|mrz", "apr", "may|mai", "jun|juin", "ju
            "sep", "oct|okt", "nov", "dec|dez|déc")  # fmt: skip
 _OTHER_MONTHS = ("ene|sty", "fev", "mrt", "avr|abr|kwi", "mag|mei|maj", "giu|cze", "lug", "ago|sie",
                  "wrz", "ott|paź", "lis", "dic|des|gru")  # fmt: skip
-MONTH = "|".join(_MONTHS)
+
+
+def _as_written(months: Iterable[str]) -> str:
+    """Return the pattern of months in small letters or with a capital; ids have capitals."""
+    names = "|".join(months)
+    return f"(?-i:{names}|{names.title()})"
+
+
+MONTH = _as_written(_MONTHS)
 """Pattern of a month's short name in English, German or French."""
-OTHER_MONTH = "|".join(_OTHER_MONTHS)
+OTHER_MONTH = _as_written(_OTHER_MONTHS)
 """Pattern of one in six further languages, which ids may begin with, but hardly end with."""
 
 _DATE = re.compile(
@@ -29,6 +37,7 @@ _PARTS = re.compile(r"\d{1,4}(?:[-/. ]\d{1,4}){1,2}")
 _ROUNDED = re.compile(r"\d{15}\d+")
 _N_KEPT = 15
 """Digits of a number that spreadsheets keep."""
+_MIN_ZEROS = 3
 _ADVICE = "save the table again with ids as text"
 
 
@@ -43,7 +52,7 @@ def date_hint(names: Iterable[str], known: Collection[str]) -> str:
     "'2025-01-02' may be the date that a spreadsheet made of '1-2': save the table again with ids \
 as text."
     """
-    dates = [name for name in names if _DATE.fullmatch(name)]
+    dates = [name for name in names if _is_date(name)]
     if not dates:
         return ""
     ids: dict[tuple[int, ...], str] = {}
@@ -53,7 +62,7 @@ as text."
     for name in dates:
         if own := next((ids[key] for key in _readings(name) if ids.get(key, name) != name), ""):
             return f"{name!r} may be the date that a spreadsheet made of {own!r}: {_ADVICE}."
-    if any(map(_DATE.fullmatch, known)):
+    if any(map(_is_date, known)):
         return ""
     return f"If {dates[0]!r} is a date that a spreadsheet made of an id such as 1-2, {_ADVICE}."
 
@@ -61,8 +70,8 @@ as text."
 def mixed_date_note(names: Iterable[str]) -> str:
     """Return a note if some ids are dates and others what spreadsheets make dates of, or none."""
     names = list(names)
-    dates = [name for name in names if _DATE.fullmatch(name)]
-    others = [name for name in names if _PARTS.fullmatch(name) and not _DATE.fullmatch(name)]
+    dates = [name for name in names if _is_date(name)]
+    others = [name for name in names if _PARTS.fullmatch(name) and not _is_date(name)]
     if not dates or not others:
         return ""
     return (
@@ -79,26 +88,40 @@ def are_dates(names: Collection[str]) -> bool:
     >>> are_dates(["2025-01-02", "2025-02-02"]), are_dates(["1-2", "3-4"]), are_dates(["02-Jan"])
     (True, False, True)
     """
-    return bool(names) and all(map(_DATE.fullmatch, names))
+    return bool(names) and all(map(_is_date, names))
 
 
 def rounded_ids_note(names: Iterable[str]) -> str:
     """Return a note if all ids of more than 15 digits end in zeros from the 16th on, or none.
 
+    Two ids that end in one zero each may do so by chance.
+
     Examples
     --------
-    >>> rounded_ids_note(["1234567890123450", "1234567890123460"])[:42]
+    >>> rounded_ids_note(["12345678901234500", "12345678901234600"])[:42]
     'all 2 of more than 15 digits end in zeros,'
-    >>> rounded_ids_note(["1234567890123450", "1234567890123461"])
+    >>> rounded_ids_note(["1234567890123450", "1234567890123460"])
     ''
     """
     long = [name for name in names if _ROUNDED.fullmatch(name)]
-    if len(long) < 2 or any(name[_N_KEPT:].strip("0") for name in long):
+    zeros = "".join(name[_N_KEPT:] for name in long)
+    if len(long) < 2 or len(zeros) < _MIN_ZEROS or zeros.strip("0"):
         return ""
     return (
         f"all {len(long)} of more than {_N_KEPT} digits end in zeros, such as {long[0]!r}; if a "
         f"spreadsheet rounded them, {_ADVICE}: different ids may have become one"
     )
+
+
+def _is_date(text: str) -> bool:
+    """Whether a text has the form of a date, and a day and a month that there are."""
+    found = _DATE.fullmatch(text)
+    if found is None:
+        return False
+    names = ("m", "d", "one", "two", "year", "day")
+    m, d, one, two, year, day = (int(found[name] or 1) for name in names)
+    pairs = [(m, d), (d, m)] if found["y"] else [(one, two), (two, one), (two, year)]
+    return 1 <= day <= 31 and any(1 <= m <= 12 and 1 <= d <= 31 for m, d in pairs)
 
 
 def _readings(text: str) -> list[tuple[int, ...]]:

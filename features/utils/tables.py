@@ -459,11 +459,12 @@ def _missing_column_hint(table: pd.DataFrame, names: Sequence[str], option: str)
         return f"Did you mean {near!r}? Rename it in the table{with_option}."
     if row := _find_header(table, names):
         return f"Row {row} looks like the header: make it the first row."
-    if any((table[name] == name).any() or re.fullmatch(r"\d{2,}", name) for name in columns):
+    if all(map(str.isdecimal, columns)) or any((table[name] == name).any() for name in columns):
         return "The first row looks like values: write the names of the columns above it."
     if len(columns) == 1 and re.search(r"[,;\t|]", columns[0]):
         return "Delete quotation marks around whole rows, and a line sep= of another separator."
-    is_one_row = len(columns) == 1 and re.search(r"[^\w.-]", columns[0])
+    marks = set(re.findall(r"[^\w.-]", columns[0])) if len(columns) == 1 else ()
+    is_one_row = any(table[columns[0]].str.contains(mark, regex=False).all() for mark in marks)
     return "Put commas, semicolons or tabs between the cells." if is_one_row else ""
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "list_names",
     "lookalike_key",
     "lookalikes",
+    "lookalikes_note",
     "misread_form",
     "natural_key",
     "nearest_names",
@@ -77,7 +78,8 @@ _CONFUSABLES = str.maketrans(
     "\u00f8\u0142\u0111\u0127\u0131",
     "abekmhopctyxijsabezhiknoptyxoldhi",
 ) | str.maketrans({
-    **dict.fromkeys("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u2032\u00ab\u00b4\u00bb", "'"),
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb", '"'),
     "\u00e6": "ae", "\u0153": "oe", "\u2044": "/", "\u2215": "/", "\u2264": "<=", "\u2265": ">=",
 })  # fmt: skip
 """Cyrillic and Greek letters that look like Latin ones, as capitals or as small letters, and Latin
@@ -87,8 +89,8 @@ _SPELLED_OUT = str.maketrans({
     "\u00c4": "Ae", "\u00d6": "Oe", "\u00dc": "Ue", "\u00c5": "Aa", "\u00d8": "Oe",
 })  # fmt: skip
 """Letters that are written as two where a keyboard lacks them."""
-_SIGNED = re.compile(r"[-\u2212]\d+(?:[.,]\d+)?")
-"""Number below 0, whose sign is no hyphen."""
+_SIGNED = re.compile(r"[-\u2010-\u2015\u2212]\s*(\d+(?:[.,]\d+)?)")
+"""Number below 0, whose sign is no hyphen; programs that correct texts write it as a dash."""
 _SAME_WORDS = {
     "y": "yes", "n": "no", "pos": "positive", "neg": "negative", "m": "male", "f": "female",
     "tumor": "tumour",
@@ -101,7 +103,7 @@ _ROMAN_WORD = re.compile(r"(?<=[^\W\d_] )(?:i{1,3}|iv|vi{0,3})(?![^\W_])")
 _ACCENT = re.compile("[\u0300-\u036f]")
 """Accents of Latin, Greek and Cyrillic letters; marks of other scripts may make another word."""
 _ABBREVIATION_DOT = re.compile(r"(?<=[^\W\d_])\.")
-_INNER_QUOTE = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
+_INNER_QUOTE = re.compile(r"(?<=[^\W\d_])['\"](?=[^\W\d_])")
 _BLANK_OF_WORDS = re.compile(r"(?<!\d) | (?!\d)")
 _LEADING_ZEROS = re.compile(r"(?<![\d.,])0+(?=\d)")
 _ZERO_WIDTH = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
@@ -275,6 +277,8 @@ def lookalike_key(text: str) -> str:
     (True, False)
     >>> lookalike_key("Grade II") == lookalike_key("grade 2"), lookalike_key("A'") == "a'"
     (True, True)
+    >>> lookalike_key("-1") == lookalike_key("\u22121.0"), lookalike_key("-1") == lookalike_key("1")
+    (True, False)
     """
     shown = shown_form(misread_form(text) or text).casefold()
     if "&" in shown:
@@ -282,11 +286,11 @@ def lookalike_key(text: str) -> str:
     if not shown.isascii():
         shown = _ACCENT.sub("", unicodedata.normalize("NFD", shown)).translate(_CONFUSABLES)
         shown = "".join(str(unicodedata.decimal(c, c)) for c in shown)
-    shown = shown.replace('"', "'").strip()
-    if shown.startswith("'"):
-        shown = shown.strip("'")
-    if _SIGNED.fullmatch(shown):
-        return shown
+    shown = shown.strip().replace("''", '"')
+    if shown.startswith(("'", '"')):
+        shown = shown.strip("'\" ")
+    if signed := _SIGNED.fullmatch(shown):
+        return f"-{lookalike_key(signed[1])}"
     shown = _INNER_QUOTE.sub("", _ABBREVIATION_DOT.sub("", shown)).rstrip(",;:")
     words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()
     words = _ROMAN_WORD.sub(lambda found: _ROMAN[found[0]], _SAME_WORDS.get(words, words))
@@ -333,12 +337,34 @@ def lookalikes(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     (('Mayo', 'mayo'),)
     """
     keys = {name: lookalike_key(name) for name in sorted(set(names))}
-    spelled = {key: _spelled_key(name) for name, key in keys.items() if not name.isascii()}
     known = set(keys.values())
+    spelled: dict[str, set[str]] = {}
+    for name, key in keys.items():
+        if not name.isascii() and (other := _spelled_key(name)) in known and other != key:
+            spelled.setdefault(key, set()).add(other)
     groups: dict[str, list[str]] = {}
     for name, key in keys.items():
-        groups.setdefault(spelled[key] if spelled.get(key) in known else key, []).append(name)
+        groups.setdefault(min(spelled.get(key, ()), default=key), []).append(name)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def lookalikes_note(what: str, ids: Iterable[str]) -> str:
+    """Return a note on ids of ``what``, such as slides, that look alike, or none.
+
+    Examples
+    --------
+    >>> lookalikes_note("slides", ["a1", "A1", "b"])
+    "slides whose ids look alike count as different ones: 'A1' = 'a1'; if they are one, write the \
+id the same way everywhere"
+    """
+    groups = lookalikes(ids)
+    if not groups:
+        return ""
+    alike = list_names([" = ".join(map(repr, group)) for group in groups])
+    return (
+        f"{what} whose ids look alike count as different ones: {alike}; if they are one, write the "
+        "id the same way everywhere"
+    )
 
 
 def nearest_names(name: str, known: Collection[str], *, n: int = 3) -> tuple[str, ...]:

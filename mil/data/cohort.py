@@ -27,6 +27,7 @@ from features.utils.text import (
     is_unclear_word,
     lookalike_key,
     lookalikes,
+    lookalikes_note,
     misread_form,
     natural_key,
     normalize_name,
@@ -232,13 +233,8 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
                 f"{what} such as {wrong!r} look like {misread_form(wrong)!r} read in another "
                 "encoding; export the table again as UTF-8"
             )
-        if groups := lookalikes(names):
-            alike = ", ".join(" = ".join(map(repr, group)) for group in groups[:3])
-            more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
-            notes.append(
-                f"{what} whose ids look alike count as different ones: {alike}{more}; if they are "
-                "one, write the id the same way everywhere"
-            )
+        if note := lookalikes_note(what, names):
+            notes.append(note)
     return tuple(notes)
 
 
@@ -401,7 +397,9 @@ def match_ids(
         stated = table[owners].map(_one_form)
         for row, slide, owner in zip(ids.index + 2, ids, stated, strict=True):
             own = patient_of.get(slide, owner)
-            if owner and own != owner and lookalike_key(own) != lookalike_key(owner):
+            if is_missing_word(owner) or own == owner:
+                continue
+            if lookalike_key(own) != lookalike_key(owner):
                 raise TableError(
                     f"{where}, row {row}",
                     actual=f"slide {slide!r} of patient {owner!r}",

@@ -124,11 +124,15 @@ def check_no_totals(where: object, ids: pd.Series[str]) -> None:
 def _ends_in_counts(named: pd.DataFrame) -> bool:
     """Whether the last row has a label that no other has, or only numbers and empty cells.
 
-    A last row with values like those of the others is a slide: STD may be a patient's initials.
+    A last row with values like those of the others is a slide: STD may be a patient's initials, and
+    a class may be called total.
     """
     last = named.iloc[-1]
-    if "label" in named and not named["label"].iloc[:-1].eq(last["label"]).any():
-        return True
+    if "label" in named:
+        if not named["label"].iloc[:-1].eq(last["label"]).any():
+            return True
+        if _is_total(last["label"]):
+            return False
     values = (cell for cell in last if not (_is_total(cell) or is_missing_word(cell)))
     return not any(map(str.isalpha, "".join(values)))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from features.bags.bag import no_bag_error
-from features.utils.spreadsheet_dates import date_hint
+from features.utils.spreadsheet_dates import are_dates, date_hint
 from mil.data.cohort import cohort_notes, read_cohort
 
 
@@ -30,6 +30,20 @@ def test_a_date_without_a_trace_is_called_one_unless_ids_are_dates() -> None:
     assert "If '2025-01-02' is a date" in date_hint(["s1", "2025-01-02"], ["s1", "s3"])
     assert not date_hint(["2025-01-02"], ["2025-01-03", "2025-02-11"])
     assert not date_hint(["s1", "20250102", "12-2025-7", "1-2"], ["s2"])
+    assert not date_hint(["45-67-89"], ["s2"])
+
+
+@pytest.mark.parametrize(
+    ("names", "are_some"),
+    [
+        (["45-67-89", "99-99-99"], False), (["2024-13-32"], False), (["45-Jan"], False),
+        (["1-LIS", "2-MAG"], False), (["1-MAI"], False), (["0.0.2024"], False),
+        (["13/02/2024", "02/13/2024"], True), (["98-01-02"], True), (["31-Jan", "1-lis"], True),
+        (["Mar-98"], True), (["2024-02-13"], True),
+    ],
+)  # fmt: skip
+def test_dates_have_a_day_and_a_month_that_there_are(names: list[str], are_some: bool) -> None:
+    assert are_dates(names) == are_some
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,13 @@ def test_a_row_of_totals_is_no_slide(tmp_path: Path, row: str, labelled: bool) -
     assert read_cohort(write(tmp_path, "total,p9,A,Ulm", *ROWS), labelled=labelled).n_slides == 5
 
 
+@pytest.mark.parametrize("name", ["total", "max", "min", "Median"])
+@pytest.mark.parametrize("slide", ["12", "STD"])
+def test_a_class_may_be_named_as_totals_are(tmp_path: Path, name: str, slide: str) -> None:
+    rows = [f"{n},{n},{name if n % 2 else 'partial'}," for n in range(12)]
+    assert read_cohort(write(tmp_path, *rows, f"{slide},12,{name},"), labelled=True).n_slides == 13
+
+
 @pytest.mark.parametrize("last", ["N,14,A,", "SD,14,A,", "sum3,8,A,", "8,8,N,"])
 def test_a_last_slide_with_a_short_name_is_one(tmp_path: Path, last: str) -> None:
     path = write(tmp_path, *ROWS, last)
@@ -75,6 +82,8 @@ def test_ids_of_which_a_spreadsheet_kept_15_digits_are_named(tmp_path: Path) -> 
     (note,) = cohort_notes(read_cohort(write(tmp_path, *rows), labelled=True))
     assert note.startswith("ids of patients: all 4 of more than 15 digits end in zeros")
     rows[0] = rows[0].replace("00,", "07,")
+    assert not cohort_notes(read_cohort(write(tmp_path, *rows), labelled=True))
+    rows = [f"s{n},12345678901234{n}0,{'AB'[n]},Ulm" for n in range(2)]
     assert not cohort_notes(read_cohort(write(tmp_path, *rows), labelled=True))
 
 
@@ -174,6 +183,8 @@ def test_two_columns_of_centres_are_not_passed_over(tmp_path: Path) -> None:
         ("image_id~patient_id", ["a~p1", "b~p2"], "Put commas, semicolons or tabs"),
         ("image_id\u060cpatient_id", ["a\u060cp1"], "Put commas, semicolons or tabs"),
         ("001", ["002", "003"], "The first row looks like values"),
+        ("image_id,patient_id,2019", ["a,p1,A"], "Name it with --column label=NAME"),
+        ("patient#", ["p1"], "patient#; expected slide ids. (?!Put commas)"),
         (HEADER, ["a;p1;A;Bern", "b;p2;B;Ulm"], "row 2: one cell, 'a;p1;A;Bern'; expected 4"),
         (
             HEADER,

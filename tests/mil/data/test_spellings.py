@@ -9,6 +9,7 @@ import pytest
 
 from features.errors import MilError, TableError
 from features.utils.tables import read_table
+from features.utils.text import lookalikes
 from mil.audit.tables import audit_unclear_labels, read_split
 from mil.data.cohort import Cohort, cohort_notes, read_cohort
 from mil.errors import CohortError
@@ -43,7 +44,8 @@ def read(folder: Path, rows: list[tuple[str, ...]], **options: str) -> Cohort:
      ("A", "A\u3164"), ("A", "A\uffa0"), ("A", "\u2800A"), ("G1", "G-1"), ("T 01", "t1"),
      ("'A'", "A"), ("A;", "A"), ("A / B", "A/B"), ("A&amp;B", "A&B"), ("\u22655", ">=5"),
      ("Grade II", "grade 2"), ("Gef\u00e4\u00df", "Gefaess"), ("1", "\u0661"), ("Y", "yes"),
-     ("tumor", "Tumour")],
+     ("tumor", "Tumour"), ("-1", "\u22121"), ("-1", "-1.0"), ("-1", "-01"), ("-1", "- 1"),
+     ("-1", "\u20131"), ("5''", '5\u2033'), ("\u201cA\u201d", "A")],
 )  # fmt: skip
 def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
     rows = [("a", "p1", one, ""), ("b", "p2", other, ""), ("c", "p3", "third", "")]
@@ -54,7 +56,8 @@ def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: st
 @pytest.mark.parametrize(
     ("one", "other"),
     [("-1", "1"), ("+1", "-1"), ("A'", "A"), ("ER+", "ER-"), (">5", "<5"), ("1.05", "1.5"),
-     ("1-11", "11-1"), ("P1", "P10"), ("I", "1"), ("blue", "blu")],
+     ("1-11", "11-1"), ("P1", "P10"), ("I", "1"), ("blue", "blu"), ("5'", '5"'),
+     ("5\u2032", "5\u2033"), ("5\u2019", "5\u201d")],
 )  # fmt: skip
 def test_classes_that_differ_are_two(tmp_path: Path, one: str, other: str) -> None:
     cohort = read(tmp_path, [("a", "p1", one, ""), ("b", "p2", other, "")])
@@ -253,6 +256,11 @@ def test_ids_that_became_dates_or_numbers_are_refused(
         "LUG-01",
         "mag-10",
         "1-major",
+        "1-LIS",
+        "1-MAG",
+        "1-OTT",
+        "1-MAI",
+        "MAR-12",
         "1:30",
         "12.345.678",
         "1 000",
@@ -292,6 +300,24 @@ def test_other_spellings_in_predictions_and_parts_are_pointed_at(tmp_path: Path)
     table.write_text("patient_id,a,b\np1,0.7,0.3\np2,0.2,0.8\np3,0.6,0.4\n")
     with pytest.raises(MilError, match="'a' looks like 'A'"):
         read_predictions(table, cohort, class_name=None)
+
+
+def test_all_spellings_of_one_name_are_one_group() -> None:
+    names = ("Angstroem", "Angstr\u00f6m", "\u00c5ngstr\u00f6m")
+    assert lookalikes(names) == (names,)
+    names = ("Baecker", "B\u00e4cker", "back\u00e9r")
+    assert lookalikes(names) == (names,)
+
+
+def test_a_patient_that_is_not_named_beside_a_slide_contradicts_nothing(tmp_path: Path) -> None:
+    cohort = read(tmp_path, ROWS)
+    table = tmp_path / "p.csv"
+    for word in ("NA", "nan", "", "-"):
+        table.write_text(f"slide_id,patient_id,A,B\na,{word},0.7,0.3\nb,p2,0.2,0.8\nc,p3,0.5,0.5\n")
+        assert predicted_patients(table, cohort) == ("p1", "p2", "p3")
+    table.write_text("slide_id,patient_id,A,B\na,p2,0.7,0.3\nb,p2,0.2,0.8\nc,p3,0.5,0.5\n")
+    with pytest.raises(MilError, match="slide 'a' of patient 'p2'; expected of 'p1'"):
+        predicted_patients(table, cohort)
 
 
 def test_an_ordinary_table_has_no_note(tmp_path: Path) -> None:
