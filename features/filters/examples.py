@@ -108,9 +108,10 @@ def embed_examples(
     sources: list[ExampleRow] = []
     tiles = _read_tiles(rows, tile_px, target_mpp, given_mpp, on_row)
     seen: dict[bytes, ExampleRow] = {}
+    patients = _patients_of(rows)
     while batch := list(islice(tiles, _BATCH_TILES)):
         for row, pixels in batch:
-            _check_no_copy(row, pixels, seen)
+            _check_no_copy(row, pixels, seen, patients)
         sources += [row for row, _ in batch]
         embeddings.append(encoder.embed(np.stack([pixels for _, pixels in batch])))
     slides = _slides_of(rows)
@@ -123,16 +124,22 @@ def embed_examples(
     )
 
 
-def _check_no_copy(row: ExampleRow, pixels: RgbArray, seen: dict[bytes, ExampleRow]) -> None:
+def _check_no_copy(
+    row: ExampleRow,
+    pixels: RgbArray,
+    seen: dict[bytes, ExampleRow],
+    patients: Mapping[str, str],
+) -> None:
     """Raise for a tile, (tile_px, tile_px, 3), that is one seen before; folds would not part them.
 
-    Tiles of one colour, such as glass, may be equal.
+    Tiles of one colour, such as glass, may be equal. ``patients`` are those known by slide id.
     """
     if not np.ptp(pixels, axis=(0, 1)).any():
         return
     first = seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), row)
-    group, other = (one.patient_id or one.slide_id for one in (row, first))
-    if row.drop != first.drop or group != other:
+    is_same_slide = row.slide_id == first.slide_id
+    patient, other = (patients.get(one.slide_id, "") for one in (row, first))
+    if row.drop != first.drop or not (is_same_slide or (patient and patient == other)):
         raise TableError(
             row.where,
             actual=f"a tile with the same pixels as one of {first.where}",
@@ -211,9 +218,14 @@ def _check_one_per_slide(
             )
 
 
+def _patients_of(rows: Sequence[ExampleRow]) -> dict[str, str]:
+    """Return the patient by slide id, from any row of a slide that names it."""
+    return {row.slide_id: row.patient_id for row in rows if row.patient_id}
+
+
 def _slides_of(rows: Sequence[ExampleRow]) -> tuple[ExampleSlide, ...]:
     """Return the slides of a table, in order, with patient and content from any of their rows."""
-    patients = {row.slide_id: row.patient_id for row in rows if row.patient_id}
+    patients = _patients_of(rows)
     files = {row.slide_id: row.slide_path for row in rows if row.slide_path is not None}
     return tuple(
         ExampleSlide(

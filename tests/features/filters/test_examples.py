@@ -153,7 +153,9 @@ def test_spellings_of_columns_and_ids_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "is_refused"),
     [("b.png,drop,s1,", True), ("b.png,keep,s2,", True), ("b.png,keep,s1,", False),
-     ("b.png,keep,s2,p1", False), ("glass.png,drop,s2,", False)],
+     ("b.png,keep,s2,p1", False), ("glass.png,drop,s2,", False),
+     ("b.png,keep,s1,\nglass.png,keep,s2,p1", False),
+     ("b.png,keep,s2,\nglass.png,keep,s2,p1", False)],
 )  # fmt: skip
 def test_copies_of_a_tile_have_one_label_and_one_slide_or_patient(
     tmp_path: Path, row: str, is_refused: bool
@@ -164,13 +166,13 @@ def test_copies_of_a_tile_have_one_label_and_one_slide_or_patient(
     for name in ("glass.png", "more.png"):
         Image.new("RGB", (64, 64), "white").save(tmp_path / name)
     header = "path,label,slide_id,patient_id"
-    first = "a.png,keep,s1," + "p1" * row.endswith("p1")
-    table = table_of(tmp_path, first, "more.png,keep,s1,", row, header=header)
+    first = "a.png,keep,s1," + "p1" * ("p1" in row)
+    table = table_of(tmp_path, first, "more.png,keep,s1,", *row.split("\n"), header=header)
     if is_refused:
         with pytest.raises(TableError, match=r"row 4: a tile with the same pixels as one of .* 2;"):
             embed(table)
     else:
-        assert len(embed(table).drop) == 3
+        assert len(embed(table).drop) == 3 + row.count("\n")
 
 
 def test_coordinates_and_patients_are_read_beside_rows_without_them(tmp_path: Path) -> None:
