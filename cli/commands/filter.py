@@ -17,7 +17,6 @@ from cli.console import (
     print_next,
     progress_bar,
     spinner,
-    stderr,
     stdout,
 )
 from cli.options import (
@@ -39,8 +38,8 @@ from cli.shared.arguments import (
     require_one_resolution,
     resolve_mpp_table,
 )
-from cli.shared.executors import checkpoint_paths
-from features.utils.text import list_names, lookalikes, percent, pluralize
+from cli.shared.executors import checkpoint_paths, print_warning
+from features.utils.text import lookalikes_note, percent, pluralize
 
 if TYPE_CHECKING:
     from features.filters.classifier import TileFilter
@@ -119,14 +118,9 @@ def fit(
         )  # fmt: skip
         encoder = config.load_encoder(n_tiles_expected=len(rows))
     for what in ("slide_id", "patient_id"):
-        if groups := lookalikes(filter(None, (getattr(row, what) for row in rows))):
-            alike = list_names([" = ".join(group) for group in groups])
-            noun = what.replace("_id", "s")
-            stderr.print(
-                f"warning: {noun} whose ids look alike count as different ones: {alike}; if they "
-                "are one, write the id the same way in every row",
-                style="yellow",
-            )
+        ids = filter(None, (getattr(row, what) for row in rows))
+        if note := lookalikes_note(what.replace("_id", "s"), ids):
+            print_warning(note)
     with progress_bar("rows") as bars:
         task = bars.add_task("embedding", total=len(rows))
         examples = embed_examples(

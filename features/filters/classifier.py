@@ -299,7 +299,7 @@ def read_filter(path: Path) -> TileFilter:
             stated = {"format": FORMAT, **header}  # The key of the metadata names the format.
             check_format(path, stated, name=FORMAT, newest=FORMAT_VERSION, error=FilterError)
             return _parse(header, {name: file.get_tensor(name) for name in _TENSORS})
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FilterError(path, actual="there is no such file", expected=_EXPECTED) from error
     except IsADirectoryError as error:
         raise FilterError(path, actual="a folder", expected=_EXPECTED) from error

@@ -114,7 +114,9 @@ def test_slides_that_look_alike_and_copies_are_said(world: Path, tmp_path: Path)
     alike.write_text("\n".join([*rows[:1], rows[1].replace("other", "Other-"), *rows[2:], ""]))
     out = ["--out", tmp_path / "f.safetensors", *backbone(world)]
     result = mil_ok("filter", "fit", alike, *out)
-    assert "slides whose ids look alike count as different ones: Other-0 = other0" in result.stderr
+    assert (
+        "slides whose ids look alike count as different ones: 'Other-0' = 'other0'" in result.stderr
+    )
     (world / "copied.csv").write_text("\n".join([*rows, "copy.png,drop,other9", ""]))
     (world / "copy.png").write_bytes((world / "keep0.png").read_bytes())
     follow_advice(
@@ -136,6 +138,8 @@ def test_bad_filters_and_tables_end_in_one_line(world: Path, tmp_path: Path) -> 
         assert result.exit_code == 1
         assert "error:" in result.output
     assert "a folder; expected a file that" in mil("filter", "show", tmp_path).output
+    below_a_file = mil("filter", "show", tmp_path / "f.safetensors" / "x").output
+    assert "there is no such file; expected a file that" in below_a_file
     assert mil("filter", "fit", world / "examples.csv", "--threshold", 1).exit_code == 2
     for command in ("fit", "show"):
         assert "Example" in mil("filter", command, "--help").output
