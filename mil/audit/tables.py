@@ -166,8 +166,8 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
         if similar := tuple(" = ".join(group) for group in lookalikes(names)):
             yield Finding(
                 Severity.warning, f"lookalike_{column}s",
-                f"{what} that look alike, as in capitals, blanks, hyphens or leading zeros: "
-                f"{list_names(similar)}",
+                f"{what} that differ only in capitals, blanks, hyphens, accents, leading zeros or "
+                f"the like: {list_names(similar)}",
                 f"If they are one {column}, write it the same way everywhere.", similar,
             )  # fmt: skip
         if misread := tuple(sorted(filter(misread_form, names))):
