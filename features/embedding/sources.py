@@ -29,6 +29,14 @@ __all__ = ["SlideSource", "Source", "record_crash", "slide_sources", "tile_trans
 
 S = TypeVar("S", bound="Instances")
 
+_HINTS = {
+    "SIGKILL": "Memory may be short: give a smaller --workers or --batch.",
+    "SIGBUS": "Memory or a disk may be full: free some space, or copy the file again.",
+    "SIGSEGV": "Copy or export it again, or leave it out.",
+}
+"""What to do about a slide that ends workers, by the signal."""
+_OTHER_HINT = "Embed it alone to see the reason, or leave it out."
+
 
 class Source(Protocol[S]):
     """A slide or an image series that becomes one bag; picklable."""
@@ -127,10 +135,8 @@ def slide_sources(
 def record_crash(source: Source[Any], reason: str) -> SlideResult:
     """Record that a source crashed every worker that read it, and return its result."""
     error = SlideError(
-        source.path, actual=reason, expected="a file that can be read to its end",
-        hint="Memory may be short: give a smaller --workers or --batch."
-        if "SIGKILL" in reason
-        else "Copy or export it again, or leave it out.",
+        source.path, actual=reason, expected="a worker that stays alive",
+        hint=next((hint for name, hint in _HINTS.items() if name in reason), _OTHER_HINT),
     )  # fmt: skip
     result = SlideResult.of_failure(source.path, str(error), slide_id=source.bag_id)
     source.record_failure(result.message)

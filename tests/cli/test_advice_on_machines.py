@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,7 @@ from features.embedding.distributed import EmbeddingWorkerFactory
 from features.encoders import weights
 from features.errors import MilError
 from features.parallel import ray_cluster
+from features.parallel.local import LocalExecutor
 from features.parallel.messages import Ready, WorkerDied
 from features.parallel.pool import WorkerPool
 from mil.training import ensemble
@@ -163,6 +165,39 @@ def test_workers_that_do_not_live_get_a_smaller_batch(
     assert str(caught.value).endswith(advice)
     embed = f"{EMBED} --execution eager".format(out=tmp_path)
     mil_ok(*shlex.split(f"{embed} --batch 2 --workers 1 --device cpu"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice", "then"),
+    [
+        ("ended by SIGKILL", "Memory may be short: give a smaller --workers or --batch.",
+         ("slides --workers 1 --batch 2",)),
+        ("ended by SIGBUS", "free some space, or copy the file again.", ("slides",)),
+        ("ended by SIGSEGV", "Copy or export it again, or leave it out.",
+         ("slides", "slides/001.png")),
+        ("ended with code 1", "Embed it alone to see the reason, or leave it out.",
+         ("slides/000.png", "slides/001.png")),
+    ],
+)  # fmt: skip
+def test_a_slide_that_ends_every_worker_is_embedded_or_left_out_as_advised(
+    reason: str,
+    advice: str,
+    then: Sequence[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = LocalExecutor.run
+
+    def crash(self: LocalExecutor, sources: Sequence[Any], listener: Any, *, stop: Event) -> None:
+        listener.on_failed(sources[0], f"every worker that ran it {reason}")
+        run(self, sources[1:], listener, stop=stop)
+
+    embed = f"{EMBED} --execution eager --device cpu".format(out=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalExecutor, "run", crash)
+        expect_advice(embed, advice, exit_code=3)
+    for paths in then:
+        mil_ok(*shlex.split(embed.replace("slides", paths, 1)))
 
 
 def test_workers_that_differ_are_told_to_be_made_alike() -> None:

@@ -192,6 +192,13 @@ def test_processes_that_share_an_encoder_make_the_same_bags_though_one_is_killed
     [
         ("ended by SIGSEGV", "Copy or export it again, or leave it out."),
         ("ended by SIGKILL", "Memory may be short: give a smaller --workers or --batch."),
+        (
+            "ended by SIGBUS",
+            "Memory or a disk may be full: free some space, or copy the file again.",
+        ),
+        ("ended by SIGABRT", "Embed it alone to see the reason, or leave it out."),
+        ("ended with code 1", "Embed it alone to see the reason, or leave it out."),
+        ("stopped (no room)", "Embed it alone to see the reason, or leave it out."),
     ],
 )
 def test_a_slide_that_ends_every_process_is_failed_with_what_to_do(
@@ -202,8 +209,7 @@ def test_a_slide_that_ends_every_process_is_failed_with_what_to_do(
     result = record_crash(source, f"every worker that ran it {how}")
     assert (result.status, result.slide_id) == ("failed", "s0")
     assert result.message == (
-        f"{path}: every worker that ran it {how}; expected a file that can be read to its end. "
-        f"{hint}"
+        f"{path}: every worker that ran it {how}; expected a worker that stays alive. {hint}"
     )
 
 
