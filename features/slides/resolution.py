@@ -19,6 +19,7 @@ __all__ = [
     "MppSource",
     "Resolution",
     "choose_mpp",
+    "is_plausible_mpp",
     "mpp_of_magnification",
     "mpp_outliers",
     "resolve_mpp",
@@ -63,7 +64,7 @@ def resolve_mpp(stated: StatedMpp | None, *, given_mpp: float | None, where: obj
     ResolutionError, which names ``where``, if ``given_mpp`` is outside :data:`PLAUSIBLE_MPP`.
     """
     if given_mpp is not None:
-        if not _is_plausible(given_mpp):
+        if not is_plausible_mpp(given_mpp):
             low, high = PLAUSIBLE_MPP
             raise ResolutionError(
                 where,
@@ -72,7 +73,7 @@ def resolve_mpp(stated: StatedMpp | None, *, given_mpp: float | None, where: obj
                 hint="Give micrometres per level-0 pixel, e.g. 0.25 for a 40x scan.",
             )
         return Resolution(mpp_x=given_mpp, mpp_y=given_mpp, source="given")
-    if stated is not None and _is_plausible(stated.x) and _is_plausible(stated.y):
+    if stated is not None and is_plausible_mpp(stated.x) and is_plausible_mpp(stated.y):
         source: MppSource = "derived" if stated.kind == "derived" else "file"
         return Resolution(mpp_x=stated.x, mpp_y=stated.y, source=source)
     return Resolution(mpp_x=ASSUMED_MPP, mpp_y=ASSUMED_MPP, source="assumed")
@@ -86,7 +87,7 @@ def choose_mpp(candidates: Iterable[StatedMpp]) -> tuple[StatedMpp | None, tuple
     of printing and not warned of; a resolution that does not fit the magnification is.
     """
     found = sorted(candidates, key=lambda stated: stated.kind == "derived")
-    used = next((s for s in found if _is_plausible(s.x) and _is_plausible(s.y)), None)
+    used = next((s for s in found if is_plausible_mpp(s.x) and is_plausible_mpp(s.y)), None)
     low, high = PLAUSIBLE_MPP
     warnings = [
         f"{stated.x:.4g} x {stated.y:.4g} µm/px in {stated.field} is not used: "
@@ -136,6 +137,7 @@ def mpp_outliers(mpp_by_slide: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _is_plausible(mpp: float) -> bool:
+def is_plausible_mpp(mpp: float) -> bool:
+    """Return whether µm per px are in :data:`PLAUSIBLE_MPP`."""
     low, high = PLAUSIBLE_MPP
     return low <= mpp <= high  # False for NaN too

@@ -9,11 +9,12 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from itertools import product
+from operator import itemgetter
 
 from features.slides.base import StatedMpp
 from features.slides.companion_words import CAMERA, COMPANION
 from features.slides.length_units import NUMBER, parse_number, um_per_unit
-from features.slides.resolution import mpp_of_magnification
+from features.slides.resolution import is_plausible_mpp, mpp_of_magnification
 
 __all__ = ["mpp_in_ome", "mpp_in_text", "ome_channels", "ome_pixels"]
 
@@ -41,8 +42,6 @@ _OF_NO_PX = re.compile(
 """What a resolution or spacing right behind it is of, but no size of pixels."""
 _OF_SECTION = re.compile(r"(?:section|slice|\bline|\bstep)[ _-]*\Z", re.IGNORECASE)
 """What a spacing right behind it is of, but no µm per px."""
-_ENDS_FIELD = re.compile(r"[=:][ \t]*[\w-]+[ \t]+\Z")
-"""One word that is the value of a field, and no part of a name right behind it."""
 _OF_SECTIONS = re.compile(r"[ \t,(]*(?:between|apart|zwischen|entre|tra|tussen)\b", re.IGNORECASE)
 _UNIT = r"[a-zA-Zµμåý\\\x80-\uffff][\w\\]{0,20}"
 _LONG_UM = r"mi[ck]r(?:[oóô]m[eèé]t(?:er|re|ro|ri)|[oó]n|a)s?|мкм|微米|ミクロン"
@@ -57,7 +56,7 @@ _NAMED_PX = (
 )
 _SIZE = (
     rf"{_NAMED_PX}|(?:scan)?r[eé]solution|aufl(?:ö|oe)sung|resoluci[oó]n|risoluzione|resolu[çc][aã]o"
-    r"|resolutie|разрешение|rozdzielczość|(?:分辨率|解像度|해상도)|spacing|(?<!\w)mm(?=_[xy]\b|\Z)"
+    r"|resolutie|разрешение|rozdzielczość|(?:分辨率|解像度|해상도)|spacing"
 )
 _PAIR = rf"[\[(]?\s*({NUMBER})(?:\s*[x×]\s*(?:{NUMBER})|,\s*(?:{NUMBER})(?=\s*[\])]))?[\])]?"
 """A number, or the first of two: 0.5 x 0.5, (0.5, 0.5)."""
@@ -72,6 +71,9 @@ _PIXEL_SIZE = re.compile(
     rf"{_PAIR}[ \t]*({_UNIT})?",
     re.IGNORECASE,
 )
+_LARGE_IMAGE = re.compile(
+    rf"""(?<!\w)mm_x{_IS}({NUMBER})[\s,;|"']*mm_y{_IS}({NUMBER})""", re.IGNORECASE
+)
 _OBJECTIVE = (
     r"AppMag|SourceLens|NominalLensMagnification|vergr(?:ö|oe)(?:ß|ss)erung|grossissement"
     r"|увеличение|объектив|powiększenie|(?:förstoring|suurennus|zvětšení)"
@@ -82,7 +84,7 @@ _OBJECTIVE = (
 )
 _PX = r"(?:px|p[ií]x(?:e[eils]{1,3})?|voxels?|pikseli?|пиксел[ьяей]{1,2}|像素|画素|ピクセル|픽셀)"
 _PER = rf"(?:[ \t]*(?:/|\b{_PER_WORD}\b)[ \t]*{_PX}\b|[ \t·⋅*]*{_PX}[ \t]*(?:\^?[-−]1\b|⁻¹))"
-_METRIC = rf"(?:{_LONG_UM}|mill?[ií]met(?:er|re|ro|ri)s?|[uµμ]m|[mc]m|inch)"
+_METRIC = rf"(?:{_LONG_UM}|mill?[ií]met(?:er|re|ro|ri)s?|[uµμ]m|[mc]m)"
 _PER_PX = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -95,7 +97,7 @@ _PER_PX = tuple(
             rf"(?P<x>{NUMBER})"
         ),
         (
-            rf"\b(?:1|one|each|per)[ \t]*{_PX}[ \t]*(?:=|:|\b(?:is|equals)\b)[ \t]*"
+            rf"(?<![\w.,])(?:1|one|each|per)[ \t]*{_PX}[ \t]*(?:=|:|\b(?:is|equals)\b)[ \t]*"
             rf"(?P<x>{NUMBER})[ \t]*(?P<unit>{_UNIT})"
         ),
         (
@@ -111,19 +113,27 @@ _PX_PER = tuple(
         rf"(?P<x>{NUMBER})[ \t]*{_PX}[ \t]*(?:/|\b{_PER_WORD}\b)[ \t]*(?P<unit>{_METRIC})\b",
         rf"{_PX}[ \t]*(?:/|[-_ ]?per[-_ ]?)[ \t]*(?P<unit>{_METRIC}){_IS}(?P<x>{NUMBER})",
         (
-            rf"\b(?:1|one|each|per)[ \t]*(?P<unit>{_METRIC})[ \t]*(?:=|:|\b(?:is|equals)\b)[ \t]*"
-            rf"(?P<x>{NUMBER})[ \t]*{_PX}\b"
+            rf"(?<![\w.,])(?:1|one|each|per)[ \t]*(?P<unit>{_LONG_UM}|[uµμ]m)[ \t]*"
+            rf"(?:=|:|\b(?:is|equals)\b)[ \t]*(?P<x>{NUMBER})[ \t]*{_PX}\b"
         ),
     )
 )
 """Pixels per length in words: ``2 px/µm``, ``PixelsPerMicron=2``, ``1 µm = 2 px``."""
+_SCALE_BAR = re.compile(
+    r"(?:scale[ _-]?bar|ma(?:ß|ss)stab|barre d[’']échelle|barra d[ei] (?:escala|scala)|比例尺|标尺"
+    r"|スケールバー)[^\d;|\r\n]*\Z",
+    re.IGNORECASE,
+)
+"""What is drawn into a picture of any size."""
 _UNIT_BEHIND = re.compile(
     rf"""[\s,"']*(?:y{_IS}(?:{NUMBER})[\s,"']*)?units?{_IS}({_UNIT})""", re.IGNORECASE
 )
 """A unit in a field right behind the value, or behind that of the other axis."""
 _UM_PER_MM = 1000.0
+_PER_INCH = rf"(?:[dp]pi|{_PX}[ \t]*(?:/|[-_ ]?per[-_ ]?)[ \t]*inch)"
 _DOTS_PER_INCH = re.compile(
-    rf"(?<!\w)(?P<before>{NUMBER})[ \t]*[dp]pi\b|(?<!\w)[dp]pi{_IS}(?P<behind>{NUMBER})",
+    rf"(?<!\w)(?P<before>{NUMBER})[ \t]*{_PER_INCH}\b"
+    rf"|(?<!\w){_PER_INCH}{_IS}(?P<behind>{NUMBER})",
     re.IGNORECASE,
 )
 _NAMES_PX = re.compile(r"px|p[ií]x|voxel|piks|пиксел|像素|画素|ピクセル|픽셀", re.IGNORECASE)
@@ -174,8 +184,14 @@ _COUNT = re.compile(
     rf"(?:{NUMBER})(?<![.,])\s*[-–]?\s*(?!{_OF_LENSES})[^\W\d_]{{2}}", re.IGNORECASE
 )
 """A number of something, as ``20 patients``."""
-_OTHER_WORD = re.compile(rf"(?<![^\W\d_])(?!{_OF_LENSES})[^\W\d_]{{2}}", re.IGNORECASE)
-"""A word that is not on lenses, as ``grade`` before a number."""
+_OF_AIM_OR_PLACE = re.compile(
+    r"(?<![^\W\d_])(?:gra(?:d[eo]?|ds)s?\b|stages?\b|stadium|est[aá]dio|stadio|class(?!ic)|klasse|score"
+    r"|gleason|patient|pa[cz]i[eê]n|case|cohort|surviv|recurr|predi[ck]|age\b|week|woche|seman|month"
+    r"|monat|year|jahr|days?\b|posi(?:tion|ción|zione|ção|cion)|pos\b|place|platz|n[or]\.|number|slot|turret"
+    r"|revolver|nosepiece)",
+    re.IGNORECASE,
+)
+"""A word that makes the number behind it one of an aim, or of a place in the turret."""
 _SIGN = re.compile(r"\s*[x×]", re.IGNORECASE)
 _MAY_COUNT = re.compile(r"(?:ob[ij]|lens|mag\Z|aumento)(?!.*(?:power|magn))", re.IGNORECASE)
 """Names that may mean an aim, an increase or another lens."""
@@ -206,12 +222,14 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     yield from _philips(text)
     yield from _named_sizes(text, _MPP)
     yield from _named_sizes(text, _PIXEL_SIZE)
+    yield from _large_image(text)
     yield from _zeiss(text)
     yield from _metaxpress(text)
     yield from _per_px(text)
     for dots in _DOTS_PER_INCH.finditer(text):
         um = 25_400 / (parse_number(dots["before"] or dots["behind"]) or math.inf)
-        yield StatedMpp(x=um, y=um, field="dpi", kind="tags")  # mostly a default of printing
+        if not _is_of_other_image(text[max(0, dots.start() - _AROUND) : dots.start()]):
+            yield StatedMpp(x=um, y=um, field="dpi", kind="tags")  # mostly a default of printing
     yield from _magnifications(text)
 
 
@@ -311,16 +329,13 @@ def _philips(text: str) -> Iterator[StatedMpp]:
 
 def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
     """The finest value along x and y; a value that needs a unit and lacks it is left out."""
-    values: dict[str, float] = {}
-    field = ""
+    values: dict[str, list[tuple[float, str]]] = {}
     unit_beside = cache(partial(_unit_beside, text))  # it searches the whole text
     for match in pattern.finditer(text):
         name, axis, *unit_in_name, number, unit = match.groups()
         before = text[max(0, match.start() - _AROUND) : match.start()]
-        is_field = pattern is _MPP and _ENDS_FIELD.search(before) is not None
-        if _is_of_other_thing(text, match.start(), is_of_px=not is_field) or (
+        if _is_of_other_thing(text, match.start()) or (
             not _NAMES_PX.search(name)
-            and not is_field
             and (
                 _OF_NO_PX.search(before)
                 or (pattern is _PIXEL_SIZE and _OF_SECTION.search(before))
@@ -328,23 +343,24 @@ def _named_sizes(text: str, pattern: re.Pattern[str]) -> Iterator[StatedMpp]:
             )
         ):
             continue
-        um = next(filter(None, map(um_per_unit, (unit, *unit_in_name, name))), None)
+        um = next(filter(None, map(um_per_unit, (unit, *unit_in_name))), None)
         own_unit = "" if um is not None else unit_beside(name, axis)
         if um is None:
             um = um_per_unit(own_unit)
+        value = parse_number(number)
         if um is None and pattern is _PIXEL_SIZE:
-            um = _unit_behind(text, match.start(match.re.groups) if unit else match.end())
+            behind = _unit_behind(text, match.start(match.re.groups) if unit else match.end())
+            um = behind if behind and is_plausible_mpp(behind * value) else None
         if um is None and (pattern is _MPP or (name == "PhysicalSize" and axis and not own_unit)):
             um = 1.0  # OME's default, also where its names are in other texts
         if um is not None:
-            field = field or name
-            value = um * parse_number(number)
-            axis = axis.lower() or "x"
-            values[axis] = (
-                min(value, values.get(axis, value)) if value > 0 else values.get(axis, value)
-            )
+            values.setdefault(axis.lower() or "x", []).append((um * value, name))
     if values:
-        x, y = (values.get(axis, values.get(other, 0.0)) for axis, other in ("xy", "yx"))
+        finest = {
+            axis: min((pair for pair in pairs if pair[0] > 0), key=itemgetter(0), default=pairs[0])
+            for axis, pairs in values.items()
+        }
+        (x, field), (y, _) = (finest.get(axis) or finest[other] for axis, other in ("xy", "yx"))
         yield StatedMpp(x=x, y=y, field=field)
 
 
@@ -374,6 +390,7 @@ def _per_px(text: str) -> Iterator[StatedMpp]:
                 um is None
                 or _is_of_other_image(part[: match.start()])
                 or _is_of_other_thing(part, match.start())
+                or (pattern in _PX_PER and _SCALE_BAR.search(part, 0, match.start()))
             ):
                 continue
             sizes = [parse_number(found[axis]) for axis in "xy" if found.get(axis)]
@@ -392,6 +409,15 @@ def _parts_on_px(text: str) -> Iterator[str]:
         if match.end() + _AROUND > end:
             end = match.end() + 2 * _AROUND
             yield text[max(0, match.start() - _AROUND) : end]
+
+
+def _large_image(text: str) -> Iterator[StatedMpp]:
+    """Millimetres per px; a place on the glass may have these names too."""
+    for match in _LARGE_IMAGE.finditer(text):
+        x, y = (_UM_PER_MM * parse_number(number) for number in match.groups())
+        is_plausible = is_plausible_mpp(x) and is_plausible_mpp(y)
+        if is_plausible and not _is_of_other_thing(text, match.start()):
+            yield StatedMpp(x=x, y=y, field="mm_x and mm_y")
 
 
 def _zeiss(text: str) -> Iterator[StatedMpp]:
@@ -446,7 +472,7 @@ def _magnification_in(text: str, *, name: str) -> float:
     if _MAY_COUNT.match(name) and (
         number < _LEAST_WITHOUT_SIGN
         or _COUNT.match(text, first.start())
-        or (_OTHER_WORD.search(text, 0, first.start()) and not _SIGN.match(text, first.end()))
+        or (_OF_AIM_OR_PLACE.search(text, 0, first.start()) and not _SIGN.match(text, first.end()))
     ):
         return math.nan
     return number

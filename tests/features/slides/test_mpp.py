@@ -129,6 +129,7 @@ TEXTS = {
     "px per µm": ("Resolution: 4 pixels per um", (0.25, 0.25), "stated"),
     "px/µm": ("4 px/µm", (0.25, 0.25), "stated"),
     "1 µm is": ("1 µm = 4 px", (0.25, 0.25), "stated"),
+    "0.1 µm is": ("0.1 µm = 4 px, 0.1 px = 5 µm", None, ""),
     "unit in the tag": ('<PixelSizeX Unit="nm">250</PixelSizeX>', (0.25, 0.25), "stated"),
     "unit in braces": ('{"pixelSize": {"value": 0.25, "unit": "um"}}', (0.25, 0.25), "stated"),
     "axes and unit in braces": (
@@ -138,7 +139,10 @@ TEXTS = {
     "bits, and a unit of others": ("Resolution = 8 bit, stage unit = um", None, ""),
     "px per inch with a unit": ('{"resolution": 300, "unit": "inch"}', None, ""),
     "large_image": ('{"magnification": 20, "mm_x": 0.0005, "mm_y": 5e-4}', (0.5, 0.5), "stated"),
-    "place of the stage": ('{"stage_mm_x": 0.005}', None, ""),
+    "large_image with a resolution": ('{"mm_x": 0.00025, "mm_y": 2.5e-4, "mpp": 0.5}', (0.5, 0.5),
+                                      "stated"),
+    "large_image of the macro": ('{"macro": {"mm_x": 0.008, "mm_y": 0.008}}', None, ""),
+    "place of the stage": ('{"stage_mm_x": 0.005, "stage_mm_y": 0.005}', None, ""),
     "ScanResolution": ("ScanResolution: 0.2325 um", (0.2325, 0.2325), "stated"),
     "camera with a colon": ("Camera: pixel size 6.5 um", None, ""),
     "camera in German": ("Kamera-Pixelgröße: 3,45 µm; Objektiv: 20x", (0.5, 0.5), "derived"),
@@ -189,8 +193,8 @@ TEXTS = {
     "of the camera": ("Camera pixel size: 6.5 um; Objective: 20x", (0.5, 0.5), "derived"),
     "of the sensor": ("Sensor pixel size 5.5 um; Pixel size: 0.25 um", (0.25, 0.25), "stated"),
     "of the detector": ("detector pixels 6.5 um/px", None, ""),
-    "parted by one blank": ("Camera: CCD MPP=0.25", (0.25, 0.25), "stated"),
-    "parted by one blank from a mode": ("Mode: tile MPP=0.25", (0.25, 0.25), "stated"),
+    "parted by one blank": ("Camera: CCD MPP=0.25", None, ""),
+    "parted by one blank from a mode": ("Mode: tile MPP=0.25", None, ""),
     "parted by one blank from a patch": ("Level: patch MPP=1.0", None, ""),
     "pixels of a chip after one blank": ("Camera: CCD pixel size=6.5 um", None, ""),
     "of the thumbnail": ("thumb_mpp=8|preview mpp = 16", None, ""),
@@ -246,6 +250,17 @@ def test_an_absurd_value_gives_way_to_the_next_place_with_a_warning(value: str) 
     assert (result.x, result.kind) == (0.5, "derived")
     assert len(warnings) == 1
     assert "in MPP is not used: expected 0.05 to 20" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [("resolution: 15 um; pixel size: 0.5 um", "pixel size"), ("um/px = 1|MPP = 0.5", "MPP"),
+     ("MPP = 0|mpp = 0.5", "mpp"), ("Pixel size: 0.5 um, spacing: 4 um", "Pixel size")],
+)  # fmt: skip
+def test_the_name_is_that_of_the_value_that_is_used(text: str, field: str) -> None:
+    result, warnings = choose_mpp(mpp_in_text(text))
+    assert result is not None
+    assert (result.x, result.field, warnings) == (0.5, field, ())
 
 
 def test_a_resolution_that_contradicts_the_magnification_is_warned_of() -> None:
@@ -605,6 +620,31 @@ def test_where_multiscales_has_no_unit_the_ome_xml_beside_it_counts(tmp_path: Pa
         ("Objective: XLUMPLFLN20XW", 0.5),
         ("Objective: 20XW", 0.5),
         ("Objective: Plan-Apochromat-20x", 0.5),
+        # kinds of lenses before a number without a sign, and what is no lens
+        *((f"{name}: {lens}", 10 / int(lens.split()[-1])) for name, lens in (
+            *(("Objective", lens) for lens in (
+                "Plan Apo Lambda 20", "CFI Plan Apo Lambda 20", "LMPLFLN 20", "LCPlanN 20",
+                "MPlan 20", "LD A-Plan 20", "HI PLAN 20", "Zeiss LD 20", "Mitutoyo 20",
+                "Pan Fluor 40", "Water dipping 40")),
+            ("Lens", "Super Apochromat 20"), ("Objektiv", "Aperio 20"), ("Mag", "approx 20"))),
+        *((f"Objective: {aim}", None) for aim in (
+            "grade 4", "turret place 5", "no. 5", "survival after week 20", "Gleason score 6",
+            "patients over the age of 40", "class 5")),
+        # lengths that are none of the slide's pixels
+        ("Scale bar 1 mm = 200 px; objective 20x", 0.5),
+        ("Scale bar (length): 1 µm = 2 px; objective 20x", 0.5),
+        ("Maßstab: 1 µm = 2 px; Objektiv: 20x", 0.5),
+        ("Scale bar 50 µm; 4 px/µm", 0.25),
+        ("1 mm = 2000 px; 1 inch = 72 px", None),
+        ("macro: 3000 pixels per inch; label: 3000 dpi", None),
+        ('{"mm_x": 0.015, "magnification": 20}', 0.5),
+        ('{"mm_x": 15}', None),
+        ('{"mm_x": 15, "mm_y": 20, "magnification": 20}', 0.5),
+        ("Slide 25 mm_x = 10 mm", None),
+        ("resolution: 1024, unit: um", None),
+        # of the chip or a patch that is the value of a field
+        ("Sensor = CCD mpp = 3.45", None),
+        ("area = tile mpp=0.5", None),
         # ranges
         ("Objective: 20x-40x", None),
         ("Objective: 20x/40x", None),
@@ -684,6 +724,7 @@ def test_the_example_of_each_documented_field_is_understood(row: list[str]) -> N
     "text",
     ["0,5 µm pro Pixel", "0,5 micromètres par pixel", "Mikrometer pro Pixel = 0,5",
      "Pixelgroesse = 0.5 µm", "Taille de pixel: 0,5 µm", "dpi: 50800", "Resolution = 50800 ppi",
+     "50800 pixels per inch", "PixelsPerInch=50800",
      "Tamaño de los píxeles = 0.5 micras", "0,5 micras por píxel", "0,5 micrómetros por píxel",
      "2 píxeles por µm", "0,0005 milímetros por píxel", "Tamanho do pixel: 0,5 micrómetros",
      "0,5 micrômetros por pixel", "Dimensioni dei pixel: 0,5 x 0,5 µm", "Tamaño de píxel 0,5 µm",
@@ -697,7 +738,9 @@ def test_notes_in_other_languages_and_px_per_inch_are_understood(text: str, form
     assert next((stated.x, stated.y) for stated in mpp_in_text(text)) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize("text", ["Resolution: 96 dpi", "dpi = 72", "300 ppi"])
+@pytest.mark.parametrize(
+    "text", ["Resolution: 96 dpi", "dpi = 72", "300 ppi", "72 pixels per inch"]
+)
 def test_defaults_of_printing_are_neither_used_nor_warned_of(text: str) -> None:
     stated, warnings = choose_mpp(mpp_in_text(text))
     assert stated is not None
