@@ -101,24 +101,39 @@ def _list_left_out(source: Path, found: Mapping[str, Path]) -> dict[str, str]:
     """Return the other files of embeddings below a folder, and why each was not taken."""
     left_out = {}
     suffixes = {taken.suffix for taken in found.values()}
-    below = list(source.rglob("*"))  # without what linked folders hold
-    linked = [path for link in below if link.is_symlink() for path in link.glob("*")]
-    for path in _visible(source, sorted([*below, *linked])):
+    for path in _visible(source, sorted(_walk(source))):
         slide_id = bag_id(path.stem.removesuffix("_patches"))
         is_lost = path.is_symlink() and not path_exists(path)
-        if (
-            path.suffix.lower() in _SUFFIXES
-            and slide_id not in found
-            and (path.is_file() or is_lost)
+        is_of_bag = path.suffix.lower() in _SUFFIXES
+        if slide_id not in found and (
+            (is_lost and not path.suffix) or (is_of_bag and (is_lost or path.is_file()))
         ):
             left_out[str(path.relative_to(source))] = (
-                "a link to a file that is not there"
+                f"a link to a {'file' if is_of_bag else 'folder'} that is not there"
                 if is_lost
                 else "not where this layout has its bags"
                 if path.suffix in suffixes
                 else f"a {path.suffix} file, and those of this layout are {min(suffixes)}"
             )
     return left_out
+
+
+def _walk(source: Path) -> Iterator[Path]:
+    """Yield all below a folder, and behind links to folders, each folder once: links may loop."""
+    folders, links, seen = [source], list[Path](), set(source.resolve().parents)
+    while folders or links:
+        folder = (folders or links).pop()
+        if (target := folder.resolve()) in seen:
+            continue
+        seen.add(target)
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError:  # such as a folder that may not be read
+            continue
+        for path in paths:
+            yield path
+            if path_exists(path) and path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
 
 
 def _visible(source: Path, paths: Iterable[Path]) -> Iterator[Path]:

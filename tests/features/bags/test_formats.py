@@ -770,6 +770,29 @@ def test_links_that_lead_nowhere_or_to_folders_are_left_out_by_name(tmp_path: Pa
     }  # fmt: skip
 
 
+def test_bags_deep_behind_links_are_left_out_by_name_and_loops_end(tmp_path: Path) -> None:
+    source, other, third = tmp_path / "in", tmp_path / "other", tmp_path / "third"
+    write_pt(source / "pt_files" / "s1.pt", torch.from_numpy(FEATURES))
+    write_pt(other / "pt_files" / "s2.pt", torch.from_numpy(FEATURES))
+    write_pt(third / "s3.pt", torch.from_numpy(FEATURES))
+    for name in ("one/s4.pt", "two/s5.pt"):
+        write_pt(tmp_path / "of" / name, torch.from_numpy(FEATURES))
+    for link, target in {
+        source / "second": other, other / "pt_files" / "third": third, third / "back": other,
+        source / "loop": source, source / "up": tmp_path, source / "again": source / "pt_files",
+        source / "all": tmp_path / "of", source / "one": tmp_path / "of" / "one",
+        source / "lost": tmp_path / "gone", source / "read me.txt": tmp_path / "gone.txt",
+    }.items():  # fmt: skip
+        link.symlink_to(target)
+    left_out = {r.slide_id: r.left_out for r in import_all(source, "clam")}
+    assert left_out.pop("s1") == ""
+    assert left_out.pop("lost") == "a link to a folder that is not there"
+    assert left_out == dict.fromkeys(
+        ["second/pt_files/s2.pt", "second/pt_files/third/s3.pt", "one/s4.pt", "all/two/s5.pt"],
+        "not where this layout has its bags",
+    )
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_that_are_none_are_compared_without_a_word_of_the_library(
     tmp_path: Path, value: float
