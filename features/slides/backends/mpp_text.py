@@ -176,8 +176,8 @@ _OTHER_NUMBER = re.compile(
 )
 _OF_LENSES = (
     r"(?:u?plan|u?pl\b|upl|s?apo|achro|(?:neo)?flu[ao]r|[a-z]?lwd|x[a-z]{1,3}\b|oil|air|water"
-    r"|dry|imm|na\b|dic|ph|cfi|hcx?\b|ec\b|nikon|olympus|zeiss|leica|obj|lens|mag|times|fold|fach|fois"
-    r"|mal\b)"
+    r"|dry|imm|na\b|dic|ph|cfi|lambda|hcx?\b|ec\b|nikon|olympus|zeiss|leica|mitutoyo|obj|lens|mag"
+    r"|times|fold|fach|fois|mal\b)"
 )
 """Words on lenses beside a magnification."""
 _COUNT = re.compile(
@@ -185,10 +185,10 @@ _COUNT = re.compile(
 )
 """A number of something, as ``20 patients``."""
 _OF_AIM_OR_PLACE = re.compile(
-    r"(?<![^\W\d_])(?:gra(?:d[eo]?|ds)s?\b|stages?\b|stadium|est[aá]dio|stadio|class(?!ic)|klasse|score"
-    r"|gleason|patient|pa[cz]i[eê]n|case|cohort|surviv|recurr|predi[ck]|age\b|week|woche|seman|month"
-    r"|monat|year|jahr|days?\b|posi(?:tion|ción|zione|ção|cion)|pos\b|place|platz|n[or]\.|number|slot|turret"
-    r"|revolver|nosepiece)",
+    r"(?<![^\W\d_])(?:grad[eo]?s?\b|stages?\b|stadium|est[aá]dio|stadio|clas{1,2}(?!ic)|klas{1,2}e"
+    r"|score|gleason|patient|pa[cz]i[eê]n|case|cohort|surviv|recurr|predi[ck]|age\b|days?\b|week"
+    r"|woche|seman|month|monat|year|jahr|posi(?:tion|ción|zione|ção|cion)|pos\b|place|platz|n[or]\."
+    r"|number|slot|turret|revolver|nosepiece)",
     re.IGNORECASE,
 )
 """A word that makes the number behind it one of an aim, or of a place in the turret."""

@@ -615,6 +615,7 @@ def test_where_multiscales_has_no_unit_the_ome_xml_beside_it_counts(tmp_path: Pa
         ("Magnification: 40 - 2019-04-05", 0.25),
         ("Magnification: 20 Scanned by X", 0.5),
         ("Objective: 20 Fluar", 0.5),
+        ("Objective: Plan Apo 20 Lambda", 0.5),
         ("Objective: Nikon CFI 20 LWD", 0.5),
         ("Objective: UPLSAPO60XW", 10 / 60),
         ("Objective: XLUMPLFLN20XW", 0.5),
@@ -629,7 +630,7 @@ def test_where_multiscales_has_no_unit_the_ome_xml_beside_it_counts(tmp_path: Pa
             ("Lens", "Super Apochromat 20"), ("Objektiv", "Aperio 20"), ("Mag", "approx 20"))),
         *((f"Objective: {aim}", None) for aim in (
             "grade 4", "turret place 5", "no. 5", "survival after week 20", "Gleason score 6",
-            "patients over the age of 40", "class 5")),
+            "patients over the age of 40", "class 5", "clase 10")),
         # lengths that are none of the slide's pixels
         ("Scale bar 1 mm = 200 px; objective 20x", 0.5),
         ("Scale bar (length): 1 µm = 2 px; objective 20x", 0.5),
