@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
-from threading import Event, current_thread, main_thread
+from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -37,6 +37,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from cli.synonyms import command_meant, option_meant
 from features.errors import MilError
+from features.parallel.locks import release_shared_locks
 from features.utils.text import printable
 
 __all__ = [
@@ -71,6 +72,11 @@ _RUNNING: ContextVar[Any] = ContextVar("_RUNNING", default=None)
 _EXTRA = "Got unexpected extra argument"
 """Beginning of the usage error for words that a command does not take."""
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+
+_STOPPED = "stopped; what was finished is kept"
+_EXIT_S = 10.0
+"""Time for an interrupt to end the work, before the program ends without waiting for it."""
+_RELEASE_S = 2.0
 
 _SPEED_PERIOD_S = 300.0
 """Period over which speeds are averaged; slides differ in size, and estimates shall settle."""
@@ -166,7 +172,7 @@ class ErrorHandlingGroup(PlainGroup):
             stderr.print(str(error))
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
         except KeyboardInterrupt as error:
-            stderr.print("stopped; what was finished is kept")
+            stderr.print(_STOPPED)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -312,16 +318,19 @@ def spinner(description: str) -> Status:
 def finish_on_interrupt() -> Iterator[Event]:
     """Yield an event that the first Ctrl-C or SIGTERM sets; the second stops the program at once.
 
+    Where a thread waits for storage that does not answer, the second ends it after ten seconds.
+
     Job schedulers, container engines and ``kill`` send SIGTERM, also where Ctrl-C is ignored: under
     ``nohup`` and in the background.
     """
-    stop = Event()
+    stop, ended = Event(), Event()
     if current_thread() is not main_thread():  # signals can be caught only there
         yield stop
         return
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
+            Thread(target=_exit_unless, args=(ended,), daemon=True).start()
             raise KeyboardInterrupt
         stop.set()
         stderr.print("finishing the slides in progress; Ctrl-C or SIGTERM again stops at once")
@@ -330,8 +339,21 @@ def finish_on_interrupt() -> Iterator[Event]:
     try:
         yield stop
     finally:
+        ended.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _exit_unless(ended: Event) -> None:
+    """Release locks and end the program, unless the interrupt has ended the work in time."""
+    if ended.wait(_EXIT_S):
+        return
+    releasing = Thread(target=release_shared_locks, daemon=True)  # it may hang on the same storage
+    releasing.start()
+    releasing.join(_RELEASE_S)
+    stderr.show_cursor()
+    stderr.print(_STOPPED)
+    os._exit(EXIT_INTERRUPTED)
 
 
 def treat_sigterm_as_interrupt() -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -32,6 +32,8 @@ _TILES_TOGETHER = 4
 """Tiles that a thread reads at a time: more threads share a slide with fewer, but each hand-over
 takes others the interpreter."""
 _POLL_S = 0.2
+_IDLE_S = 5.0
+"""Time without a tile after which those that are read are embedded in a smaller batch."""
 _NICENESS = 3
 """Enough to yield to the encoder; more delays threads that hold the interpreter lock."""
 
@@ -239,8 +241,8 @@ def encode_slides(
     ``pool``, which decode and resample them and apply the artefact rules; the caller's collects
     batches of shape (batch_tiles, height_px, width_px, 3) across slides; another thread feeds the
     encoder. A few batches of pixels are in memory at any time. A tile that cannot be decoded is
-    recorded as failed, never replaced by white. ``on_tiles`` is called with the number of tiles
-    just finished.
+    recorded as failed, never replaced by white. Where no tile follows for five seconds, a batch is
+    smaller. ``on_tiles`` is called with the number of tiles just finished.
     """
     ahead = -(-_BATCHES_AHEAD * batch_tiles // _TILES_TOGETHER)
     with (
@@ -249,7 +251,13 @@ def encode_slides(
     ):
         queue = _EncoderQueue(device, encoder, on_tiles)
         batch: list[tuple[_TileRef, RgbArray]] = []
-        for buffer, first, tiles in items:
+        for item in items:
+            if item is None:  # Tiles that are read must not wait for a slide that hangs.
+                queue.send(batch)
+                batch = []
+                yield from queue.collect(max_pending=0)
+                continue
+            buffer, first, tiles = item
             if tiles is None:
                 if buffer.is_done:  # The slide has no tiles.
                     yield buffer
@@ -266,8 +274,7 @@ def encode_slides(
                 queue.send(batch[:batch_tiles])
                 batch = batch[batch_tiles:]
             yield from queue.collect(max_pending=_BATCHES_ON_DEVICE)
-        if batch:
-            queue.send(batch)
+        queue.send(batch)
         yield from queue.collect(max_pending=0)
 
 
@@ -284,6 +291,8 @@ class _EncoderQueue:
         self._pending: deque[_PendingBatch] = deque()
 
     def send(self, batch: list[tuple[_TileRef, RgbArray]]) -> None:
+        if not batch:
+            return
         pixels = self._memory.stack([tile for _, tile in batch])
         result = self._device.submit(self._encoder.embed_async, pixels)
         self._pending.append(_PendingBatch([ref for ref, _ in batch], pixels, result))
@@ -335,10 +344,20 @@ class _Reader:
                 self._queue.get_nowait()
             self._thread.join(_POLL_S)
 
-    def __iter__(self) -> Iterator[_TileFuture]:
-        while (item := self._queue.get()) is not None:
+    def __iter__(self) -> Iterator[_TileFuture | None]:
+        """Yield tiles, once they are read; None when there were none for some seconds."""
+        while True:
+            try:
+                item = self._queue.get(timeout=_IDLE_S)
+            except Empty:
+                yield None
+                continue
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
+            while item.tiles is not None and wait([item.tiles], timeout=_IDLE_S).not_done:
+                yield None
             yield item
 
     def _run(self) -> None:

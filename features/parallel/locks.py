@@ -14,7 +14,7 @@ from threading import Event, Lock, Thread
 from features.errors import OutputError
 from features.utils.files import make_folder, write_error
 
-__all__ = ["FolderLocks", "shared_locks"]
+__all__ = ["FolderLocks", "release_shared_locks", "shared_locks"]
 
 
 class FolderLocks:
@@ -181,6 +181,12 @@ def shared_locks(folder: Path) -> Iterator[FolderLocks]:
                 _SHARED[key] = (locks, n_users - 1)
             else:
                 locks.__exit__(None, None, None)
+
+
+def release_shared_locks() -> None:
+    """Release all locks of this process, which is about to end without closing them."""
+    for locks, _ in list(_SHARED.values()):
+        locks.__exit__(None, None, None)
 
 
 def _namespace() -> str:

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
 
 from cli.console import finish_on_interrupt, treat_sigterm_as_interrupt
 from tests.fakes import write_cohort
@@ -100,6 +103,48 @@ def test_an_inference_stopped_by_a_signal_writes_nothing(
     assert process.returncode == 130, stderr
     assert "stopped; what was finished is kept" in stderr
     assert not out.exists()
+
+
+HANGING = """
+import sys, time
+from cli import app, console
+from features.embedding.sources import SlideSource
+def hang(source):
+    print("hangs", flush=True)
+    time.sleep(600)
+SlideSource.open = hang
+console._EXIT_S = 0.5
+app.main()
+"""
+
+
+@pytest.mark.ci
+def test_a_second_ctrl_c_ends_a_run_whose_slide_hangs(
+    tmp_path: Path,
+    processes: list[subprocess.Popen[str]],
+    sigint_reaches_children: None,
+) -> None:
+    slide = tmp_path / "s.png"
+    Image.new("RGB", (160, 160), "purple").save(slide)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    command = [
+        sys.executable, "-c", HANGING, "embed", str(slide), "--bags", str(tmp_path / "bags"),
+        "--backbone", "test_vit", "--weights", str(tmp_path / "w.safetensors"), "--execution",
+        "eager", "--device", "cpu", "--slide-mpp", "0.5",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes.append(process)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "hangs\n", process.communicate()
+    assert (tmp_path / "bags" / ".claims" / "s.claim").exists()
+    process.send_signal(signal.SIGINT)
+    assert any("finishing the slides in progress" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "stopped; what was finished is kept" in stderr
+    assert not (tmp_path / "bags" / ".claims").exists()
 
 
 def wait_for_reader(fifo: Path, process: subprocess.Popen[str]) -> int:

@@ -70,6 +70,38 @@ def make_buffer(
     )
 
 
+@pytest.mark.parametrize("hangs_in", ["opening", "reading"])
+def test_a_slide_is_finished_while_the_next_one_hangs(
+    hangs_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.embedding.batching._IDLE_S", 0.05)
+    answers = threading.Event()
+    first, second = make_buffer(3), make_buffer(2, seed=1)
+    read_part = second.read_part
+
+    def hang(indices: range) -> object:
+        assert answers.wait(timeout=30)
+        return read_part(indices)
+
+    def open_both() -> Iterator[SlideBuffer]:
+        yield first
+        if hangs_in == "opening":
+            assert answers.wait(timeout=30)
+        else:
+            monkeypatch.setattr(second, "read_part", hang)
+        yield second
+
+    encoder = MeanEncoder()
+    with decoding_pool(encoder, 2) as pool:
+        done = encode_slides(
+            open_both(), encoder, batch_tiles=4, pool=pool, on_tiles=lambda _: None
+        )
+        assert next(done) is first
+        assert not answers.is_set()
+        answers.set()
+        assert list(done) == [second]
+
+
 def embed(buffers: object, encoder: MeanEncoder, batch_tiles: int = 4) -> list[SlideBuffer]:
     done: list[int] = []
     with decoding_pool(encoder, 2) as pool:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from uuid import uuid4
 
 import fsspec
@@ -18,14 +20,15 @@ import torch
 
 from features.bags.bag import BagMeta
 from features.bags.h5 import find_bags, read_bag, read_meta, write_bag
-from features.embedding import finished, pipeline
+from features.embedding import finished, pipeline, worker
 from features.embedding.config import EmbedConfig, config_from_fingerprint
 from features.embedding.pipeline import NoProgress, embed_slide, embed_slides
 from features.embedding.results import SlideResult
-from features.embedding.sources import SlideSource
+from features.embedding.sources import SlideSource, slide_sources
 from features.encoders.base import AsyncResult, Encoder
 from features.encoders.encoder import TimmEncoder
 from features.errors import BagError, SlideError, TableError
+from features.parallel.base import Job
 from features.slides.file_info import content_hash
 from features.slides.manifest import check_unique_ids, read_mpp_table, read_slide_table
 from features.slides.search import find_slides
@@ -202,6 +205,44 @@ def test_a_slide_at_which_reading_hangs_is_named(
     assert result.status == "done"
     assert warnings[0].startswith(f"nothing was finished for 0 minutes; in work: {slides}/s0.tif. ")
     assert "watching" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_only_what_is_in_work_is_named_once_per_standstill(
+    slides: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    warnings: list[str] = []
+    queue = SimpleNamespace(
+        send_message=lambda message: warnings.extend(getattr(message, "text", "").splitlines()),
+        finish=lambda *_: None,
+    )
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: now_s))
+    paths = [slides / "s0.tif", slides / "s1.tif"]
+    sources = slide_sources(paths, SETTINGS, given_mpp={}, scene=None)
+    first, second = (Job(number, source) for number, source in enumerate(sources))
+    with closing(worker.EmbeddingWorker(tmp_path, encoder, SETTINGS)) as owner:
+        run = worker._WorkerRun(owner, queue)
+        for job in (first, second):
+            run._open(job).closing.close()
+
+        def minutes() -> Iterator[bool]:
+            nonlocal now_s
+            for minute in range(1, 80):
+                now_s += 60
+                if minute in {5, 10, 15, 20, 60}:
+                    run.count_tiles(1)
+                elif minute == 25:
+                    run._finish(first, None)
+                yield False
+                if minute in {35, 59, 70, 79}:
+                    n_warnings.append(len(warnings))
+            yield True
+
+        n_warnings: list[int] = []
+        ended = minutes()
+        run._watch(SimpleNamespace(wait=lambda _: next(ended)))
+    assert n_warnings == [0, 1, 1, 2]
+    assert all("s1.tif" in text and "s0.tif" not in text for text in warnings)
 
 
 def test_one_bag_of_other_settings_among_many_stops_the_run(
