@@ -23,7 +23,7 @@ from features.encoders.base import Encoder
 from features.encoders.serving import EncoderAddress, EncoderServer, RemoteEncoder
 from features.parallel.base import Job, JobQueue
 from features.parallel.pool import WorkerPool
-from features.parallel.processes import ProcessTransport
+from features.parallel.processes import ProcessTransport, no_room_error
 from features.utils.hardware import available_memory, available_shared_memory
 from features.utils.stage_times import DEVICE_STAGES, STAGE_TIMES
 
@@ -74,12 +74,16 @@ class SharedEncoderWorker:
         self._warnings: list[str] = []
         config = config.without_encoder()
         n_threads, n_more = divmod(config.n_threads, n_processes)
-        with ExitStack() as stack:
-            self._server = stack.enter_context(
-                EncoderServer(
-                    encoder, batch_shape=_batch_shape(encoder, config), n_clients=n_processes
-                )
+        try:
+            server = EncoderServer(
+                encoder, batch_shape=_batch_shape(encoder, config), n_clients=n_processes
             )
+        except OSError as error:
+            raise no_room_error(
+                "reading processes", "the encoder cannot be shared with them", error
+            ) from error
+        with ExitStack() as stack:
+            self._server = stack.enter_context(server)
             factories = {
                 f"reading process {address.client + 1}": _ReadingWorkerFactory(
                     bags_dir=bags_dir, address=address, n_workers=n_workers * n_processes,

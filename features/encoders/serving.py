@@ -88,7 +88,7 @@ class EncoderServer:
 
     Pixels come through shared memory of ``batch_shape`` (n, height, width, 3) in px per batch,
     uint8, which each of ``n_clients`` has for itself; embeddings go back through a socket. A client
-    may die and another take its place.
+    may die and another take its place. Raises OSError without room for its memory or socket.
     """
 
     def __init__(
@@ -100,17 +100,18 @@ class EncoderServer:
         self._closed = Event()
         self._threads: dict[Connection, Thread] = {}
         authkey = os.urandom(32)
-        self._listener = Listener(_free_name(), backlog=n_clients)
         n_bytes = self.shared_bytes(batch_shape)
+        memory = [RawArray("B", n_bytes) for _ in range(n_clients)]
+        self._listener = Listener(_free_name(), backlog=n_clients)  # last: only it is to be closed
         self.addresses = tuple(
             EncoderAddress(
                 address=self._listener.address, authkey=authkey, client=client,
-                pixels=RawArray("B", n_bytes), batch_shape=batch_shape, name=encoder.name,
+                pixels=pixels, batch_shape=batch_shape, name=encoder.name,
                 weights_sha256=encoder.weights_sha256, preprocessing=encoder.preprocessing,
                 preprocessing_source=encoder.preprocessing_source, dim=encoder.dim,
                 device_name=str(encoder.device), execution=encoder.execution,
             )
-            for client in range(n_clients)
+            for client, pixels in enumerate(memory)
         )  # fmt: skip
         # All batches from one thread: what libraries keep for each thread is kept once.
         self._embedding = ThreadPoolExecutor(1, thread_name_prefix="encoder")

@@ -22,7 +22,7 @@ from features.parallel.messages import Signal, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
 from features.utils.files import OPEN_FILES_HINT
 
-__all__ = ["ProcessTransport"]
+__all__ = ["ProcessTransport", "no_room_error"]
 
 _SHUTDOWN_S = 20.0
 
@@ -30,6 +30,18 @@ _SHUTDOWN_S = 20.0
 class _ProcessHandle(NamedTuple):
     process: BaseProcess
     pipe: Connection
+
+
+def no_room_error(where: str, actual: str, error: OSError) -> MilError:
+    """Return the error of a process that cannot be started, with what to allow."""
+    return MilError(
+        where,
+        actual=f"{actual} ({error.strerror or error})",
+        expected="room for another process",
+        hint=OPEN_FILES_HINT
+        if error.errno in {errno.EMFILE, errno.ENFILE}
+        else "Give fewer --workers or devices, or allow more processes or memory.",
+    )
 
 
 class ProcessTransport:
@@ -50,13 +62,8 @@ class ProcessTransport:
         try:
             self._start(worker_id)
         except OSError as error:
-            raise MilError(
-                f"worker {worker_id}",
-                actual=f"its process cannot be started ({error.strerror or error})",
-                expected="room for another process",
-                hint=OPEN_FILES_HINT
-                if error.errno in {errno.EMFILE, errno.ENFILE}
-                else "Give fewer --workers or devices, or allow more processes or memory.",
+            raise no_room_error(
+                f"worker {worker_id}", "its process cannot be started", error
             ) from error
 
     def _start(self, worker_id: str) -> None:

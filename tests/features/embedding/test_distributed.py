@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
+from multiprocessing import RawArray
 from pathlib import Path
 from threading import Event
 from typing import Any, cast
@@ -38,6 +39,7 @@ from features.parallel.local import LocalExecutor
 from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.tiling.grid import TileSettings
 from features.utils.stage_times import StageTimes
+from tests.disks import few_handles
 
 N_SLIDES = 6
 EXPECTED = {f"s{number}": "done" for number in range(N_SLIDES)} | {
@@ -167,6 +169,22 @@ def shared(
     bags: Path, encoder: Encoder, config: EmbedConfig, *, n_processes: int = 2
 ) -> closing[SharedEncoderWorker]:
     return closing(SharedEncoderWorker(bags, encoder, config, n_processes=n_processes))
+
+
+@pytest.mark.parametrize("n_left", [0, 2, 3])
+def test_an_encoder_that_cannot_be_shared_for_want_of_open_files_is_an_error_with_advice(
+    world: Path, encoder: Encoder, tmp_path: Path, n_left: int
+) -> None:
+    RawArray("B", 1)  # imports a module that it needs
+    with (
+        pytest.raises(
+            MilError, match=r"reading process.* cannot be (shared|started).*expected room"
+        ) as caught,
+        few_handles(n_left=n_left),
+        shared(tmp_path / "bags", encoder, config_for(world)),
+    ):
+        pass
+    assert "ulimit -n 4096" in caught.value.hint
 
 
 @pytest.mark.slow
