@@ -17,7 +17,7 @@ from mil.base_learners.learners import BaseLearners
 from mil.base_learners.pooling import mean_and_extremes
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.data.bags import PatientBags
-from mil.heads.whitening import fit_pca_whitening, fit_pca_whitenings
+from mil.heads.whitening import Whitening, fit_pca_whitening, fit_pca_whitenings
 from mil.training.config import TrainConfig
 from mil.training.ensemble import train_ensemble
 from tests.fakes import FINGERPRINT
@@ -136,6 +136,20 @@ def test_a_class_too_small_to_be_measured_counts_fully_beside_measured_ones() ->
     assert emphasis[:2].max() == 1  # of the measured ones
 
 
+def fitted(*, n_leading: int) -> tuple[list[Tensor], Whitening, BaseLearners]:
+    """Bags, their whitening, and all base learners of them."""
+    bags, labels, _ = drawn()
+    of_patients = {str(i): bag.numpy() for i, bag in enumerate(bags)}
+    whitening = fit_pca_whitening(of_patients, list(of_patients), DIM)
+    with torch.inference_mode():
+        components = [whitening(bag) for bag in bags]
+    learners = BaseLearners.fit(
+        np.stack([mean_and_extremes(bag) for bag in bags]), components, labels, n_classes=2,
+        balanced=True, whitening=whitening, n_leading=n_leading,
+    )  # fmt: skip
+    return bags, whitening, learners
+
+
 @pytest.mark.parametrize(
     ("contrasts", "expected"),
     [([2, 4, np.nan], [0.25, 1, 1]), ([-1, 4, 0], [0, 1, 0]), ([-1, -2, np.nan], [1, 1, 1]),
@@ -148,15 +162,7 @@ def test_the_emphasis_follows_what_was_measured(
 
 
 def test_what_has_little_emphasis_has_little_weight() -> None:
-    bags, labels, _ = drawn()
-    of_patients = {str(i): bag.numpy() for i, bag in enumerate(bags)}
-    whitening = fit_pca_whitening(of_patients, list(of_patients), DIM)
-    with torch.inference_mode():
-        components = [whitening(bag) for bag in bags]
-    learners = BaseLearners.fit(
-        np.stack([mean_and_extremes(bag) for bag in bags]), components, labels, n_classes=2,
-        balanced=True, whitening=whitening, n_leading=DIM,
-    )  # fmt: skip
+    _, _, learners = fitted(n_leading=DIM)
     weights = np.abs(learners.models["mixture"].weights[:, 1]).reshape(6, 2).sum(axis=0)
     assert weights[0] < 0.1 * weights[1]
 
@@ -194,15 +200,7 @@ def test_an_ensemble_of_few_patients_looks_in_more_components_than_its_heads() -
 
 
 def test_directions_of_components_as_in_version_6_predict_as_those_of_tiles() -> None:
-    bags, labels, _ = drawn()
-    of_patients = {str(i): bag.numpy() for i, bag in enumerate(bags)}
-    whitening = fit_pca_whitening(of_patients, list(of_patients), DIM)
-    with torch.inference_mode():
-        components = [whitening(bag) for bag in bags]
-    learners = BaseLearners.fit(
-        np.stack([mean_and_extremes(bag) for bag in bags]), components, labels, n_classes=2,
-        balanced=True, whitening=whitening, n_leading=8,
-    )  # fmt: skip
+    bags, whitening, learners = fitted(n_leading=8)
     inverse = np.linalg.inv(whitening.matrix.double().numpy())
     earlier = replace(
         learners,
