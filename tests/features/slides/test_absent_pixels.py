@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scipy import ndimage
 from features.errors import SlideError, TileError
 from features.series.images import read_image
 from features.slides.backends.dicom import open_with_openslide
+from features.slides.base import Slide
 from features.slides.reader import open_slide
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
@@ -222,6 +223,16 @@ def test_a_whole_level_may_be_missing(losing: Any) -> None:
     np.testing.assert_allclose(read(path, 1, (0, 0, 384, 384)).astype(int), HALF, atol=1)
 
 
+def check_lost(slide: Slide, hole: Sequence[tuple[int, int]]) -> None:
+    """Check that blocks of level 0, by row and column, are lost, and one beside them is not."""
+    for row, column in hole:
+        with pytest.raises(TileError, match=f"row {row}, column {column} of level 0"):
+            slide.read(level=0, x_px=column * BLOCK + 9, y_px=row * BLOCK + 9, width_px=9,
+                       height_px=9)  # fmt: skip
+    beside = slide.read(level=0, x_px=192, y_px=256, width_px=64, height_px=64)
+    np.testing.assert_array_equal(beside, PIXELS[256:320, 192:256])
+
+
 @pytest.mark.parametrize("n_levels", [1, 3])
 def test_tissue_that_the_finest_level_lacks_is_lost_and_not_white(
     losing: Any, n_levels: int
@@ -229,12 +240,7 @@ def test_tissue_that_the_finest_level_lacks_is_lost_and_not_white(
     hole = [(row, column) for row in (4, 5, 6) for column in (4, 5, 6)]
     path = losing(LEVELS[:n_levels], {0: hole})
     with closing(open_slide(path)) as slide:
-        for row, column in hole:
-            with pytest.raises(TileError, match=f"row {row}, column {column} of level 0"):
-                slide.read(level=0, x_px=column * BLOCK + 9, y_px=row * BLOCK + 9, width_px=9,
-                           height_px=9)  # fmt: skip
-        beside = slide.read(level=0, x_px=192, y_px=256, width_px=64, height_px=64)
-        np.testing.assert_array_equal(beside, PIXELS[256:320, 192:256])
+        check_lost(slide, hole)
         slide.overview(downsample=4)
         lost = {(y // BLOCK, x // BLOCK) for x, y, _, _ in slide.unreadable_px0}
         assert lost == (set(hole) if n_levels == 1 else set())
@@ -483,12 +489,7 @@ def test_tissue_in_tiff_tiles_that_openslide_shows_as_background_is_lost(
     lose(path, 0, [(0, column) for column in range(12)])  # empty glass
     with closing(open_with_openslide(path)) as slide:
         assert "16 of 144 TIFF tiles of level 0 are not stored" in slide.warnings
-        for row, column in hole:
-            with pytest.raises(TileError, match=f"row {row}, column {column} of level 0"):
-                slide.read(level=0, x_px=column * BLOCK + 9, y_px=row * BLOCK + 9, width_px=9,
-                           height_px=9)  # fmt: skip
-        beside = slide.read(level=0, x_px=192, y_px=256, width_px=64, height_px=64)
-        np.testing.assert_array_equal(beside, PIXELS[256:320, 192:256])
+        check_lost(slide, hole)
         glass = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=BLOCK)
         assert glass.min() >= min(GLASS) - 1
         slide.overview(downsample=4)
