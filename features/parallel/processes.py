@@ -12,7 +12,7 @@ from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, current_thread, main_thread
 from types import ModuleType
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class ProcessTransport:
         process = context.Process(
             target=_main, args=(self._factories[worker_id], child_pipe), name=worker_id
         )
-        with _block_stop_signals(), nullcontext() if self._import_main else _hide_main():
+        with _defer_stop_signals(), nullcontext() if self._import_main else _hide_main():
             process.start()
             self._handles[worker_id] = _ProcessHandle(process, pipe)  # an interrupt comes after it
         child_pipe.close()
@@ -128,18 +128,31 @@ def _terminate(handle: _ProcessHandle) -> str:
 
 
 @contextmanager
-def _block_stop_signals() -> Iterator[None]:
-    """Keep Ctrl-C and SIGTERM from processes started in this block.
+def _defer_stop_signals() -> Iterator[None]:
+    """Keep Ctrl-C and SIGTERM from processes started in this block, and handle them at its end.
 
     Terminals and schedulers send them to all processes, but they are meant for the parent, which
-    lets its workers finish their jobs.
+    lets its workers finish their jobs. Blocking alone does not defer them: another thread may take
+    a signal, and Python then runs its handler in the main thread, in the middle of this block.
     """
     resource_tracker.ensure_running()  # It unblocks the signals if it starts within the block.
+    received: list[int] = []
+    handlers = {}
+    if current_thread() is main_thread():  # handlers can be set only there, and run only there
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, _frame: received.append(number))
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received_number in received:
+            signal.raise_signal(received_number)
 
 
 @contextmanager

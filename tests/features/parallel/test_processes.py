@@ -4,10 +4,11 @@ import errno
 import multiprocessing
 import os
 import signal
+import time
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from unittest import mock
 
 import pytest
@@ -135,20 +136,29 @@ def test_an_interrupt_while_a_worker_starts_leaves_no_process() -> None:
 
     before = signal.signal(signal.SIGINT, interrupt)
     started = BaseProcess.start
+    ended = Event()
+    thread = Thread(target=ended.wait)  # It takes the signal where the main thread blocks it.
 
     def start(process: BaseProcess) -> None:
         started(process)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # until the thread has taken it
 
+    thread.start()
     try:
         with (
             mock.patch.object(BaseProcess, "start", start),
-            pytest.raises(KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt) as interrupted,
             process_pool(make_toy),
         ):
             pass
+        assert signal.getsignal(signal.SIGINT) is interrupt
     finally:
         signal.signal(signal.SIGINT, before)
+        ended.set()
+        thread.join()
+    # The traceback keeps the pipe open, whose end would end the worker too.
+    assert interrupted.type is KeyboardInterrupt
     assert not any(worker.is_alive() for worker in multiprocessing.active_children())
 
 
