@@ -16,6 +16,8 @@ from features.utils.files import make_folder, write_error
 
 __all__ = ["FolderLocks", "release_shared_locks", "shared_locks"]
 
+_STALE_S = 90.0
+
 
 class FolderLocks:
     """Locks on names in a folder, kept alive by a heartbeat and taken over when stale.
@@ -35,11 +37,10 @@ class FolderLocks:
     missing.
     """
 
-    def __init__(self, folder: Path, *, heartbeat_s: float = 10.0, stale_s: float = 90.0) -> None:
+    def __init__(self, folder: Path, *, heartbeat_s: float = 10.0) -> None:
         make_folder(folder)
         self._folder = folder
         self._heartbeat_s = heartbeat_s
-        self._stale_s = stale_s
         self._token = uuid.uuid4().hex
         self._clock = folder / f".clock-{self._token}"
         self._owned: set[Path] = set()
@@ -140,8 +141,8 @@ class FolderLocks:
         except FileNotFoundError:
             return False  # It was just released.
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
-            return age_s > self._stale_s  # It is not written yet, or another program's.
-        return age_s > self._stale_s or (namespace == _namespace() and not _is_alive(pid))
+            return age_s > _STALE_S  # It is not written yet, or another program's.
+        return age_s > _STALE_S or (namespace == _namespace() and not _is_alive(pid))
 
     def _now(self) -> float:
         """Return the time by the clock of the file system, s."""

@@ -25,10 +25,10 @@ def test_a_name_is_locked_once_and_again_when_released(tmp_path: Path) -> None:
 
 def test_a_lock_not_touched_for_long_is_taken_over_by_one(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    with FolderLocks(folder, stale_s=5) as one, FolderLocks(folder, stale_s=5) as other:
+    with FolderLocks(folder) as one, FolderLocks(folder) as other:
         (folder / "a.claim").write_text('{"token": "x", "pid": 1, "where": "elsewhere"}')
         assert not one.acquire("a")
-        past = time.time() - 60
+        past = time.time() - 600
         os.utime(folder / "a.claim", (past, past))
         assert one.acquire("a")
         assert not other.acquire("a")
@@ -37,23 +37,12 @@ def test_a_lock_not_touched_for_long_is_taken_over_by_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", ["", "5", "[]", '{"pid": null, "where": ""}', "{}"])
 def test_an_unreadable_lock_counts_as_alive_until_it_is_old(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "c"
-    with FolderLocks(folder, stale_s=5) as one:
+    with FolderLocks(folder) as one:
         (folder / "a.claim").write_text(content)
         assert not one.acquire("a")
-        past = time.time() - 60
+        past = time.time() - 600
         os.utime(folder / "a.claim", (past, past))
         assert one.acquire("a")
-
-
-def test_a_heartbeat_keeps_a_lock_alive(tmp_path: Path) -> None:
-    folder = tmp_path / "c"
-    with (
-        FolderLocks(folder, heartbeat_s=0.05, stale_s=0.5) as one,
-        FolderLocks(folder, stale_s=0.5) as other,
-    ):
-        assert one.acquire("a")
-        time.sleep(1.0)
-        assert not other.acquire("a")
 
 
 @pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs process namespaces")
@@ -83,12 +72,12 @@ def test_the_lock_of_a_killed_process_is_free_at_once(
 def test_what_dead_processes_left_is_removed_and_what_others_hold_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "c"
     gone = '{"token": "x", "pid": 1, "where": "elsewhere"}'
-    past = time.time() - 60
-    with FolderLocks(folder, stale_s=5) as one:
+    past = time.time() - 600
+    with FolderLocks(folder) as one:
         for name in ("a.claim", "a.takeover", "b.0123", ".clock-x"):
             (folder / name).write_text(gone)
             os.utime(folder / name, (past, past))
-        with FolderLocks(folder, stale_s=5) as other:
+        with FolderLocks(folder) as other:
             assert one.acquire("mine")
             assert not other.acquire("mine")
             other.release("mine")
@@ -109,27 +98,24 @@ def test_a_folder_that_others_took_away_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("jump_s", [-86_400, 86_400])
 def test_a_clock_that_jumps_keeps_no_lock_of_the_dead_alive(tmp_path: Path, jump_s: int) -> None:
     folder = tmp_path / "c"
-    with FolderLocks(folder, stale_s=5) as one:
+    with FolderLocks(folder) as one:
         (folder / "a.claim").write_text('{"token": "x", "pid": 1, "where": "elsewhere"}')
         touched_at = time.time() - jump_s  # as if the clock had jumped since
         os.utime(folder / "a.claim", (touched_at, touched_at))
         assert one.acquire("a")
 
 
-@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
-def test_a_living_owner_keeps_its_lock_once_it_has_touched_it_by_the_new_clock(
+@pytest.mark.parametrize("jump_s", [-86_400, 600, 86_400])
+def test_a_heartbeat_keeps_a_lock_alive_also_when_the_clock_jumps(
     tmp_path: Path, jump_s: int
 ) -> None:
     folder = tmp_path / "c"
-    with (
-        FolderLocks(folder, heartbeat_s=0.05, stale_s=5) as one,
-        FolderLocks(folder, stale_s=5) as other,
-    ):
+    with FolderLocks(folder, heartbeat_s=0.05) as one, FolderLocks(folder) as other:
         assert one.acquire("a")
         touched_at = time.time() - jump_s
         os.utime(folder / "a.claim", (touched_at, touched_at))
         waited_until = time.monotonic() + 30
-        while abs((folder / "a.claim").stat().st_mtime - time.time()) > 5:
+        while abs((folder / "a.claim").stat().st_mtime - time.time()) > 30:
             assert time.monotonic() < waited_until
             time.sleep(0.05)
         assert not other.acquire("a")
