@@ -125,8 +125,15 @@ class Tab:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left",
                       buttons=1, clickCount=1)  # fmt: skip
 
+    def wait_for_frame(self) -> None:
+        """Wait until the page has begun to draw what was changed, and that is on the screen."""
+        self.evaluate(
+            "new Promise((shown) => requestAnimationFrame(() => requestAnimationFrame(shown)))"
+        )
+
     def screenshot(self) -> bytes:
-        """Return a PNG of the window."""
+        """Return a PNG of the window, as the page draws it next."""
+        self.wait_for_frame()
         return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
 
     def _receive(self) -> dict[str, Any]:
@@ -164,9 +171,9 @@ def open_tab(profile: Path, *, width_px: int = 1400, height_px: int = 900) -> It
     # Chromium reads from 3 and writes to 4: a shell puts our ends there.
     wire = f'exec "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
     process = subprocess.Popen(
-        ["bash", "-c", wire, "bash", str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu",
-         "--remote-debugging-pipe", "--no-first-run", f"--user-data-dir={profile}",
-         f"--window-size={width_px},{height_px}"],
+        ["bash", "-c", wire, "bash", str(CHROMIUM), "--headless", "--no-sandbox",
+         "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--no-first-run",
+         f"--user-data-dir={profile}", f"--window-size={width_px},{height_px}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         pass_fds=(to_browser[0], from_browser[1]),
     )  # fmt: skip
