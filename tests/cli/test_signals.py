@@ -113,7 +113,7 @@ def hang(source):
     print("hangs", flush=True)
     time.sleep(600)
 SlideSource.open = hang
-console._EXIT_S = 0.5
+console._EXIT_S, console._RELEASE_S = 0.5, 60
 app.main()
 """
 

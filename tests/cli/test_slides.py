@@ -111,7 +111,8 @@ def test_a_cached_export_runs_and_is_timed_without_torch(
     assert data["n_tiles"] > 0
     assert data["runtime"] == "onnx float32"
     assert data["backbone_tiles_per_s"] > 0
-    assert data["hours"] * 3600 > data["startup_s"] > data["selection_s"] > 0
+    assert min(data["startup_s"], data["selection_s"]) > 0
+    assert data["hours"] * 3600 > data["startup_s"] + data["selection_s"]
 
 
 @pytest.mark.parametrize(("max_tiles", "n_tiles"), [(5, 10), (None, 400)])

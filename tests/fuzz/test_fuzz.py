@@ -38,7 +38,8 @@ def test_many_spoilt_files_of_every_kind_are_read_or_refused() -> None:
 
 @pytest.mark.slow
 def test_every_kind_of_misbehaviour_is_found() -> None:
-    outcomes = fuzz(dict.fromkeys(TOYS, 2), seed=0, most_seconds=1)
+    outcomes = fuzz(dict.fromkeys(TOYS.keys() - {"toy hang"}, 2), seed=0)
+    outcomes |= fuzz({"toy hang": 2}, seed=0, most_seconds=1)
     for name, outcome in outcomes.items():
         kind = name.removeprefix("toy ")
         assert set(outcome.counts) == {kind}

@@ -139,8 +139,8 @@ def test_processes_make_the_same_bags_as_one_embedder_here_though_one_is_killed(
     config = config_for(world, device="cpu,cpu")
     warnings = embed(world, tmp_path / "bags", config, n_kills=1)
     same_bytes(tmp_path / "bags", whole)
-    assert len(warnings) == 1
-    assert "SIGKILL" in warnings[0]
+    # A busy machine may take half a minute to start the processes, which is told as well.
+    assert ["SIGKILL" in text for text in warnings if "still waiting" not in text] == [True]
 
 
 @pytest.mark.slow

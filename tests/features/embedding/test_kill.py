@@ -260,7 +260,7 @@ def test_a_signal_lets_processes_finish_their_slides_and_twice_stops_them(
         time.sleep(0.1)
     _, stderr = again.communicate(timeout=60)
     assert again.returncode == 130, stderr
-    assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not (bags / ".claims").exists()
 
 
