@@ -17,6 +17,7 @@ __all__ = [
     "is_cut_jpeg",
     "rgb_of_ycbcr",
     "to_rgb",
+    "without_sign",
 ]
 
 OTHER_COLOURS = {"CMYK", "LAB", "HSV"}
@@ -66,6 +67,18 @@ def rgb_of_ycbcr(pixels: npt.NDArray[np.uint8]) -> RgbArray:
     height, width = pixels.shape[:2]
     image = Image.frombytes("YCbCr", (width, height), np.ascontiguousarray(pixels).tobytes())
     return np.asarray(image.convert("RGB"))
+
+
+def without_sign(samples: npt.NDArray[Any], *, bits: int) -> npt.NDArray[Any]:
+    """Return samples from 0 on, of the unsigned type, where a codec gives them with a sign.
+
+    JPEG 2000 may state so whatever the file around it says; black is then the most negative number
+    of so many bits.
+    """
+    if samples.dtype.kind != "i":
+        return samples
+    shifted: npt.NDArray[Any] = samples.view(f"u{samples.itemsize}") + (1 << (bits - 1))
+    return shifted
 
 
 def to_rgb(pixels: npt.NDArray[Any], *, background_rgb: tuple[int, int, int]) -> RgbArray:

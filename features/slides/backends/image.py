@@ -17,7 +17,13 @@ from features.slides.backends.sample_bits import resolve_bits, to_eight_bits
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.tiff_tags import orientation_warning
 from features.slides.base import Level, RgbArray, StatedMpp
-from features.slides.pixels import OTHER_COLOURS, hides_picture, is_cut_jpeg, to_rgb
+from features.slides.pixels import (
+    OTHER_COLOURS,
+    hides_picture,
+    is_cut_jpeg,
+    to_rgb,
+    without_sign,
+)
 from features.slides.resampling import thumbnail_accumulator
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, is_zeroed_picture
@@ -136,9 +142,7 @@ class ImageSlide(RegionReader):
 
     def _decode_deep(self, file: bytes, precision: int) -> Image.Image:
         """JPEG 2000 of more than 8 bit, of which Pillow turns white into black."""
-        samples = imagecodecs.jpeg2k_decode(file)
-        if samples.dtype.kind == "i":  # black is the most negative number
-            samples = samples.view(f"u{samples.itemsize}") + (1 << (precision - 1))
+        samples = without_sign(imagecodecs.jpeg2k_decode(file), bits=precision)
         bits, notes = resolve_bits(precision, field="its header", largest=int(samples.max()))
         self.warnings += notes
         return Image.fromarray(to_eight_bits(samples, bits))

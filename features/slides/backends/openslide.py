@@ -24,6 +24,7 @@ from features.slides.backends.openslide_properties import (
     read_properties,
 )
 from features.slides.backends.scenes import require_single_scene
+from features.slides.backends.scn import LEICA, scn_mpp
 from features.slides.backends.tiff_scenes import slide_size_px
 from features.slides.backends.tiff_streams import tiff_streams
 from features.slides.backends.tiff_tags import largest_byte_count
@@ -101,6 +102,8 @@ class OpenSlideSlide(RegionReader):
             f"{name}, {width:,} × {height:,} px"
             for name, (width, height) in self._associated_sizes()
         )
+        if self.vendor == LEICA:
+            more_mpp = scn_mpp(path)
         self.stated_mpp, self.warnings = choose_mpp([*mpp_in_properties(properties), *more_mpp])
         parts = path.with_suffix("").glob("*.dat") if self.vendor == "mirax" else ()
         self.warnings += hole_warning(path, *sorted(parts))

@@ -27,9 +27,11 @@ PHILIPS = "philips"
 """Vendor whose scanners leave out tiles of glass."""
 _GENERIC = "generic-tiff"
 _ILLUMINATION = re.compile(
-    r"(slide_type|illumination-source|\.dye|filterset[. ]?name)\Z", re.IGNORECASE
+    r"(slide_type|illumination-source|\.dye|filterset[. ]?name|OpticalPathDescription"
+    r"|IlluminationTypeCodeSequence\[\d+\]\.CodeMeaning)\Z",
+    re.IGNORECASE,
 )
-"""Ends of 3DHISTECH's, Leica's, Aperio's and Hamamatsu's properties on illumination."""
+"""Ends of 3DHISTECH's, Leica's, Aperio's, Hamamatsu's and DICOM's properties on illumination."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,9 +54,16 @@ from features.slides.backends.tiff_tags import (
 )
 from features.slides.backends.unstored import PLAIN_RANGE, plain_colour
 from features.slides.base import RgbArray, StatedMpp
-from features.slides.pixels import hides_picture, is_cut_jpeg, rgb_of_ycbcr, to_rgb
+from features.slides.pixels import (
+    hides_picture,
+    is_cut_jpeg,
+    rgb_of_ycbcr,
+    to_rgb,
+    without_sign,
+)
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, RawPixels, has_zeroed_data, is_zeroed_jpeg
+from features.utils.image_headers import jpeg_precision
 
 __all__ = ["TiffSlide"]
 
@@ -551,6 +558,8 @@ class TiffSlide(BlockReader):
         if decoded is None:
             return None
         samples = np.asarray(decoded[0])
+        if samples.dtype.kind == "i":
+            samples = without_sign(samples, bits=jpeg_precision(stream) or 8 * samples.itemsize)
         row, column = divmod(index, grid.columns)
         shown = samples[
             : grid.height_px - row * grid.block_height_px,

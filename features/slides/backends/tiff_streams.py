@@ -1,4 +1,4 @@
-"""Tiles of a TIFF or NDPI that OpenSlide reads: those that are missing, and zeros in others.
+"""Tiles of a TIFF that OpenSlide reads: those that are missing, and zeros in others.
 
 Its decoders notice neither.
 """
@@ -20,17 +20,22 @@ import tifffile
 
 from features.slides.backends.base import StoredGrid, whole_grid
 from features.slides.backends.openslide_properties import PHILIPS
+from features.slides.backends.scn import LEICA, scn_areas
 from features.slides.backends.tiff_tags import ENTROPY_CODED, PLAIN_JPEGS
 from features.slides.zeroed import has_zeroed_data, is_zeroed_jpeg
 
 __all__ = ["TiffStreams", "tiff_grids", "tiff_streams"]
 
 _MAX_PAGES = 64
-_APERIO, _LEICA, _NDPI = "aperio", "leica", "hamamatsu"
+_APERIO, _NDPI, _TRESTLE, _VENTANA = "aperio", "hamamatsu", "trestle", "ventana"
 _VENDORS = {_APERIO, "generic-tiff", _NDPI, PHILIPS}
 """Those of whose levels OpenSlide places the tiles as the TIFF does, without overlap."""
-_SCN_ELEMENT = re.compile(r"<(collection|image|view|dimension)\b([^>]*)>")
-_SCN_NUMBER = re.compile(r'\b(\w+)="(-?\d+)"')
+_TRESTLE_OVERLAPS = re.compile(r"OverlapsXY=([ \d]*)")
+_BIF_INFO = re.compile(r"<ImageInfo\b([^>]*)>(.*?)</ImageInfo>", re.DOTALL)
+_BIF_JOINT = re.compile(r"<TileJointInfo\b([^>]*)>")
+_BIF_VALUE = re.compile(r'\b(\w+)="([^"]*)"')
+_BIF_LEVEL = re.compile(r"\blevel=\d+ ")
+_XMP_TAG = 700
 _SOURCE_LENS, _FOCAL_PLANE = "65421", "65424"
 """NDPI's magnification of a page, below 0 for companions, and focal plane; OpenSlide shows 0."""
 _NDPI_FACTORS = (8, 4, 2, 1)
@@ -55,19 +60,22 @@ class TiffStreams:
     left_px: float = 0
     top_px: float = 0
     """Corner of the tiles in the level."""
+    overlap_x_px: float = 0
+    overlap_y_px: float = 0
+    """Px that tiles side by side have in common."""
     ndpi_header: bytes = b""
     """What precedes the tiles of an NDPI page, which are restart intervals of one JPEG."""
     _verdicts: dict[int, bool] = field(default_factory=dict)
 
     def is_zeroed(self, x_px: int, y_px: int, width_px: int, height_px: int) -> bool:
         """Return whether zeros lie in the stream of any tile of a region, px of the level."""
-        x_px, y_px = int(x_px - self.left_px), int(y_px - self.top_px)
-        last_row = (y_px + height_px - 1) // self.tile_height_px
-        last_column = min(self.columns - 1, (x_px + width_px - 1) // self.tile_width_px)
+        rows = _shown(int(y_px - self.top_px), height_px, self.tile_height_px, self.overlap_y_px)
+        columns = _shown(int(x_px - self.left_px), width_px, self.tile_width_px, self.overlap_x_px)
         return any(
             self._is_zeroed_at(row * self.columns + column)
-            for row in range(max(0, y_px) // self.tile_height_px, last_row + 1)
-            for column in range(max(0, x_px) // self.tile_width_px, last_column + 1)
+            for row in rows
+            for column in columns
+            if column < self.columns
         )
 
     def _is_zeroed_at(self, index: int) -> bool:
@@ -88,6 +96,13 @@ class TiffStreams:
         return is_zeroed_jpeg(stream, tables=self.jpeg_tables)
 
 
+def _shown(start_px: int, length_px: int, tile_px: int, overlap_px: float) -> range:
+    """Numbers of the tiles along one side that a stretch of it shows."""
+    step_px = tile_px - overlap_px
+    first = math.floor((start_px - max(tile_px, step_px)) / step_px) + 1
+    return range(max(0, first), math.ceil((start_px + length_px) / step_px))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JoinedStreams:
     """Tiles of several areas of one level, in px of it."""
@@ -104,9 +119,10 @@ def tiff_streams(
 ) -> Mapping[tuple[int, int], TiffStreams | JoinedStreams]:
     """Return the tiles of each level of a TIFF by its width and height in px; empty for others."""
     found: dict[tuple[int, int], TiffStreams] = {}
-    if vendor == _LEICA:
+    placed = {LEICA: _scn_streams, _TRESTLE: _trestle_streams, _VENTANA: _bif_streams}.get(vendor)
+    if placed is not None:
         with suppress(Exception), tifffile.TiffFile(path) as file:
-            return _scn_streams(path, file, level_sizes_px)
+            return dict(placed(path, file, level_sizes_px))
     if vendor in _VENDORS:
         is_ndpi = vendor == _NDPI
         with suppress(Exception), tifffile.TiffFile(path, is_ndpi=is_ndpi) as file:
@@ -195,30 +211,59 @@ def _scn_streams(
 ) -> dict[tuple[int, int], JoinedStreams]:
     """Tiles of the scanned areas of a Leica slide, which its XML places in nm."""
     areas: dict[tuple[int, int], list[TiffStreams]] = {size: [] for size in level_sizes_px}
-    collection: dict[str, int] = {}
-    directories: list[dict[str, int]] = []
-    for element, text in _SCN_ELEMENT.findall(file.pages.first.description):
-        numbers = {name: int(number) for name, number in _SCN_NUMBER.findall(text)}
-        if element == "collection":
-            collection = numbers
-        elif element == "image":
-            directories = []
-        elif element == "dimension" and not numbers.get("z", 0):
-            directories.append(numbers)
-        elif element == "view" and numbers["sizeX"] < collection["sizeX"]:  # else it is the macro
-            for directory in directories:
-                nm_per_px = numbers["sizeX"] / directory["sizeX"]
-                page: Any = file.pages[directory["ifd"]]
-                for size in level_sizes_px:
-                    if abs(collection["sizeX"] / nm_per_px - size[0]) <= 1:
-                        areas[size] += [
-                            replace(
-                                streams, left_px=numbers["offsetX"] / nm_per_px,
-                                top_px=numbers["offsetY"] / nm_per_px,
-                            )
-                            for _, streams in _streams_of(path, page.aspage())
-                        ]  # fmt: skip
+    for area in scn_areas(file):
+        for width_px, directory in area.levels:
+            nm_per_px = area.width_nm / width_px
+            page: Any = file.pages[directory]
+            for size in level_sizes_px:
+                if abs(area.slide_width_nm / nm_per_px - size[0]) <= 1:
+                    areas[size] += [
+                        replace(
+                            streams, left_px=area.left_nm / nm_per_px,
+                            top_px=area.top_nm / nm_per_px,
+                        )
+                        for _, streams in _streams_of(path, page.aspage())
+                    ]  # fmt: skip
     return {size: JoinedStreams(areas=own) for size, own in areas.items()}
+
+
+def _trestle_streams(
+    path: Path, file: tifffile.TiffFile, level_sizes_px: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], TiffStreams]]:
+    """Tiles of a Trestle slide, which overlap by px that the description states for each level."""
+    stated = _TRESTLE_OVERLAPS.search(file.pages.first.description)
+    overlaps = [int(number) for number in stated[1].split()] if stated else []
+    for level, size in enumerate(level_sizes_px):
+        across, down = (*overlaps[2 * level : 2 * level + 2], 0, 0)[:2]
+        for _, streams in _streams_of(path, file.pages[level].aspage()):
+            yield size, replace(streams, overlap_x_px=across, overlap_y_px=down)
+
+
+def _bif_streams(
+    path: Path, file: tifffile.TiffFile, level_sizes_px: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], TiffStreams]]:
+    """Tiles of a Ventana slide, all of which OpenSlide joins with the mean overlap of level 0.
+
+    Tiles of other levels are cut into as many parts as they show tiles of level 0, and the parts
+    joined in this way.
+    """
+    pages: list[Any] = [
+        page for each in file.pages
+        if _BIF_LEVEL.search(f"{(page := each.aspage()).description} ")
+    ]  # fmt: skip
+    xml = bytes(pages[0].tags[_XMP_TAG].value).decode(errors="replace")
+    overlaps: dict[str, list[int]] = {"X": [], "Y": []}
+    weights: dict[str, list[int]] = {"X": [], "Y": []}
+    for area, joints in _BIF_INFO.findall(xml):
+        if int(dict(_BIF_VALUE.findall(area))["AOIScanned"]):
+            for joint in map(dict, map(_BIF_VALUE.findall, _BIF_JOINT.findall(joints))):
+                axis = "X" if joint["Direction"] == "RIGHT" else "Y"
+                overlaps[axis].append(int(joint[f"Overlap{axis}"]))
+                weights[axis].append(int(joint["Confidence"]))
+    across, down = (np.average(overlaps[axis], weights=weights[axis]) for axis in "XY")
+    for size, page in zip(level_sizes_px, pages, strict=True):
+        for _, streams in _streams_of(path, page):
+            yield size, replace(streams, overlap_x_px=float(across), overlap_y_px=float(down))
 
 
 def _ndpi_streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffStreams]]:

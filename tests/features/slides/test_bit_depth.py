@@ -201,13 +201,23 @@ def test_white_of_a_jpeg_2000_of_more_than_eight_bit_stays_white(
     assert [f"as if {bits} bit were used" in text for text in warnings] == [True] * (bits < 16)
 
 
-@pytest.mark.parametrize("bits", [12, 16])
-def test_signed_samples_of_a_jpeg_2000_begin_at_black(tmp_path: Path, bits: int) -> None:
-    samples = (deep(bits).astype(np.int32) - (1 << (bits - 1))).astype(np.int16)
+@pytest.mark.parametrize("is_tiff", [False, True])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_signed_samples_of_a_jpeg_2000_begin_at_black(
+    tmp_path: Path, bits: int, is_tiff: bool
+) -> None:
+    path = tmp_path / ("s.tif" if is_tiff else "s.jp2")
+    samples = (deep(bits).astype(np.int32) - (1 << (bits - 1))).astype(f"i{-(-bits // 8)}")
     stream = imagecodecs.jpeg2k_encode(
         samples, level=0, reversible=True, bitspersample=bits, codecformat="jp2"
     )
-    (tmp_path / "s.jp2").write_bytes(stream)
-    result, warnings = read(tmp_path / "s.jp2")
+    if is_tiff:  # whose tags say nothing of a sign
+        tifffile.imwrite(
+            path, iter([stream]), shape=PIXELS.shape, dtype=f"u{samples.itemsize}",
+            tile=PIXELS.shape[:2], photometric="rgb", compression=34712, metadata=None,
+        )  # fmt: skip
+    else:
+        path.write_bytes(stream)
+    result, warnings = read(path)
     np.testing.assert_array_equal(result, PIXELS)
     assert warnings == ()

@@ -100,12 +100,17 @@ def test_an_ome_zarr_of_fluorescence_is_refused_by_its_labels(
 @pytest.mark.parametrize(
     ("name", "text"),
     [("mirax.GENERAL.SLIDE_TYPE", "SLIDE_TYPE_FLUORESCENCE"), ("aperio.Dye", "DAPI"),
-     ("leica.illumination-source", "fluorescence"), ("hamamatsu.FilterSet.Name", "FITC")],
+     ("leica.illumination-source", "fluorescence"), ("hamamatsu.FilterSet.Name", "FITC"),
+     ("dicom.OpticalPathSequence[0].OpticalPathDescription", "DAPI"),
+     ("dicom.OpticalPathSequence[0].IlluminationTypeCodeSequence[0].CodeMeaning",
+      "Epifluorescence illumination")],
 )  # fmt: skip
 def test_vendors_properties_that_say_fluorescence_are_looked_at(name: str, text: str) -> None:
     with pytest.raises(UnsupportedFormatError, match="channels of fluorescence"):
         check_names(illumination_in({name: text, "mirax.x": "y"}), where="s.mrxs")
     others = {"leica.illumination-source": "brightfield", "aperio.Title": "no DAPI",
+              "dicom.OpticalPathSequence[0].IlluminationTypeCodeSequence[0].CodeMeaning":
+              "Brightfield illumination",
               "mirax.GENERAL.SLIDE_TYPE": "SLIDE_TYPE_BRIGHTFIELD"}  # fmt: skip
     check_names(illumination_in(others), where="s.mrxs")
 

@@ -14,6 +14,7 @@ from typing import Any
 import imagecodecs
 import numcodecs
 import numpy as np
+import openslide
 import pytest
 import tifffile
 import zarr
@@ -29,7 +30,13 @@ from features.slides.reader import open_slide
 from features.slides.zeroed import is_zeroed_jpeg
 from tests.features.slides.test_absent_pixels import GLASS, PIXELS, SIDE, write_zarr
 from tests.features.slides.test_dicom_frames import write_level
-from tests.features.slides.vendor_files import write_mrxs, write_ndpi, write_scn
+from tests.features.slides.vendor_files import (
+    write_bif,
+    write_mrxs,
+    write_ndpi,
+    write_scn,
+    write_trestle,
+)
 
 BLOCK = 256
 MIDDLE = {"x_px": BLOCK, "y_px": BLOCK, "width_px": BLOCK, "height_px": BLOCK}
@@ -591,6 +598,64 @@ def test_tiles_of_each_area_of_scn_are_lost_where_zeros_lie(tmp_path: Path) -> N
                 slide.read(level=level, x_px=x + 9, y_px=y + 9, width_px=9, height_px=9)
             slide.read(level=level, x_px=0, y_px=0, width_px=size, height_px=y - 1)
         path.write_bytes(sound)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "overlaps"),
+    [("trestle", (12, 12)), ("trestle", (0, 0)), ("ventana", (10, 6)), ("ventana", (-3, 5))],
+)
+def test_overlapping_tiles_of_trestle_and_bif_are_lost_where_zeros_lie(
+    tmp_path: Path, vendor: str, overlaps: tuple[int, int]
+) -> None:
+    path, pixels = tmp_path / "s.bif", noisy(1)
+    levels = (pixels, pixels[::2, ::2])
+    if vendor == "trestle":
+        write_trestle(path, levels, overlaps=overlaps, tile=64)
+    else:
+        write_bif(path, levels, overlaps=overlaps, tile=64)
+    sound = path.read_bytes()
+    with closing(OpenSlideSlide(path)) as slide:
+        assert slide.vendor == vendor
+        slide.overview(downsample=1)
+        assert slide.unreadable_px0 == ()
+    with openslide.OpenSlide(path) as handle:
+        before = [
+            np.asarray(handle.read_region((0, 0), level, size))
+            for level, size in enumerate(handle.level_dimensions)
+        ]
+    for level in (0, 1):
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[level + (vendor == "ventana")]
+            index = 3 * -(-page.imagewidth // 64) + 4
+            start = page.dataoffsets[index] + page.databytecounts[index] // 2
+        path.write_bytes(sound[:start] + bytes(400) + sound[start + 400 :])
+        with closing(OpenSlideSlide(path)) as slide, openslide.OpenSlide(path) as handle:
+            size = slide.levels[level]
+            shown = handle.read_region((0, 0), level, (size.width_px, size.height_px))
+            places = np.argwhere((np.asarray(shown) != before[level]).any(axis=2))
+            (top, left), (bottom, right) = places.min(axis=0), places.max(axis=0)
+            streams = slide.streams[size.width_px, size.height_px]
+            assert 20 < bottom - top < 64
+            assert 20 < right - left < 70  # with the gap between tiles, if any
+            for x, y in ((left, top), (right, top), (left, bottom), (right, bottom)):
+                assert streams.is_zeroed(int(x), int(y), 1, 1)
+            assert not streams.is_zeroed(0, 0, int(left) - 24, size.height_px)
+            assert not streams.is_zeroed(0, 0, size.width_px, int(top) - 44)
+            assert not streams.is_zeroed(int(right) + 24, 0, size.width_px, size.height_px)
+            assert not streams.is_zeroed(0, int(bottom) + 24, size.width_px, size.height_px)
+            with pytest.raises(TileError, match="overwritten by zeros"):
+                slide.read(
+                    level=level, x_px=int(left), y_px=int(bottom) - 9, width_px=9, height_px=9
+                )
+
+
+def test_an_scn_without_resolution_tags_has_that_of_its_views(tmp_path: Path) -> None:
+    path = tmp_path / "s.scn"
+    write_scn(path, [(0, 0, (PIXELS, PIXELS[::4, ::4]))], side_px=2400, tile=64, nm_per_px=460)
+    with closing(open_slide(path)) as slide:
+        assert slide.stated_mpp is not None
+        assert (slide.stated_mpp.x, slide.stated_mpp.y) == pytest.approx((0.46, 0.46))
+        assert slide.stated_mpp.field == "sizeX of Leica's views"
 
 
 def test_a_preview_of_a_slide_is_not_taken_for_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""NDPI, MRXS, SCN and Philips slides written from pixels, as far as OpenSlide reads them."""
+"""Slides of vendors written from pixels, as far as OpenSlide reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-__all__ = ["write_mrxs", "write_ndpi", "write_philips", "write_scn"]
+__all__ = [
+    "write_bif",
+    "write_mrxs",
+    "write_ndpi",
+    "write_philips",
+    "write_scn",
+    "write_trestle",
+]
 
 _SLIDE_ID = "0" * 32
 _LONG, _SHORT, _TEXT, _RATIONAL, _SIGNED, _FLOAT = 4, 3, 2, 5, 9, 11
@@ -180,9 +187,14 @@ def write_mrxs(
 
 
 def write_scn(
-    path: Path, areas: Sequence[tuple[int, int, Sequence[np.ndarray]]], *, side_px: int, tile: int
+    path: Path,
+    areas: Sequence[tuple[int, int, Sequence[np.ndarray]]],
+    *,
+    side_px: int,
+    tile: int,
+    nm_per_px: int = 500,
 ) -> None:
-    """Write scanned areas of 500 nm per px: left, top and levels of each, finest first.
+    """Write scanned areas without resolution tags: left, top and levels of each, finest first.
 
     Left and top are in px of the slide, of which a side has ``side_px``; a macro image is page 0.
     """
@@ -205,12 +217,13 @@ def write_scn(
             )
         images += (
             f'<image><device model="Leica SCN400" version="1"/><pixels>{sizes}</pixels>'
-            f'<view sizeX="{500 * extent}" sizeY="{500 * down}" offsetX="{500 * left}" '
-            f'offsetY="{500 * top}"/>{brightfield}</image>'
+            f'<view sizeX="{nm_per_px * extent}" sizeY="{nm_per_px * down}" '
+            f'offsetX="{nm_per_px * left}" offsetY="{nm_per_px * top}"/>{brightfield}</image>'
         )
     text = (
         '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
-        f'<collection sizeX="{500 * side_px}" sizeY="{500 * side_px}">{images}</collection></scn>'
+        f'<collection sizeX="{nm_per_px * side_px}" sizeY="{nm_per_px * side_px}">{images}'
+        "</collection></scn>"
     )
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for number, page in enumerate(pages):
@@ -218,6 +231,71 @@ def write_scn(
                 page, photometric="rgb", tile=(tile, tile), compression="jpeg",
                 compressionargs={"level": 90}, subsampling=(1, 1), metadata=None, software=None,
                 description=None if number else text,
+            )  # fmt: skip
+
+
+def write_trestle(
+    path: Path, levels: Sequence[np.ndarray], *, overlaps: Sequence[int], tile: int
+) -> None:
+    """Write levels of 0.5 µm per px, finest first, from joined tiles as they are stored.
+
+    ``overlaps`` are the px that tiles side by side have in common, one number a level.
+    """
+    stated = " ".join(f"{overlap} {overlap}" for overlap in overlaps)
+    text = f"Background Color=E6E6E6;Objective Power=20;JPEG Quality=80;OverlapsXY= {stated}"
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(levels):
+            file.write(
+                level, photometric="rgb", tile=(tile, tile), compression="jpeg", metadata=None,
+                compressionargs={"level": 90}, subsampling=(1, 1), software="MedScan",
+                resolution=(0.5, 0.5), description=None if number else text,
+            )  # fmt: skip
+
+
+def write_bif(
+    path: Path, levels: Sequence[np.ndarray], *, overlaps: tuple[int, int], tile: int
+) -> None:
+    """Write levels of 0.5 µm per px, each of half the size of the one before.
+
+    Pixels are those of joined tiles as they are stored, a whole number of them in level 0;
+    ``overlaps`` are the px that tiles beside and below each other have in common.
+    """
+    rows, columns = (side // tile for side in levels[0].shape[:2])
+
+    def number(row: int, column: int) -> int:
+        """Number of a tile: from the bottom up, every second row from right to left."""
+        up = rows - 1 - row
+        return up * columns + (columns - column if up % 2 else column + 1)
+
+    joints = [("RIGHT", (row, column), (row, column + 1))
+              for row in range(rows) for column in range(columns - 1)]  # fmt: skip
+    joints += [("UP", (row + 1, column), (row, column))
+               for row in range(rows - 1) for column in range(columns)]  # fmt: skip
+    joined = "".join(
+        f'<TileJointInfo FlagJoined="1" Confidence="90" Direction="{direction}" '
+        f'Tile1="{number(*first)}" Tile2="{number(*second)}" '
+        f'OverlapX="{overlaps[0] if direction == "RIGHT" else 0}" '
+        f'OverlapY="{overlaps[1] if direction == "UP" else 0}"/>'
+        for direction, first, second in joints
+    )
+    xml = (
+        '<?xml version="1.0"?><EncodeInfo Ver="2"><SlideStitchInfo>'
+        f'<ImageInfo AOIScanned="1" AOIIndex="0" NumRows="{rows}" NumCols="{columns}" '
+        f'Width="{tile}" Height="{tile}" Pos-X="0" Pos-Y="0">{joined}</ImageInfo>'
+        '</SlideStitchInfo><AoiOrigin><AOI0 OriginX="0" OriginY="0"/></AoiOrigin></EncodeInfo>'
+    )
+    scan = '<iScan Magnification="20" ScanRes="0.5" Z-layers="1"/>'
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        pages = [("Label Image", scan, levels[-1])]
+        pages += [
+            (f"level={level} mag={20 / 2**level:g} quality=90", "" if level else xml, pixels)
+            for level, pixels in enumerate(levels)
+        ]
+        for text, packet, pixels in pages:
+            file.write(
+                pixels, photometric="rgb", tile=(tile, tile), compression="jpeg", metadata=None,
+                compressionargs={"level": 90}, subsampling=(1, 1), software=None, description=text,
+                extratags=[(700, 1, len(packet), packet.encode(), True)] if packet else [],
             )  # fmt: skip
 
 
