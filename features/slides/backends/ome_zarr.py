@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -54,6 +55,8 @@ _NO_IMAGES = {"OME", "labels"}
 """Groups of metadata, and of masks that OME-NGFF keeps apart from images."""
 _EXPECTED = "OME-Zarr, that is zarr with OME-NGFF metadata"
 _ZARR_NAMES = (".zarr", ".zarr.zip", ".ozx")
+
+warnings.filterwarnings("ignore", module=r"zarr(\.|$)")  # They name files beside the images.
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -258,11 +261,17 @@ class OmeZarrSlide(BlockReader):
         """The group of the image that is the slide, and its entry of ``multiscales``."""
         ome = _ome_of(group)
         images = [(group, image) for image in ome.get("multiscales") or ()]
+        if not images and "plate" in ome:
+            raise SlideError(
+                self._where, actual="a plate of many images", expected="the image of one well",
+                hint=f"Name it, such as {self._where}/{_first_image_of(ome['plate'])}.",
+            )  # fmt: skip
         if not images:
             images = list(_images_below(group))
         if not images:
-            what = "a plate of many images" if "plate" in ome else "a zarr group, no 'multiscales'"
-            raise SlideError(self._where, actual=what, expected=_EXPECTED)
+            raise SlideError(
+                self._where, actual="a zarr group, no 'multiscales'", expected=_EXPECTED
+            )
         if any(not image.get("datasets", True) for _, image in images):
             raise self._unsupported("'multiscales' without datasets")
         if len(images) == 1 and scene is None:
@@ -324,11 +333,19 @@ class OmeZarrSlide(BlockReader):
         many = {axis: size for axis, size in sizes.items() if axis not in "cyx" and size != 1}
         if many:
             text = ", ".join(f"{size} along {axis}" for axis, size in many.items())
-            raise self._unsupported(f"more than one plane ({text})")
+            raise self._unsupported(
+                f"more than one plane ({text})", hint="Export the one to embed alone."
+            )
         if sizes.get("c", 1) not in _N_CHANNELS:
-            raise self._unsupported(f"{sizes['c']} channels")
+            raise self._unsupported(
+                f"{sizes['c']} channels",
+                hint="Export red, green and blue of a stained slide alone.",
+            )
         if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-            raise self._unsupported(f"samples of type {array.dtype}")
+            raise self._unsupported(
+                f"samples of type {array.dtype}",
+                hint="Scale its values to 0 to 255 and store them as uint8.",
+            )
         width, height = sizes["x"], sizes["y"]
         if not 0 < width <= MAX_SIDE_PX or not 0 < height <= MAX_SIDE_PX:
             raise self._unsupported(f"{width} × {height} px")
@@ -380,12 +397,13 @@ class OmeZarrSlide(BlockReader):
                 f"{first_error.actual}", expected="pixels", hint="Copy it again.",
             )  # fmt: skip
 
-    def _unsupported(self, actual: str) -> SlideError:
+    def _unsupported(
+        self, actual: str, *, hint: str = "Export it again, as OME-Zarr or tiled TIFF."
+    ) -> SlideError:
         return SlideError(
-            self._where,
-            actual=actual,
+            self._where, actual=actual, hint=hint,
             expected="OME-Zarr of 8 or 16 bit with 1, 3 or 4 channels in one plane, finest first",
-        )
+        )  # fmt: skip
 
     def _is_stored(self, level: int, row: int, column: int) -> bool:
         """Whether a chunk is stored; one that cannot be read is."""
@@ -452,6 +470,14 @@ def _images_below(group: zarr.Group) -> Iterator[tuple[zarr.Group, Mapping[str, 
             continue
         if name not in _NO_IMAGES:
             yield from ((member, image) for image in _ome_of(member).get("multiscales") or ())
+
+
+def _first_image_of(plate: Mapping[str, Any]) -> str:
+    """Path of the first image of the first well of a plate, as OME-NGFF numbers them."""
+    well = "A/1"
+    with suppress(KeyError, IndexError, TypeError):
+        well = plate["wells"][0]["path"]
+    return f"{well}/0"
 
 
 def _open_store(path: Path | str) -> tuple[Store, str]:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -456,7 +458,7 @@ def test_pixels_that_are_no_slide_are_refused(
         )
     else:
         write(path, [pixels], **options)
-    with pytest.raises(SlideError, match=message):
+    with pytest.raises(SlideError, match=f"{message}.*(Export|Scale)"):
         OmeZarrSlide(path)
 
 
@@ -650,6 +652,31 @@ def test_folders_and_files_that_are_no_image_are_errors(tmp_path: Path) -> None:
         with pytest.raises(SlideError, match=message) as caught:
             open_slide(tmp_path / name)
         assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_the_image_of_a_plate_that_is_advised_can_be_opened(tmp_path: Path) -> None:
+    plate = tmp_path / "plate.zarr"
+    wells = {"wells": [{"path": "B/03"}, {"path": "B/04"}]}
+    zarr.open_group(plate, mode="w", attributes={"ome": {"plate": wells}})
+    write(plate / "B" / "03" / "0", zarr_format=3)
+    with pytest.raises(SlideError, match=r"a plate of many images.*Name it, such as ") as caught:
+        open_slide(plate)
+    advised = str(caught.value).partition("such as ")[2].removesuffix(".")
+    with closing(open_slide(Path(advised))) as slide:
+        assert slide.reader == "ome-zarr"
+
+
+def test_a_folder_that_is_no_zarr_beside_the_images_is_passed_over_in_silence(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s.zarr"
+    zarr.open_group(path, mode="w")
+    write(path / "image", zarr_format=3)
+    (path / "notes").mkdir()
+    script = "import sys; from features.slides import open_slide; open_slide(sys.argv[1]).close()"
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_stores_are_found_and_not_searched(tmp_path: Path) -> None:
