@@ -21,6 +21,7 @@ from features.utils.image_headers import jpeg_scan
 
 __all__ = [
     "ZEROED",
+    "ZERO_RUN",
     "RawPixels",
     "has_zeroed_data",
     "hole_warning",
@@ -37,7 +38,7 @@ ZEROED = "its data were overwritten by zeros, as by an interrupted copy"
 
 _RUN = bytes(256)
 """Half a sector of a disk; entropy coding leaves no zeros of this length."""
-_MATCHED_RUN = re.compile(rb"\0{256,}")
+ZERO_RUN = re.compile(rb"\0{256,}")
 _SKIPPED_SHARE, _SKIPPED_FROM_BYTES = 1 / 128, 1 << 17
 """Zeros that Zstd, LZ4 and Blosc leave, as a share of the bytes before them, up to so many: where
 nothing matches, their fast settings take ever longer steps, of 1/256 of the way."""
@@ -141,7 +142,7 @@ def has_zeroed_data(stream: bytes) -> bool:
         return _RUN in data
     return any(
         match.end() - match.start() > _SKIPPED_SHARE * min(match.start(), _SKIPPED_FROM_BYTES)
-        for match in _MATCHED_RUN.finditer(data)
+        for match in ZERO_RUN.finditer(data)
     )
 
 

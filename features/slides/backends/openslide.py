@@ -28,6 +28,7 @@ from features.slides.backends.scn import LEICA, scn_mpp
 from features.slides.backends.tiff_scenes import slide_size_px
 from features.slides.backends.tiff_streams import tiff_streams
 from features.slides.backends.tiff_tags import largest_byte_count
+from features.slides.backends.vms_streams import vms_streams
 from features.slides.base import Level, RgbArray, StatedMpp
 from features.slides.pixels import to_rgb
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
@@ -92,6 +93,7 @@ class OpenSlideSlide(RegionReader):
             mirax_streams(path, properties, self._handle.level_dimensions)
             if self.vendor == "mirax"
             else tiff_streams(path, self.vendor, self._handle.level_dimensions)
+            or vms_streams(path, properties)
         )
         self._numbers: tuple[int, ...] = tuple(range(len(self.levels)))
         self._small_levels: dict[int, RgbArray | None] = {}

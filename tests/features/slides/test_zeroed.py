@@ -36,6 +36,7 @@ from tests.features.slides.vendor_files import (
     write_ndpi,
     write_scn,
     write_trestle,
+    write_vms,
 )
 
 BLOCK = 256
@@ -647,6 +648,35 @@ def test_overlapping_tiles_of_trestle_and_bif_are_lost_where_zeros_lie(
                 slide.read(
                     level=level, x_px=int(left), y_px=int(bottom) - 9, width_px=9, height_px=9
                 )
+
+
+def test_restart_intervals_of_each_file_of_vms_are_lost_where_zeros_lie(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "s.vms", noisy(2)
+    starts = write_vms(path, pixels, columns=2, interval=24)
+    with closing(open_slide(path)) as slide:
+        assert (slide.reader, slide.levels[0].width_px) == ("openslide", 1536)
+        slide.overview(downsample=1)
+        assert slide.unreadable_px0 == ()
+    columns = 768 // 192
+    for number, row, column in ((0, 30, 1), (3, 95, 3), (2, 0, 0), (1, 50, 2)):
+        file = tmp_path / ("s.jpg" if number == 0 else f"s({number % 2},{number // 2}).jpg")
+        sound = file.read_bytes()
+        start = starts[number][row * columns + column] + 20
+        n_bytes = 300 if column < 2 else 1500  # over several intervals
+        file.write_bytes((sound[:start] + bytes(n_bytes) + sound[start + n_bytes :])[: len(sound)])
+        x, y = number % 2 * 768 + column * 192, number // 2 * 768 + row * 8
+        with closing(open_slide(path)) as slide:
+            assert isinstance(slide, OpenSlideSlide)
+            for factor in (1, 2, 4):
+                side = 1536 // factor
+                streams = slide.streams[side, side]
+                assert streams.is_zeroed((x + 48) // factor, y // factor, 1, 1)
+                assert not streams.is_zeroed(0, 0, side, y // factor)
+                assert not streams.is_zeroed(0, -(-(y + 16) // factor), side, side)
+                assert not streams.is_zeroed(0, y // factor, x // factor, 1)
+            with pytest.raises(TileError):
+                slide.read(level=0, x_px=x + 9, y_px=y, width_px=9, height_px=8)
+        file.write_bytes(sound)
 
 
 def test_an_scn_without_resolution_tags_has_that_of_its_views(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "write_philips",
     "write_scn",
     "write_trestle",
+    "write_vms",
 ]
 
 _SLIDE_ID = "0" * 32
@@ -50,11 +51,7 @@ def write_ndpi(path: Path, levels: Sequence[np.ndarray], *, interval: int) -> li
     for pixels in levels:
         height, width = pixels.shape[:2]
         stream = _encode(pixels, restart_marker_blocks=interval)
-        first = stream.find(b"\xff\xda")
-        starts = [first + 2 + int.from_bytes(stream[first + 2 : first + 4], "big")]
-        for position in range(starts[0], len(stream) - 2):
-            if stream[position] == 0xFF and 0xD0 <= stream[position + 1] <= 0xD7:
-                starts.append(position + 2)
+        starts = _interval_starts(stream)
         offset = put(stream)
         found.append([offset + start for start in starts])
         lens = 20 * width / levels[0].shape[1]
@@ -77,6 +74,54 @@ def write_ndpi(path: Path, levels: Sequence[np.ndarray], *, interval: int) -> li
         struct.pack_into("<Q", data, pointer_at, at)
         pointer_at = at + len(directory)
     path.write_bytes(data)
+    return found
+
+
+def _interval_starts(stream: bytes) -> list[int]:
+    """Where the restart intervals of a JPEG begin, bytes."""
+    first = stream.find(b"\xff\xda")
+    starts = [first + 2 + int.from_bytes(stream[first + 2 : first + 4], "big")]
+    for position in range(starts[0], len(stream) - 2):
+        if stream[position] == 0xFF and 0xD0 <= stream[position + 1] <= 0xD7:
+            starts.append(position + 2)
+    return starts
+
+
+def write_vms(path: Path, pixels: np.ndarray, *, columns: int, interval: int) -> list[list[int]]:
+    """Write a picture at 20x in two rows of so many files, and a map of an eighth of its side.
+
+    Parameters
+    ----------
+    path
+        The ``.vms`` file.
+    pixels
+        The picture, shape (height, width, 3) in px.
+    columns, interval
+        Files side by side, and blocks of 8 px in a restart interval, which divide the width.
+
+    Returns
+    -------
+    list of list of int
+        Where the restart intervals of each file begin, bytes, row after row of files.
+    """
+    parts = [part for row in np.split(pixels, 2) for part in np.split(row, columns, axis=1)]
+    lines = [
+        "[Virtual Microscope Specimen]", "NoLayers=1", f"NoJpegColumns={columns}", "NoJpegRows=2",
+        f"MapFile={path.stem}_map.jpg", f"OptimisationFile={path.stem}.opt", "SourceLens=20",
+        f"PhysicalWidth={500 * pixels.shape[1]}", f"PhysicalHeight={500 * pixels.shape[0]}",
+    ]  # fmt: skip
+    found, rows = [], []
+    for number, part in enumerate([*parts, pixels[::8, ::8]]):
+        place = f"({number % columns},{number // columns})" if number else ""
+        name = f"{path.stem}{place}.jpg" if number < len(parts) else f"{path.stem}_map.jpg"
+        if number < len(parts):
+            lines.append(f"ImageFile{place}={name}")
+        stream = _encode(np.ascontiguousarray(part), restart_marker_blocks=interval)
+        path.with_name(name).write_bytes(stream)
+        found.append(_interval_starts(stream))
+        rows += found[-1][:: part.shape[1] // (8 * interval)]
+    path.with_suffix(".opt").write_bytes(b"".join(struct.pack("<q32x", row) for row in rows[:-1]))
+    path.write_text("\n".join(lines) + "\n")
     return found
 
 
