@@ -26,7 +26,7 @@ from features.slides.backends.openslide_properties import (
 from features.slides.backends.scenes import require_single_scene
 from features.slides.backends.scn import LEICA, scn_mpp
 from features.slides.backends.tiff_scenes import slide_size_px
-from features.slides.backends.tiff_streams import tiff_streams
+from features.slides.backends.tiff_streams import JoinedStreams, TiffStreams, tiff_streams
 from features.slides.backends.tiff_tags import largest_byte_count
 from features.slides.backends.vms_streams import vms_streams
 from features.slides.base import Level, RgbArray, StatedMpp
@@ -34,6 +34,7 @@ from features.slides.pixels import to_rgb
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, hole_warning
+from features.utils.file_kinds import BFCONVERT
 
 __all__ = ["OpenSlideSlide"]
 
@@ -50,6 +51,8 @@ _GUIDE_CELLS = 32
 _MAX_GUIDE_PX = 1 << 21
 """Largest level that is read whole; these cells of the coarsest, to a side, show where there is
 structure."""
+_MOST_DIFFERENCE = 8
+"""Mean difference of a tile from what is stored, grey levels, by overlaps and other decoders."""
 _LEAST_SQUARE_PX = 256
 """Side down to which what cannot be read is narrowed down."""
 
@@ -113,6 +116,7 @@ class OpenSlideSlide(RegionReader):
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)
         self._check_pixels()
+        self._check_colours()
 
     def overview(self, *, downsample: int) -> RgbArray:
         """Read the whole slide downsampled, shape (height, width, 3) in px, uint8.
@@ -323,6 +327,26 @@ class OpenSlideSlide(RegionReader):
             self.path, actual=f"none of {len(errors)} places can be read, first: "
             f"{errors[0].actual}", expected="pixels", hint="Copy it again.",
         ) from errors[0]  # fmt: skip
+
+    def _check_colours(self) -> None:
+        """Raise an error for TIFF tiles in RGB that OpenSlide takes for YCbCr."""
+        size = self.levels[0]
+        streams = self.streams.get((size.width_px, size.height_px))
+        is_other = False
+        with suppress(Exception):  # a damaged tile is reported where it is read
+            if isinstance(streams, TiffStreams | JoinedStreams) and (tile := streams.rgb_tile()):
+                left, top, stored = tile
+                stored = stored[: size.height_px - top, : size.width_px - left]
+                shown = self._read_region(0, left, top, stored.shape[1], stored.shape[0])
+                difference = np.subtract(shown, stored, dtype=np.int16)
+                is_other = bool(np.abs(difference).mean() > _MOST_DIFFERENCE)
+        if is_other:
+            self._handle.close()
+            raise UnsupportedFormatError(
+                self.path, actual="JPEG tiles in RGB, which OpenSlide takes for YCbCr",
+                expected="the colours that were stored",
+                hint=f"Convert it with bfconvert of Bio-Formats: {BFCONVERT}.",
+            )  # fmt: skip
 
     def _associated_sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Name, and width and height in px, of each associated image, from its properties."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -22,9 +23,11 @@ from features.slides.backends.base import StoredGrid, whole_grid
 from features.slides.backends.openslide_properties import PHILIPS
 from features.slides.backends.scn import LEICA, scn_areas
 from features.slides.backends.tiff_tags import ENTROPY_CODED, PLAIN_JPEGS
+from features.slides.base import RgbArray
 from features.slides.zeroed import has_zeroed_data, is_zeroed_jpeg
+from features.utils.image_headers import jpeg_stores_rgb
 
-__all__ = ["TiffStreams", "tiff_grids", "tiff_streams"]
+__all__ = ["JoinedStreams", "TiffStreams", "tiff_grids", "tiff_streams"]
 
 _MAX_PAGES = 64
 _APERIO, _NDPI, _TRESTLE, _VENTANA = "aperio", "hamamatsu", "trestle", "ventana"
@@ -78,15 +81,32 @@ class TiffStreams:
             if column < self.columns
         )
 
+    def rgb_tile(self) -> tuple[int, int, RgbArray] | None:
+        """Return left and top, px of the level, and pixels of a tile that states that it is RGB.
+
+        Pixels have shape (height, width, 3), uint8. None for JPEG that does not.
+        """
+        index = int(self.byte_counts.argmax())
+        stream = self._read_stream(index)
+        if not self.is_jpeg or self.ndpi_header or not jpeg_stores_rgb(stream):
+            return None
+        row, column = divmod(index, self.columns)
+        left = self.left_px + column * (self.tile_width_px - self.overlap_x_px)
+        top = self.top_px + row * (self.tile_height_px - self.overlap_y_px)
+        return int(left), int(top), imagecodecs.jpeg_decode(stream, tables=self.jpeg_tables or None)
+
     def _is_zeroed_at(self, index: int) -> bool:
         if index >= len(self.offsets):
             return False
         if index not in self._verdicts:
-            with self.path.open("rb") as file:
-                file.seek(int(self.offsets[index]))
-                stream = file.read(int(self.byte_counts[index]))
+            stream = self._read_stream(index)
             self._verdicts[index] = bool(stream) and self._has_zeros(stream)
         return self._verdicts[index]
+
+    def _read_stream(self, index: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(int(self.offsets[index]))
+            return file.read(int(self.byte_counts[index]))
 
     def _has_zeros(self, stream: bytes) -> bool:
         if not self.is_jpeg:
@@ -113,13 +133,17 @@ class JoinedStreams:
         """Return whether zeros lie in the stream of any tile of a region, px of the level."""
         return any(area.is_zeroed(x_px, y_px, width_px, height_px) for area in self.areas)
 
+    def rgb_tile(self) -> tuple[int, int, RgbArray] | None:
+        """Return a tile of the first area, as :meth:`TiffStreams.rgb_tile` does."""
+        return self.areas[0].rgb_tile() if self.areas else None
+
 
 def tiff_streams(
     path: Path, vendor: str, level_sizes_px: Sequence[tuple[int, int]]
 ) -> Mapping[tuple[int, int], TiffStreams | JoinedStreams]:
     """Return the tiles of each level of a TIFF by its width and height in px; empty for others."""
     found: dict[tuple[int, int], TiffStreams] = {}
-    placed = {LEICA: _scn_streams, _TRESTLE: _trestle_streams, _VENTANA: _bif_streams}.get(vendor)
+    placed = _PLACED.get(vendor)
     if placed is not None:
         with suppress(Exception), tifffile.TiffFile(path) as file:
             return dict(placed(path, file, level_sizes_px))
@@ -208,7 +232,7 @@ def _streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffSt
 
 def _scn_streams(
     path: Path, file: tifffile.TiffFile, level_sizes_px: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], JoinedStreams]:
+) -> Iterator[tuple[tuple[int, int], JoinedStreams]]:
     """Tiles of the scanned areas of a Leica slide, which its XML places in nm."""
     areas: dict[tuple[int, int], list[TiffStreams]] = {size: [] for size in level_sizes_px}
     for area in scn_areas(file):
@@ -224,7 +248,7 @@ def _scn_streams(
                         )
                         for _, streams in _streams_of(path, page.aspage())
                     ]  # fmt: skip
-    return {size: JoinedStreams(areas=own) for size, own in areas.items()}
+    yield from ((size, JoinedStreams(areas=own)) for size, own in areas.items())
 
 
 def _trestle_streams(
@@ -264,6 +288,17 @@ def _bif_streams(
     for size, page in zip(level_sizes_px, pages, strict=True):
         for _, streams in _streams_of(path, page):
             yield size, replace(streams, overlap_x_px=float(across), overlap_y_px=float(down))
+
+
+_Streams = TiffStreams | JoinedStreams
+_Placing = Callable[
+    [Path, tifffile.TiffFile, Sequence[tuple[int, int]]],
+    Iterator[tuple[tuple[int, int], _Streams]],
+]
+_PLACED: Mapping[str, _Placing] = {
+    LEICA: _scn_streams, _TRESTLE: _trestle_streams, _VENTANA: _bif_streams,
+}  # fmt: skip
+"""By vendor: those whose tiles lie elsewhere in the level than in the TIFF."""
 
 
 def _ndpi_streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffStreams]]:

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -199,3 +200,30 @@ def test_an_ome_zarr_with_blue_first_is_read_in_its_colours(
     group.attrs["multiscales"] = [{"axes": described, "datasets": [{"path": "0"}]}]
     group.attrs["omero"] = {"channels": channels}
     np.testing.assert_array_equal(read(path), PIXELS)
+
+
+@pytest.mark.parametrize("tag", ["rgb", "ycbcr"])
+@pytest.mark.parametrize("stored", ["RGB", "YCBCR"])
+def test_colours_that_openslide_would_take_for_others_are_refused(
+    tmp_path: Path, stored: str, tag: str
+) -> None:
+    blocks = [np.ascontiguousarray(PIXELS[y : y + 64, x : x + 64])
+              for y in range(0, SIDE, 64) for x in range(0, SIDE, 64)]  # fmt: skip
+    streams = (
+        imagecodecs.jpeg_encode(block, level=95, outcolorspace=stored, subsampling="444")
+        for block in blocks
+    )
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(
+        path, streams, shape=PIXELS.shape, dtype=np.uint8, tile=(64, 64), compression="jpeg",
+        photometric=tag, subsampling=(1, 1), software="MedScan", metadata=None,
+        description="Background Color=E6E6E6;Objective Power=20;OverlapsXY= 8 8",
+    )  # fmt: skip
+    if stored == "RGB":
+        with pytest.raises(UnsupportedFormatError, match=r"RGB, which .* takes .*bfconvert"):
+            open_slide(path)
+        return
+    with closing(open_slide(path)) as slide:
+        assert slide.reader == "openslide"
+        result = slide.read(level=0, x_px=0, y_px=0, width_px=56, height_px=56)
+    np.testing.assert_allclose(result, PIXELS[:56, :56], atol=12)
