@@ -64,9 +64,10 @@ def embed_with_progress(
         with spinner("loading the encoder"):
             executor = stack.enter_context(
                 open_executor(
-                    config, bags_dir, n_tiles_expected=n_tiles_expected, on_warning=print_warning
+                    config, bags_dir, n_tiles_expected=n_tiles_expected, n_sources=len(items),
+                    on_warning=print_warning,
                 )
-            )
+            )  # fmt: skip
             if check is not None:
                 check(executor)
         _print_encoder(executor, config)

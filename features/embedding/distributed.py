@@ -12,7 +12,11 @@ from importlib import metadata
 from pathlib import Path
 
 from features.embedding.config import BaseEmbedConfig
-from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
+from features.embedding.shared_encoder import (
+    SharedEncoderWorker,
+    load_reading_ahead,
+    reading_processes,
+)
 from features.embedding.worker import EmbeddingWorker
 from features.encoders.base import Encoder
 from features.encoders.config import recorded_runtime
@@ -33,14 +37,16 @@ __all__ = ["EmbeddingWorkerFactory", "open_executor"]
 class EmbeddingWorkerFactory:
     """Builds an embedding worker in the process where it will run; picklable.
 
-    ``n_tiles_expected`` is the worker's own number of tiles, if known. Of several workers, each
-    limits the threads of its encoder to its share of cores. Other machines check by ``shared_file``
-    that they share the folder, and by ``version`` that they run the program of the calling process.
+    ``n_tiles_expected`` is the worker's own number of tiles, ``n_sources`` the number of slides or
+    series of all workers, where they are known. Of several workers, each limits the threads of its
+    encoder to its share of cores. Other machines check by ``shared_file`` that they share the
+    folder, and by ``version`` that they run the program of the calling process.
     """
 
     bags_dir: Path
     config: BaseEmbedConfig
     n_tiles_expected: int | None = None
+    n_sources: int | None = None
     n_workers: int = 1
     shared_file: Path | None = None
     version: str = field(default_factory=lambda: metadata.version("mil-slides"))
@@ -56,6 +62,10 @@ class EmbeddingWorkerFactory:
             If the encoder cannot be loaded.
         """
         self._check_machine()
+        if self.config.engine != "ray" and isinstance(self.config.encoder, str):
+            load_reading_ahead(
+                self.config, n_tiles_expected=self.n_tiles_expected, n_sources=self.n_sources
+            )
         encoder = self.config.load_encoder(
             self.bags_dir, n_tiles_expected=self.n_tiles_expected,
             n_threads=self.config.n_threads if self.n_workers > 1 else None,
@@ -81,8 +91,9 @@ class EmbeddingWorkerFactory:
         if self.config.engine == "ray":
             return 1
         return reading_processes(
-            encoder, self.config, n_tiles_expected=self.n_tiles_expected, n_workers=self.n_workers
-        )
+            encoder, self.config, n_tiles_expected=self.n_tiles_expected, n_sources=self.n_sources,
+            n_workers=self.n_workers,
+        )  # fmt: skip
 
     def _check_machine(self) -> None:
         host = socket.gethostname()
@@ -108,13 +119,15 @@ def open_executor(
     bags_dir: Path | str,
     *,
     n_tiles_expected: int | None = None,
+    n_sources: int | None = None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Executor]:
     """Start the workers of a configuration, and shut them down at the end.
 
     Several devices get a process each; a Ray cluster gets an actor per GPU, or without GPUs, one
     per node. The folder is created if missing. A runtime that is slow to start is not tried for few
-    tiles. ``on_warning`` receives text for the user, e.g. that a worker died.
+    tiles; no more processes read for a GPU than there are ``n_sources``, slides or series.
+    ``on_warning`` receives text for the user, e.g. that a worker died.
 
     Raises
     ------
@@ -126,7 +139,7 @@ def open_executor(
     """
     bags_dir = Path(bags_dir)
     factory = EmbeddingWorkerFactory(
-        bags_dir=bags_dir, config=config, n_tiles_expected=n_tiles_expected
+        bags_dir=bags_dir, config=config, n_tiles_expected=n_tiles_expected, n_sources=n_sources
     )
     is_loaded = not isinstance(config.encoder, str)
     devices = (config.device,) if is_loaded else parse_devices(config.device)
