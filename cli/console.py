@@ -10,14 +10,15 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -48,6 +49,7 @@ __all__ = [
     "PlainCommand",
     "PlainGroup",
     "finish_on_interrupt",
+    "in_thread",
     "leaf_commands",
     "let_waiting_threads_sleep",
     "options_elsewhere",
@@ -62,6 +64,8 @@ __all__ = [
     "stdout",
     "treat_sigterm_as_interrupt",
 ]
+
+T = TypeVar("T")
 
 EXIT_KNOWN_ERROR = 1
 EXIT_PARTLY_FAILED = 3
@@ -344,15 +348,44 @@ def finish_on_interrupt() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-def _exit_unless(ended: Event) -> None:
-    """Release locks and end the program, unless the interrupt has ended the work in time."""
+def in_thread(function: Callable[[], T]) -> T:
+    """Call a function in another thread, so that Ctrl-C and SIGTERM end the program if it hangs.
+
+    A thread that waits for storage is not interrupted by them; the program then ends after ten
+    seconds.
+    """
+    ended: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
+
+    def call() -> None:
+        try:
+            ended.put((function(),))
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+            ended.put(error)
+
+    Thread(target=call, daemon=True).start()
+    try:
+        result = ended.get()
+    except KeyboardInterrupt:
+        Thread(target=_exit_unless, args=(Event(),), kwargs={"text": ""}, daemon=True).start()
+        raise
+    if isinstance(result, BaseException):
+        raise result
+    return result[0]
+
+
+def _exit_unless(ended: Event, *, text: str = _STOPPED) -> None:
+    """Release locks and end the program, unless the interrupt has ended the work in time.
+
+    ``text`` says so; it is empty where that is told already.
+    """
     if ended.wait(_EXIT_S):
         return
     releasing = Thread(target=release_shared_locks, daemon=True)  # it may hang on the same storage
     releasing.start()
     releasing.join(_RELEASE_S)
     stderr.show_cursor()
-    stderr.print(_STOPPED)
+    if text:
+        stderr.print(text)
     os._exit(EXIT_INTERRUPTED)
 
 

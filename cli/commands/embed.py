@@ -16,6 +16,7 @@ from cli.commands.embed_series import embed_series_command
 from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
+    in_thread,
     print_json,
     print_next,
     spinner,
@@ -62,7 +63,12 @@ from cli.shared.arguments import (
 )
 from cli.shared.embed_profile import profile_seconds
 from cli.shared.embed_progress import report_results
-from cli.shared.executors import absolute_path, checkpoint_paths, embed_with_progress
+from cli.shared.executors import (
+    absolute_path,
+    checkpoint_paths,
+    embed_with_progress,
+    print_warning,
+)
 from cli.shared.output import print_failures
 from cli.shared.passed_over import print_passed_over
 from cli.shared.settings import (
@@ -364,7 +370,8 @@ def expected_tiles(
         return most or len(slides) * TILES_PER_SLIDE
     with spinner("looking at a few slides"):
         sources = slide_sources(slides, config, given_mpp=given_mpp, scene=scene)
-        return sample_slides(sources).n_tiles
+        sample = in_thread(lambda: sample_slides(sources, on_warning=print_warning))
+    return sample.n_tiles
 
 
 def print_estimate(
@@ -401,8 +408,11 @@ def print_estimate(
             stdout.print(f"All {pluralize(n_finished, 'slides')} have a bag in {bags}.")
         return
     with spinner("timing a few tiles"):
-        estimate = estimate_embedding(
-            left, config, started_s=_STARTED_S, recorded=recorded_runtime(bags)
+        estimate = in_thread(
+            lambda: estimate_embedding(
+                left, config, started_s=_STARTED_S, recorded=recorded_runtime(bags),
+                on_warning=print_warning,
+            )
         )  # fmt: skip
     if as_json:
         summary = asdict(estimate)

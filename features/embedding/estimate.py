@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -87,6 +87,7 @@ def estimate_embedding(
     *,
     started_s: float,
     recorded: str | None = None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
     """Sample a few slides, and time decoding and encoding on a few tiles of one of them.
 
@@ -105,10 +106,12 @@ def estimate_embedding(
     recorded
         Runtime recorded for the folder of bags, see
         :func:`features.encoders.config.recorded_runtime`.
+    on_warning
+        Receives the name of a slide at which reading stands still, from another thread.
     """
     loaded_s = time.monotonic() - started_s
     decoding = _Decoding(config)
-    sample = sample_slides(sources, on_tiles=decoding.measure)
+    sample = sample_slides(sources, on_tiles=decoding.measure, on_warning=on_warning)
     n_inputs = sample.n_tiles * (1 + config.views.n_views)
     encoding = _encode_by_export(config, recorded, n_inputs, loaded_s) or _encode_by_torch(
         config, recorded, sample, decoding.inputs, loaded_s
@@ -206,7 +209,9 @@ def _encode_by_torch(
         startup_s=startup_s, selection_s=forecast.start_s, unit_tiles=config.batch_tiles,
         inputs_per_s=forecast.tiles_per_s * n_views, dim=encoder.dim,
         on_cpu=encoder.device.type == "cpu", runtime=str(forecast.runtime),
-        n_processes=reading_processes(encoder, config, n_tiles_expected=sample.n_tiles),
+        n_processes=reading_processes(
+            encoder, config, n_tiles_expected=sample.n_tiles, n_sources=sample.n_slides
+        ),
     )  # fmt: skip
 
 

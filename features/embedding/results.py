@@ -112,8 +112,9 @@ class SlideResult:
 def write_results(bags_dir: Path, results: Sequence[SlideResult], locks: FolderLocks) -> None:
     """Update ``embed.csv``; rows of other slides stay as they are.
 
-    A skipped slide keeps its earlier row, which records how its bag was made. Processes that share
-    the folder write one after the other.
+    A skipped slide keeps its earlier row, which records how its bag was made, unless that says that
+    it failed: a run that made its bag since then ended before it wrote the table. Processes that
+    share the folder write one after the other.
 
     Raises
     ------
@@ -132,7 +133,8 @@ def write_results(bags_dir: Path, results: Sequence[SlideResult], locks: FolderL
             for row in read_table(path).to_dict("records"):
                 rows[str(row.get("slide_id", ""))] = {str(k): v for k, v in row.items()}
         for result in results:
-            if result.status != "skipped" or result.slide_id not in rows:
+            earlier = rows.get(result.slide_id, {}).get("status", "failed")
+            if result.status != "skipped" or earlier == "failed":
                 rows[result.slide_id] = {**asdict(result), "left_out": counts_text(result.left_out)}
         if rows:
             names = [part.name for part in fields(SlideResult)]

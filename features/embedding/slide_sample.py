@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 
-from features.embedding.sources import SlideSource
+from features.embedding.sources import SILENT_S, SlideSource, silence_text
 from features.errors import MilError
 from features.tiling.slide_tiles import SlideTiles
 
@@ -44,7 +46,10 @@ class SlideSample:
 
 
 def sample_slides(
-    sources: Sequence[SlideSource], *, on_tiles: Callable[[SlideTiles], None] = lambda _: None
+    sources: Sequence[SlideSource],
+    *,
+    on_tiles: Callable[[SlideTiles], None] = lambda _: None,
+    on_warning: Callable[[str], None],
 ) -> SlideSample:
     """Open a few slides of all sizes, and estimate the tiles of all.
 
@@ -58,6 +63,8 @@ def sample_slides(
         Slides with their settings, at least one.
     on_tiles
         Receives the open tiles of the first sampled slide that has any; its time is not counted.
+    on_warning
+        Receives the name of a slide at which reading stands still, from another thread.
     """
     sizes = np.array([_n_bytes(source.path) for source in sources], np.float64)
     order = np.argsort(sizes, kind="stable")
@@ -71,7 +78,7 @@ def sample_slides(
         began = time.monotonic()
         counts[rank] = 0
         try:
-            with source.open() as tiles:
+            with _watched(source, on_warning), source.open() as tiles:
                 open_s += time.monotonic() - began
                 counts[rank] = tiles.n_tiles
                 if tiles.n_tiles and sum(map(bool, counts.values())) == 1:
@@ -89,6 +96,19 @@ def sample_slides(
         open_s=open_s / len(counts),
         failures=failures,
     )
+
+
+@contextmanager
+def _watched(source: SlideSource, on_warning: Callable[[str], None]) -> Iterator[None]:
+    """Warn once if the block takes ten minutes."""
+    text = f"{silence_text([source.path])} Ctrl-C stops the command."
+    timer = Timer(SILENT_S, on_warning, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _n_bytes(path: Path) -> int:

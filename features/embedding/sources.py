@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,10 +25,20 @@ if TYPE_CHECKING:
     from features.embedding.batching import Instances
     from features.encoders.base import Encoder
 
-__all__ = ["SlideSource", "Source", "record_crash", "slide_sources", "tile_transform"]
+__all__ = [
+    "SILENT_S",
+    "SlideSource",
+    "Source",
+    "record_crash",
+    "silence_text",
+    "slide_sources",
+    "tile_transform",
+]
 
 S = TypeVar("S", bound="Instances")
 
+SILENT_S = 600.0
+"""Time without a finished tile or slide after which the slides in work are named."""
 _HINTS = {
     "SIGKILL": "Memory may be short: give a smaller --workers or --batch.",
     "SIGBUS": "Memory or a disk may be full: free some space, or copy the file again.",
@@ -130,6 +140,14 @@ def slide_sources(
         )
         for path in paths
     ]  # fmt: skip
+
+
+def silence_text(paths: Iterable[Path]) -> str:
+    """Return the warning that work on these slides or series has stood still, with a reason."""
+    return (
+        f"nothing was finished for {SILENT_S / 60:.0f} minutes; in work: "
+        f"{', '.join(map(str, paths))}. Storage that does not answer is a usual reason."
+    )
 
 
 def record_crash(source: Source[Any], reason: str) -> SlideResult:

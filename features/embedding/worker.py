@@ -20,7 +20,7 @@ from features.embedding.batching import SlideBuffer, decoding_pool, encode_slide
 from features.embedding.config import BaseEmbedConfig
 from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult
-from features.embedding.sources import Source
+from features.embedding.sources import SILENT_S, Source, silence_text
 from features.encoders.base import Encoder
 from features.encoders.runtime_cache import take_write_error
 from features.errors import MilError, OutputError, one_line
@@ -43,8 +43,6 @@ __all__ = [
 _MAX_UNWRITTEN_BAGS = 4
 _MESSAGE_INTERVAL_S = 0.5
 _MAX_MESSAGES_PER_S = 100
-_SILENT_S = 600.0
-"""Time without a finished tile or slide after which the slides in work are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,14 +307,13 @@ class _WorkerRun:
 
     def _watch(self, ended: Event) -> None:
         warned_at = 0.0
-        while not ended.wait(_SILENT_S / 10):
-            since, paths = self._progress_at, [str(path) for path in self._in_work.copy().values()]
-            if paths and since != warned_at and time.monotonic() - since > _SILENT_S:
+        while not ended.wait(SILENT_S / 10):
+            since, paths = self._progress_at, self._in_work.copy().values()
+            if paths and since != warned_at and time.monotonic() - since > SILENT_S:
                 warned_at = since
                 self._queue.send_message(Warned(
-                    f"nothing was finished for {_SILENT_S / 60:.0f} minutes; in work: "
-                    f"{', '.join(paths)}. Storage that does not answer is a usual reason. Ctrl-C "
-                    "twice stops the command, and what is finished is kept."
+                    f"{silence_text(paths)} Ctrl-C twice stops the command, and what is finished "
+                    "is kept."
                 ))  # fmt: skip
 
     def _finish(self, job: Job, result: SlideResult) -> None:

@@ -106,12 +106,14 @@ def test_an_inference_stopped_by_a_signal_writes_nothing(
 
 
 HANGING = """
-import sys, time
+import time
+from concurrent.futures import ThreadPoolExecutor
 from cli import app, console
 from features.embedding.sources import SlideSource
 def hang(source):
     print("hangs", flush=True)
-    time.sleep(600)
+    with ThreadPoolExecutor(2) as pool:  # as those that decode
+        list(pool.map(time.sleep, [600, 600]))
 SlideSource.open = hang
 console._EXIT_S, console._RELEASE_S = 0.5, 60
 app.main()
@@ -145,6 +147,31 @@ def test_a_second_ctrl_c_ends_a_run_whose_slide_hangs(
     assert process.returncode == 130, stderr
     assert "stopped; what was finished is kept" in stderr
     assert not (tmp_path / "bags" / ".claims").exists()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_ctrl_c_ends_a_command_that_hangs_before_the_run(
+    tmp_path: Path,
+    options: list[str],
+    processes: list[subprocess.Popen[str]],
+    sigint_reaches_children: None,
+) -> None:
+    slide = tmp_path / "s.png"
+    Image.new("RGB", (160, 160), "purple").save(slide)
+    command = [
+        sys.executable, "-c", HANGING, "embed", str(slide), "--bags",
+        str(tmp_path / "bags"), "--device", "cpu", "--slide-mpp", "0.5", "--backbone", "test_vit",
+        *options,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hangs\n", process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.count("stopped; what was finished is kept") == 1
 
 
 def wait_for_reader(fifo: Path, process: subprocess.Popen[str]) -> int:

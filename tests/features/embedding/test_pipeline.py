@@ -199,11 +199,13 @@ def test_a_slide_at_which_reading_hangs_is_named(
             warnings.append(text)
             answers.set()
 
-    monkeypatch.setattr("features.embedding.worker._SILENT_S", 0.05)
+    monkeypatch.setattr("features.embedding.worker.SILENT_S", 0.05)
     monkeypatch.setattr(SlideSource, "open", hang)
     (result,) = run(slides / "s0.tif", tmp_path / "bags", encoder, progress=Watching())
     assert result.status == "done"
-    assert warnings[0].startswith(f"nothing was finished for 0 minutes; in work: {slides}/s0.tif. ")
+    assert warnings[0].startswith(
+        f"nothing was finished for 10 minutes; in work: {slides}/s0.tif. "
+    )
     assert "watching" not in {thread.name for thread in threading.enumerate()}
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from features.embedding import slide_sample
 from features.embedding.config import EmbedConfig
 from features.embedding.slide_sample import SlideSample, sample_slides
-from features.embedding.sources import slide_sources
+from features.embedding.sources import SlideSource, slide_sources
 from features.slides.synthetic import write_slide
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import SlideTiles
@@ -18,7 +20,30 @@ CONFIG = EmbedConfig(tiles=TileSettings(tile_px=64))
 
 def sample_of(paths: list[Path], seen: list[SlideTiles] | None = None) -> SlideSample:
     sources = slide_sources(paths, CONFIG, given_mpp={}, scene=None)
-    return sample_slides(sources, on_tiles=[].append if seen is None else seen.append)
+    on_tiles = [].append if seen is None else seen.append
+    return sample_slides(sources, on_tiles=on_tiles, on_warning=pytest.fail)
+
+
+def test_a_slide_at_which_reading_stands_still_is_named(
+    slides: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned = Event()
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        warned.set()
+
+    class Hanging(SlideSource):
+        def open(self) -> AbstractContextManager[SlideTiles]:
+            assert warned.wait(60)
+            return super().open()
+
+    monkeypatch.setattr(slide_sample, "SILENT_S", 0.05)
+    source = Hanging(path=slides[0], config=CONFIG, given_mpp=None)
+    assert sample_slides([source], on_warning=warn).n_sampled == 1
+    assert len(warnings) == 1
+    assert f"in work: {slides[0]}. Storage" in warnings[0]
 
 
 @pytest.fixture(scope="module")
