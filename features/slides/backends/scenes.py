@@ -16,7 +16,14 @@ from features.errors import MultiImageError, SceneError
 from features.slides.base import Scene
 from features.slides.companion_words import COMPANION
 
-__all__ = ["Picture", "SceneChoice", "choose_scene", "companion_name", "require_single_scene"]
+__all__ = [
+    "Picture",
+    "SceneChoice",
+    "choose_scene",
+    "companion_name",
+    "largest_picture",
+    "require_single_scene",
+]
 
 _COMPANION = re.compile(
     rf"(?<![a-z])({COMPANION}|map|locali[sz]er|barcode|slide ?image)(?![a-z])",
@@ -111,7 +118,7 @@ def choose_scene(pictures: Sequence[Picture], *, scene: int | None, where: objec
         for number, index in enumerate(kept, start=1)
     ]  # fmt: skip
     if scene is None:
-        largest = max(kept, key=lambda index: _weight(pictures[index]))
+        largest = largest_picture(pictures)
         equal = [number for number, index in enumerate(kept, start=1)
                  if _size(pictures[index]) == _size(pictures[largest])]  # fmt: skip
         if len(equal) > 1:
@@ -139,6 +146,11 @@ def choose_scene(pictures: Sequence[Picture], *, scene: int | None, where: objec
             str(picture) for index, picture in enumerate(pictures) if index not in kept
         ),
     )
+
+
+def largest_picture(pictures: Sequence[Picture]) -> int:
+    """Return the index of the largest picture that is no companion, the first of several."""
+    return max(_candidates(pictures), key=lambda index: _weight(pictures[index]))
 
 
 def require_single_scene(scene: int | None, *, where: object) -> None:

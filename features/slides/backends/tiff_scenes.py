@@ -14,7 +14,13 @@ from typing import Any
 import tifffile
 
 from features.errors import UnsupportedFormatError
-from features.slides.backends.scenes import Picture, SceneChoice, choose_scene, companion_name
+from features.slides.backends.scenes import (
+    Picture,
+    SceneChoice,
+    choose_scene,
+    companion_name,
+    largest_picture,
+)
 from features.slides.backends.tiff_mpp import mpp_in_tiff
 from features.slides.backends.tiff_tags import unsupported_samples
 from features.slides.resolution import PLAUSIBLE_MPP
@@ -48,7 +54,8 @@ def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: obje
     if not pyramids:
         raise _in_other_files(file, where)
     ome = file.ome_metadata
-    pictures = [_picture_of(levels[0], ome, is_single=len(pyramids) == 1) for levels in pyramids]
+    pyramids = _joined(pyramids, pyramids[largest_picture(_pictures_of(pyramids, ome))])
+    pictures = _pictures_of(pyramids, ome)
     choice = choose_scene(pictures, scene=scene, where=where)
     levels = [*pyramids[choice.index]]
     if any(page is not None and page.parent is not file for page in levels[0].pages):
@@ -133,15 +140,46 @@ def _sections(levels: Sequence[tifffile.TiffPageSeries]) -> Iterator[list[tifffi
         for level in levels:
             yield from ([tifffile.TiffPageSeries([page])] for page in level.pages if page)
         return
-    mpp = _mpp_of(levels[0], None, kinds=("tags",))
-    own = [levels[0]]
-    others: list[tifffile.TiffPageSeries] = []
-    for level in levels[1:]:
-        other = None if is_reduced(level.keyframe) else _mpp_of(level, None, kinds=("tags",))
-        is_same = mpp and other and max(mpp, other) < _SAME_MPP * min(mpp, other)
-        (others if is_same else own).append(level)
-    yield own
+    others = [level for level in levels[1:] if _is_section_beside(level, levels[0])]
+    yield [level for level in levels if level not in others]
     yield from ([level] for level in others)
+
+
+def _is_section_beside(level: tifffile.TiffPageSeries, slide: tifffile.TiffPageSeries) -> bool:
+    """Return whether a page is not marked as reduced and has the resolution of another."""
+    if is_reduced(level.keyframe):
+        return False
+    mpp, other = (_mpp_of(series, None, kinds=("tags",)) for series in (level, slide))
+    return bool(mpp and other and max(mpp, other) < _SAME_MPP * min(mpp, other))
+
+
+def _joined(
+    pyramids: Sequence[list[tifffile.TiffPageSeries]], slide: list[tifffile.TiffPageSeries]
+) -> list[list[tifffile.TiffPageSeries]]:
+    """Join to the slide its levels that tifffile lists apart because coarser ones come first."""
+    coarser = [
+        levels
+        for levels in pyramids
+        if levels is not slide
+        and all(
+            level.kind == slide[0].kind == "generic"
+            and _is_level_of(level, slide[0])
+            and not is_reduced(level.keyframe)
+            and not _is_section_beside(level, slide[0])
+            for level in levels
+        )
+    ]
+    return [
+        [level for each in (slide, *coarser) for level in each] if levels is slide else levels
+        for levels in pyramids
+        if levels not in coarser
+    ]
+
+
+def _pictures_of(
+    pyramids: Sequence[list[tifffile.TiffPageSeries]], ome: str | None
+) -> list[Picture]:
+    return [_picture_of(levels[0], ome, is_single=len(pyramids) == 1) for levels in pyramids]
 
 
 def _picture_of(series: tifffile.TiffPageSeries, ome: str | None, *, is_single: bool) -> Picture:

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Callable
 from contextlib import closing
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -134,20 +135,28 @@ def test_reduced_pages_anywhere_in_the_file_are_levels_of_the_slide(
         assert len(slide.associated_images) == (name != "small to large")
 
 
-def test_pages_cut_in_halves_without_a_flag_are_a_pyramid(tmp_path: Path) -> None:
-    path = write_pages(tmp_path / "s.tif", (SLIDE, TILED), (HALF, TILED), (QUARTER, TILED))
+@pytest.mark.parametrize("order", list(permutations((SLIDE, HALF, QUARTER))))
+def test_pages_cut_in_halves_without_a_flag_are_a_pyramid(
+    tmp_path: Path, order: tuple[np.ndarray, ...]
+) -> None:
+    path = write_pages(tmp_path / "s.tif", *((page, TILED) for page in order))
     with closing(open_slide(path)) as slide:
         assert [level.width_px for level in slide.levels] == [1024, 512, 256]
         assert slide.other_scenes == ()
 
 
-def test_a_section_half_as_large_of_the_same_resolution_is_no_level(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_section_half_as_large_of_the_same_resolution_is_no_level(
+    tmp_path: Path, number: int
+) -> None:
     at = {**TILED, "resolution": (20_000, 20_000), "resolutionunit": 3}
-    path = write_pages(tmp_path / "s.tif", (SLIDE, at), (255 - HALF, at))
+    pages = [(SLIDE, at)]
+    pages.insert(number - 1, (255 - HALF, at))
+    path = write_pages(tmp_path / "s.tif", *pages)
     with closing(open_slide(path)) as slide:
         assert len(slide.levels) == 1
-        assert [scene.number for scene in slide.other_scenes] == [2]
-    np.testing.assert_array_equal(shown(path, 2), 255 - HALF)
+        assert [scene.number for scene in slide.other_scenes] == [number]
+    np.testing.assert_array_equal(shown(path, number), 255 - HALF)
 
 
 OME_COMPANIONS = ["macro image", "Label", "label_image", "Thumbnail", "overview", "Macro #1",
