@@ -30,11 +30,12 @@ from cli.commands.view import view
 from cli.console import (
     ErrorHandlingGroup,
     PlainCommand,
+    hush_matplotlib,
     let_waiting_threads_sleep,
     raise_open_file_limit,
-    set_error_tolerant_streams,
     treat_sigterm_as_interrupt,
 )
+from cli.streams import guard_standard_streams
 
 __all__ = ["app", "main"]
 
@@ -92,6 +93,7 @@ def main() -> None:
     """Run the command line, named ``mil`` in usage and completion however it was started."""
     let_waiting_threads_sleep()
     raise_open_file_limit()
-    set_error_tolerant_streams()
+    guard_standard_streams()
     treat_sigterm_as_interrupt()
+    hush_matplotlib()
     app(prog_name="mil")

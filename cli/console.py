@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import math
 import os
 import re
@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +31,6 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
@@ -49,6 +48,7 @@ __all__ = [
     "PlainCommand",
     "PlainGroup",
     "finish_on_interrupt",
+    "hush_matplotlib",
     "in_thread",
     "leaf_commands",
     "let_waiting_threads_sleep",
@@ -58,7 +58,6 @@ __all__ = [
     "print_table",
     "progress_bar",
     "raise_open_file_limit",
-    "set_error_tolerant_streams",
     "spinner",
     "stderr",
     "stdout",
@@ -81,6 +80,7 @@ _STOPPED = "stopped; what was finished is kept"
 _EXIT_S = 10.0
 """Time for an interrupt to end the work, before the program ends without waiting for it."""
 _RELEASE_S = 2.0
+_MIN_COLUMNS, _USUAL_COLUMNS = 20, 80
 
 _SPEED_PERIOD_S = 300.0
 """Period over which speeds are averaged; slides differ in size, and estimates shall settle."""
@@ -95,6 +95,9 @@ class _PlainConsole(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        if self.width < _MIN_COLUMNS:  # some terminals state 0, and all text would be lost
+            os.environ.pop("COLUMNS", None)
+            self.width = _USUAL_COLUMNS
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Replace control characters in all text, including that of tables."""
@@ -161,6 +164,17 @@ class PlainGroup(_PlainHelp, TyperGroup):
 class ErrorHandlingGroup(PlainGroup):
     """A command group that reports a known error in one line, with exit code 1."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line, also where its results cannot be written."""
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                sys.stdout.flush()
+        except MilError as error:
+            _print_error(error)
+            sys.exit(EXIT_KNOWN_ERROR)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command; say which one is meant by a name that other programs use."""
         if args[0] not in self.commands and (meant := command_meant(args[0])):
@@ -172,12 +186,16 @@ class ErrorHandlingGroup(PlainGroup):
         try:
             return super().invoke(ctx)
         except MilError as error:
-            stderr.print("error:", style="bold red", end=" ")
-            stderr.print(str(error))
+            _print_error(error)
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
         except KeyboardInterrupt as error:
             stderr.print(_STOPPED)
             raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _print_error(error: MilError) -> None:
+    stderr.print("error:", style="bold red", end=" ")
+    stderr.print(str(error))
 
 
 def _names(parameter: Any) -> list[str]:
@@ -308,14 +326,15 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         _RemainingColumn(),
         console=stderr,
         transient=True,
+        disable=not stderr.is_terminal,  # all that a file would get is an empty line
         speed_estimate_period=_SPEED_PERIOD_S,
     ) as progress:
         yield progress
 
 
-def spinner(description: str) -> Status:
+def spinner(description: str) -> AbstractContextManager[object]:
     """Show a spinner on standard error during an activity of unknown length."""
-    return stderr.status(description)
+    return stderr.status(description) if stderr.is_terminal else nullcontext()
 
 
 @contextmanager
@@ -406,6 +425,11 @@ def let_waiting_threads_sleep() -> None:
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # sleep after 2^4 cycles, not 2^26
 
 
+def hush_matplotlib() -> None:
+    """Keep notes of Matplotlib out of messages, such as on a home folder that is read-only."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
 def raise_open_file_limit() -> None:
     """Raise the limit of open files to its maximum; on macOS the default is 256."""
     try:
@@ -416,13 +440,6 @@ def raise_open_file_limit() -> None:
     if soft != hard:
         with suppress(OSError, ValueError):  # macOS reports an unlimited hard limit, but refuses it
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def set_error_tolerant_streams() -> None:
-    """Print characters missing from the terminal's encoding, such as µ, as ``?``."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,80 @@
+"""Commands whose output goes to a full disk, to nobody, or to a stream that is closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_FULL = Path("/dev/full")
+pytestmark = pytest.mark.skipif(not _FULL.exists(), reason="needs the device that is always full")
+
+
+def run_shell(
+    arguments: str, folder: Path, *, unbuffered: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with the redirections of a shell, in a folder with a table of a cohort."""
+    rows = [f"s{number},p{number},{'AB'[number % 2]}" for number in range(12)]
+    (folder / "train.csv").write_text("\n".join(["slide_id,patient_id,label", *rows]))
+    return subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -m cli {arguments}'],
+        capture_output=True, text=True, check=False, cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]),
+             "PYTHONUNBUFFERED": "1" if unbuffered else "", **variables},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("command", ["audit train.csv --json", "audit train.csv", "--version"])
+def test_results_that_do_not_fit_are_one_clear_error(
+    tmp_path: Path, command: str, unbuffered: bool
+) -> None:
+    done = run_shell(f"{command} >/dev/full", tmp_path, unbuffered=unbuffered)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: standard output: cannot be written (No space left on device). Free some space, or "
+        "send it elsewhere."
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_messages_that_cannot_be_written_stop_no_work(tmp_path: Path, redirection: str) -> None:
+    done = run_shell(f"describe train.csv --out page.html --json {redirection}", tmp_path)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["page"] == "page.html"
+    assert (tmp_path / "page.html").read_text().endswith("</html>")
+
+
+@pytest.mark.parametrize("columns", ["0", "3"])
+def test_a_terminal_without_columns_loses_no_text(tmp_path: Path, columns: str) -> None:
+    done = run_shell("audit nothing.csv", tmp_path, COLUMNS=columns)
+    assert done.stderr == "error: nothing.csv: there is no such file; expected a CSV table\n"
+    done = run_shell("--help", tmp_path, COLUMNS=columns)
+    assert "Calibrated patient probabilities" in done.stdout
+
+
+def test_a_home_that_cannot_be_written_is_not_spoken_of(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("no folder")
+    done = run_shell(
+        "describe train.csv", tmp_path, HOME="home", MPLCONFIGDIR="home",
+        XDG_CACHE_HOME="home", XDG_CONFIG_HOME="home",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert {line.split(" ")[0] for line in done.stderr.splitlines()} == {"Next:", "or:"}
+
+
+def test_a_closed_output_leads_to_nothing_and_no_file_takes_its_place(tmp_path: Path) -> None:
+    done = run_shell("describe train.csv --out page.html --json >&-", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").read_text().endswith("</html>")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, unbuffered: bool) -> None:
+    done = run_shell("train --help | head -1", tmp_path, unbuffered=unbuffered)
+    assert done.stderr == ""
