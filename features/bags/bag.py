@@ -330,14 +330,20 @@ def bag_id(name: str) -> str:
     return slide_name(name)
 
 
-def no_bag_error(where: object, slide_ids: Sequence[str], bags: Collection[str]) -> BagError:
-    """Return the error for slides of which none has a bag, with the names that are nearest."""
+def no_bag_error(
+    where: object, slide_ids: Sequence[str], bags: Collection[str], *, of: str = ""
+) -> BagError:
+    """Return the error for slides of which none has a bag, with the names that are nearest.
+
+    ``of`` says which slides of ``where`` they are, such as ``of class 'CE'``.
+    """
     first = slide_ids[0] if slide_ids else ""
     near = nearest_names(first, bags) or tuple(sorted(bags)[:3])
     there = f"; the {len(bags):,} bags are named {', '.join(map(repr, near))}" if near else ""
     return BagError(
         where,
-        actual=f"none of its {len(slide_ids):,} slides has a bag (first: {first!r}){there}",
+        actual=f"none of its {pluralize(len(slide_ids), 'slides')}{of and ' ' + of} has a bag "
+        f"(first: {first!r}){there}",
         expected="a bag named after each slide",
         hint=date_hint(slide_ids, bags)
         or "Check --bags, and that slide ids equal file names without suffix.",

@@ -209,15 +209,15 @@ def read_table(path: Path) -> pd.DataFrame:
 def _check_separators(path: Path, table: pd.DataFrame, separator: str) -> None:
     """Raise for rows of one cell, shape (rows, columns), that another separator would part.
 
-    A single one may be a text with commas.
+    A single one may be a text with commas, and so may some of a table of two columns.
     """
     n_columns = table.shape[1]
     others = table.iloc[:, 1:]
-    if n_columns < 3 or not len(alone := table.iloc[:, 0][(others == "").all(axis=1)]):
+    if n_columns < 2 or not len(alone := table.iloc[:, 0][(others == "").all(axis=1)]):
         return
     for mark in ",;\t|":
         parted = alone[alone.str.count(re.escape(mark)) == n_columns - 1]
-        if len(parted) > 1:
+        if len(parted) > 1 and (n_columns > 2 or len(parted) == len(table)):
             is_quoted = mark == separator
             raise TableError(
                 f"{path}, row {parted.index[0] + 2}",
@@ -550,8 +550,10 @@ def suggest_column(columns: Sequence[str], names: Sequence[str]) -> str:
     if of_meaning:
         return of_meaning[0]
     for name in wanted:
-        if close := difflib.get_close_matches(name, plain.values(), n=1, cutoff=_MIN_SIMILARITY):
-            return next(column for column in columns if plain[column] == close[0])
+        alike = {c: difflib.SequenceMatcher(None, plain[c], name).ratio() for c in columns}
+        best = max(columns, key=alike.__getitem__, default="")  # of slide_1 and slide_2, the first
+        if best and alike[best] >= _MIN_SIMILARITY:
+            return best
     return ""
 
 

@@ -92,9 +92,54 @@ _SPELLED_OUT = str.maketrans({
 _SIGNED = re.compile(r"[-\u2010-\u2015\u2212]\s*(\d+(?:[.,]\d+)?)")
 """Number below 0, whose sign is no hyphen; programs that correct texts write it as a dash."""
 _SAME_WORDS = {
-    "y": "yes", "n": "no", "pos": "positive", "neg": "negative", "m": "male", "f": "female",
-    "tumor": "tumour",
-}  # fmt: skip
+    word.translate(_CONFUSABLES): words[0]
+    for words in (
+        (
+            "yes",
+            "y",
+            "ja",
+            "oui",
+            "si",
+            "sim",
+            "tak",
+            "ano",
+            "igen",
+            "evet",
+            "да",
+            "так",
+            "是",
+            "はい",
+        ),
+        (
+            "no",
+            "n",
+            "nein",
+            "non",
+            "nee",
+            "nei",
+            "nej",
+            "nao",
+            "nie",
+            "nem",
+            "hayir",
+            "нет",
+            "ні",
+            "否",
+            "いいえ",
+        ),
+        ("true", "wahr", "vrai", "vero", "verdadero", "verdadeiro", "waar", "prawda", "истина"),
+        ("false", "falsch", "faux", "falso", "onwaar", "falsz", "ложь"),
+        ("positive", "pos", "positiv", "positif", "positivo", "positief"),
+        ("negative", "neg", "negativ", "negatif", "negativo", "negatief"),
+        ("male", "m", "mannlich", "masculin", "maschio", "masculino"),
+        ("female", "f", "weiblich", "feminin", "femmina", "femenino", "feminino"),
+        ("benign", "benigne", "benigno", "gutartig", "benin"),
+        ("malignant", "maligne", "maligno", "bosartig", "malin"),
+        ("tumour", "tumor", "tumeur", "tumore"),
+    )
+    for word in words
+}
+"""Words of one meaning, without accents, as several centres write them into one column."""
 _ROMAN = {
     "i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6", "vii": "7", "viii": "8",
 }  # fmt: skip
@@ -291,7 +336,7 @@ def lookalike_key(text: str) -> str:
         shown = shown.strip("'\" ")
     if signed := _SIGNED.fullmatch(shown):
         return f"-{lookalike_key(signed[1])}"
-    shown = _INNER_QUOTE.sub("", _ABBREVIATION_DOT.sub("", shown)).rstrip(",;:")
+    shown = _INNER_QUOTE.sub("", _ABBREVIATION_DOT.sub("", shown)).rstrip(",;:!?*")
     words = re.sub(r"[\s_\-\u2010-\u2015]+", " ", shown).strip()
     words = _ROMAN_WORD.sub(lambda found: _ROMAN[found[0]], _SAME_WORDS.get(words, words))
     words = _LEADING_ZEROS.sub("", _BLANK_OF_WORDS.sub("", words))

@@ -14,7 +14,7 @@ from features.utils.spreadsheet_dates import are_dates
 from features.utils.text import is_unclear_word, list_names, lookalikes, misread_form, pluralize
 from mil.audit.findings import Finding, Severity
 from mil.calibration import MIN_PATIENTS_PER_CLASS
-from mil.data.cohort import Cohort, Columns, read_slide_rows
+from mil.data.cohort import Cohort, Columns, joined_classes, read_slide_rows
 from mil.data.missing_codes import find_missing_code
 from mil.data.splits import patient_folds, split_notes
 from mil.errors import SplitError
@@ -180,7 +180,7 @@ def audit_similar_ids(splits: Sequence[Split]) -> Iterator[Finding]:
 
 
 def audit_unclear_labels(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Yield findings on classes that are dates, or a word or a code for what is not known."""
+    """Yield findings on classes that are dates, join others, or stand for what is not known."""
     names = {name for split in splits for name in split.rows.get("label", ()) if name}
     code = find_missing_code(names)
     if are_dates(names):
@@ -190,6 +190,12 @@ def audit_unclear_labels(splits: Sequence[Split]) -> Iterator[Finding]:
             "spreadsheet made them of labels such as 1-2, save the table again with labels as "
             "text.",
             tuple(sorted(names)),
+        )  # fmt: skip
+    if joined := tuple(joined_classes(names)):
+        yield Finding(
+            Severity.warning, "joined_labels",
+            f"classes that join others, which are classes too: {list_names(joined)}",
+            "If these patients have several labels, name columns of 0 and 1 with --labels.", joined,
         )  # fmt: skip
     if unclear := tuple(sorted(n for n in names if n and (n == code or is_unclear_word(n)))):
         yield Finding(

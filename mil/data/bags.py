@@ -268,12 +268,14 @@ def load_patient_bags(
     Raises
     ------
     BagError
-        If no slide has a bag, a bag is damaged, or two bags were made differently.
+        If no slide has a bag, or none of a class, a bag is damaged, or two bags were made
+        differently.
     """
     present = [s for p in cohort.patients for s in p.slide_ids if s in bag_paths]
     missing = tuple(s for p in cohort.patients for s in p.slide_ids if s not in bag_paths)
     if not present:
         raise no_bag_error(cohort.path, missing, bag_paths)
+    _check_bags_by_class(cohort, bag_paths)
     room = available_memory() // 2 if most_bytes is None else most_bytes
     features: dict[str, Features] = {}
     views: dict[str, Features] = {}
@@ -316,6 +318,16 @@ def load_patient_bags(
         missing_slides=missing,
         views=kept_views if first.n_views else {},
     )
+
+
+def _check_bags_by_class(cohort: Cohort, bag_paths: Mapping[str, BagRef]) -> None:
+    """Raise BagError for a class whose slides have other names than the bags."""
+    for name in cohort.classes:
+        slides = [s for p in cohort.patients if p.label == name for s in p.slide_ids]
+        if not any(slide_id in bag_paths for slide_id in slides):
+            error = no_bag_error(cohort.path, slides, bag_paths, of=f"of class {name!r}")
+            error.hint += " Slides that failed are in embed.csv, in the folder of the bags."
+            raise error
 
 
 def read_embed_failures(bags_dir: Path) -> dict[str, str]:

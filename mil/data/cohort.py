@@ -53,6 +53,7 @@ __all__ = [
     "find_role",
     "find_roles",
     "id_order",
+    "joined_classes",
     "match_ids",
     "read_cohort",
     "read_slide_rows",
@@ -212,6 +213,11 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
         if name == code or is_unclear_word(name)
     ]
     notes = [*unclear]
+    notes += [
+        f"class {name!r} joins {' and '.join(map(repr, parts))}, which are classes too; if these "
+        "patients have several labels, name columns of 0 and 1 with --labels"
+        for name, parts in joined_classes(cohort.classes).items()
+    ]
     if are_dates(cohort.classes):
         notes.append(
             f"the classes are dates, such as {cohort.classes[0]!r}: if they are no diagnoses, name "
@@ -236,6 +242,15 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
         if note := lookalikes_note(what, names):
             notes.append(note)
     return tuple(notes)
+
+
+def joined_classes(classes: Collection[str]) -> dict[str, list[str]]:
+    """Return the classes of which each that joins others is made up, as in ``A|B``."""
+    parts = {name: [strip_blanks(p) for p in re.split(r"[|/+;,&]", name)] for name in classes}
+    return {
+        name: joined for name, joined in sorted(parts.items())
+        if len(joined) > 1 and set(classes).issuperset(joined)
+    }  # fmt: skip
 
 
 def find_role(table: pd.DataFrame, role: str, *, where: object, columns: Columns | None) -> str:
@@ -354,7 +369,11 @@ def _name_rows(
     })  # fmt: skip
     if "center" in column_of:
         centres = table[column_of["center"]]
-        named["centre"] = centres.map(lambda c: "" if is_missing_word(c) else _one_form(c))
+        stated = centres.map(lambda c: None if is_missing_word(c) else _one_form(c))
+        # Of a patient's rows, often only the first states it.
+        named["centre"] = stated.fillna(stated.groupby(named["patient"]).transform("first")).fillna(
+            ""
+        )
     check_cells(path, named)
     named["slide"] = named["slide"].map(without_suffix)
     return named

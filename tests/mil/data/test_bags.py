@@ -90,5 +90,16 @@ def test_a_fold_reads_what_it_learns_from_twice_and_what_it_judges_once(
         assert set(counts) == {1 if name in fold.test_ids else 2 + (name == first)}
 
 
+def test_a_class_whose_slides_have_other_names_than_bags_is_said(cohort: Cohort) -> None:
+    text = cohort.path.read_text().splitlines()
+    name = cohort.classes[1]
+    renamed = [line.replace(",", "_HE,", 1) if f",{name}" in line else line for line in text]
+    cohort.path.write_text("\n".join(renamed))
+    with pytest.raises(
+        BagError, match=rf"slides of class '{name}' has a bag \(first: '\d+_0_HE'\).* names"
+    ):
+        load(read_cohort(cohort.path, labelled=True))
+
+
 def test_memory_is_asked_of_the_machine() -> None:
     assert 0 < available_memory() < 2**50

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import TableError
+from features.utils.tables import read_table
 from mil.audit.tables import audit_similar_ids, audit_unclear_labels, read_split
 from mil.data.cohort import cohort_notes, read_cohort
 from mil.errors import CohortError
@@ -191,6 +192,13 @@ def test_two_columns_of_centres_are_not_passed_over(tmp_path: Path) -> None:
             [*ROWS, "a\tp1\tA\tBern", "b\tp2\tB\tUlm"],
             r"row 6: one cell.* or '.t' into the header",
         ),
+        (
+            "patient_id;label",
+            ["p1,A", "p2,B"],
+            "one cell, 'p1,A'; expected 2.* or ',' into the header",
+        ),
+        ("patient_id,label", ["p1\tA", "p2\tB"], "one cell, .*; expected 2, as in the header"),
+        ("patient_id,slide_1,slide_2,label", ["p1,a,b,A"], "Did you mean 'slide_1'"),
         (HEADER, ['"a,p1,A,Bern"', '"b,p2,B,Ulm"'], "Delete the quotation marks around the row"),
         (HEADER, ["string,string,string,string", *ROWS], "row 2: types of the columns"),
         (HEADER, ["1,a,p1,A,Bern", "2,b,p2,B,Ulm"], "put a name for these before the header"),
@@ -249,3 +257,32 @@ def test_two_spellings_at_one_patient_are_called_alike(
         CohortError, match=r"patient 'p0' has .* They look alike: write it the same"
     ):
         read_cohort(write(tmp_path, *rows), labelled=True)
+
+
+def test_some_cells_with_commas_in_a_table_of_two_columns_are_texts(tmp_path: Path) -> None:
+    path = write(tmp_path, '"p1,2",', '"p3,4",', "p5,x", header="patient_id,note")
+    assert list(read_table(path)["patient_id"]) == ["p1,2", "p3,4", "p5"]
+
+
+def test_a_centre_stated_in_one_row_of_a_patient_holds_for_all(tmp_path: Path) -> None:
+    rows = ["a,p1,A,NA", "b,p1,A,Bern", "c,p1,A,", "d,p2,B,", "e,p3,B,Ulm"]
+    patients = read_cohort(write(tmp_path, *rows), labelled=True).patients
+    assert [patient.center_id for patient in patients] == ["Bern", "", "Ulm"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        (["A", "B", "A|B"], "class 'A|B' joins 'A' and 'B'"),
+        (["A", "B", "B; A"], "class 'B; A' joins 'B' and 'A'"),
+        (["3+4", "4+3", "3+3"], ""),
+        (["T1", "T2", "T1/T3"], ""),
+    ],
+)
+def test_classes_that_join_others_are_named(tmp_path: Path, classes: list[str], named: str) -> None:
+    rows = [f"s{number},p{number},{name},Bern" for number, name in enumerate(classes)]
+    notes = " ".join(cohort_notes(read_cohort(write(tmp_path, *rows), labelled=True)))
+    assert named in notes
+    assert ("joins" in notes) == bool(named)
+    findings = audit_unclear_labels([read_split(tmp_path / "train.csv", name="train")])
+    assert [finding.kind for finding in findings] == ["joined_labels"] * bool(named)

@@ -44,8 +44,10 @@ def read(folder: Path, rows: list[tuple[str, ...]], **options: str) -> Cohort:
      ("A", "A\u3164"), ("A", "A\uffa0"), ("A", "\u2800A"), ("G1", "G-1"), ("T 01", "t1"),
      ("'A'", "A"), ("A;", "A"), ("A / B", "A/B"), ("A&amp;B", "A&B"), ("\u22655", ">=5"),
      ("Grade II", "grade 2"), ("Gef\u00e4\u00df", "Gefaess"), ("1", "\u0661"), ("Y", "yes"),
-     ("tumor", "Tumour"), ("-1", "\u22121"), ("-1", "-1.0"), ("-1", "-01"), ("-1", "- 1"),
-     ("-1", "\u20131"), ("5''", '5\u2033'), ("\u201cA\u201d", "A")],
+     ("tumor", "Tumour"), ("WAHR", "true"), ("Ja", "yes"), ("s\u00ed", "oui"),
+     ("\u043d\u0435\u0442", "No"), ("b\u00f6sartig", "Malignant"), ("positiv", "pos"),
+     ("LAA?", "LAA"), ("CE*", "ce"), ("-1", "\u22121"), ("-1", "-1.0"), ("-1", "-01"),
+     ("-1", "- 1"), ("-1", "\u20131"), ("5''", '5\u2033'), ("\u201cA\u201d", "A")],
 )  # fmt: skip
 def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
     rows = [("a", "p1", one, ""), ("b", "p2", other, ""), ("c", "p3", "third", "")]
