@@ -78,10 +78,10 @@ def test_nested_scores_are_compared_with_cross_fitted_ones(monkeypatch: pytest.M
 def test_a_cohort_larger_than_its_limit_trains_within_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # The program itself takes about 1 GiB; 3 GiB of embeddings do not fit beside it into 2.
-    arguments = ["--patients", "3000", "--tiles", "400", "--memory-gib", "2", "--epochs", "1"]
+    # It takes 1.8 to 2.1 GiB, as measured; 2.86 GiB of embeddings do not fit into 2.75.
+    arguments = ["--patients", "3000", "--tiles", "400", "--memory-gib", "2.75", "--epochs", "1"]
     assert streaming.main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["in_files"]
-    assert result["embeddings_gib"] > 2.5
+    assert result["embeddings_gib"] > result["limit_gib"]
     assert result["peak_gib"] < result["limit_gib"]

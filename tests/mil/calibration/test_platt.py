@@ -50,7 +50,7 @@ def test_few_patients_that_are_separated_are_as_certain_as_they_were(
     assert weighted_log_loss(proba, labels) < weighted_log_loss(raw, labels) + 0.005
     slope, bias = fit_platt(CalibrationData.of(logits, labels, groups=None))
     by_fit = softmax(slope * logits + bias, axis=1)
-    assert proba.max() <= max(by_fit.max(), raw.max())
+    assert proba.max() <= max(by_fit.max(), raw.max()) + 1e-9
 
 
 @pytest.mark.parametrize("n", [30, 100])
