@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -130,7 +132,7 @@ def reject_options(given: Mapping[str, object], why: str) -> None:
 def path_beside(out: Path, suffix: str) -> Path:
     """Return the path of a file that is written beside another, as ``p.v2.csv`` beside ``p.v2``."""
     stem = out.stem if out.suffix.lower() in _SUFFIXES else out.name
-    return out.with_name(f"{stem}{suffix}")
+    return out.parent / f"{stem}{suffix}"
 
 
 def check_output(
@@ -145,15 +147,21 @@ def check_output(
 
     ``out`` is the one that ``--out`` names, ``beside`` are tables that are written with it. Its
     name may not end as that of another kind of file than ``suffix``, the only one that the command
-    writes. Its folder must be there, unless the command makes it.
+    writes. Its folder must be there, unless the command makes it. A device, such as ``/dev/null``,
+    would be replaced.
     """
-    read = {path.resolve() for path in inputs if path is not None}
-    taken = next((path for path in beside if path.is_dir() or path.resolve() in read), None)
-    if not (makes_folder or out.parent.is_dir()):
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    why = next(filter(None, map(_why_no_file, (out, *beside))), "")
+    taken = None if why else next(
+        (path for path in beside if path.is_dir() or os.path.realpath(path) in read), None
+    )  # fmt: skip
+    if why:
+        fault = why
+    elif not (makes_folder or out.parent.is_dir()):
         fault = f"there is no folder {out.parent}; make it first"
     elif out.is_dir():
         fault = f"{out} is a folder; name a file in it"
-    elif out.resolve() in read:
+    elif os.path.realpath(out) in read:
         fault = f"it would replace {out}, which is read; name another"
     elif out.suffix.lower() in _SUFFIXES - {suffix, _ALSO.get(suffix)}:
         fault = f"{out.name} would be written as {suffix}, the only kind; let its name end so"
@@ -163,6 +171,20 @@ def check_output(
     else:
         return
     raise typer.BadParameter(fault, param_hint="--out")
+
+
+def _why_no_file(path: Path) -> str:
+    """Return why a path can be no file that is written; empty if it can, or is a folder."""
+    if str(path) == "-":
+        return "standard output cannot be named; name a file"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return f"{path.name} cannot be written ({reason}); name another file"
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else f"{path} is no file; name one"
 
 
 def only_folder(folders: Sequence[Path]) -> Path:

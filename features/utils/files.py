@@ -52,8 +52,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A reader therefore sees the old file or the whole new one, never a part. The temporary name, in
     the same folder, keeps the suffix (some writers need it), starts with a dot (listings skip it)
     and holds the process id (processes never share it). The bytes are on disk before the rename.
-    Raises OutputError if the file cannot be written or replaced; the old file is then untouched.
+    Raises OutputError if the file cannot be written or replaced; the old file is then untouched. So
+    is a device, such as ``/dev/null``, which root would replace by a file.
     """
+    if path_exists(path) and not (path.is_file() or path.is_dir()):
+        raise OutputError(path, actual="is a device or pipe", expected="the name of a file")
     temporary = path.with_name(f".{path.stem[:_MAX_STEM]}.{os.getpid()}.part{path.suffix}")
     try:
         temporary.unlink(missing_ok=True)  # else a link of that name would be written through

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,31 @@ def test_a_refused_description_makes_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     assert mil("describe", table, "--out", tmp_path / "new" / "p.html").exit_code == 0
     assert (tmp_path / "new" / "p.html").is_file()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "long", "-", ""])
+def test_an_output_that_is_no_file_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "train.csv").write_text("slide_id,patient_id,label\na,p1,A\nb,p2,B\n")
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    out = "o" * 300 + ".html" if kind == "long" else kind
+    failed = mil("describe", "train.csv", "--out", out)
+    assert failed.exit_code == 2, failed.output
+    assert " name " in failed.output
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "pipe", "loop"}
+
+
+def test_a_table_that_is_a_loop_of_links_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    failed = mil("describe", "loop")
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith(
+        "error: loop: cannot be read (Too many levels of symbolic links)"
+    )
+    assert len(failed.stderr.splitlines()) == 1

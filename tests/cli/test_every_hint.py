@@ -11,6 +11,9 @@ NOT_FOLLOWED = {
     "Give the scan of a stained section, such as one in haematoxylin and eosin.": (
         "of fluorescence there is no other scan to give"
     ),
+    "Free some space, or send it elsewhere.": (
+        "the runner of commands captures standard output; see test_streams.py"
+    ),
     "Install what is missing with pip, or download it.": "it needs the network",
     "Look at them on the page": "the page of mil preview is for the eyes",
     "The first: …": "an example of a finding that has no advice of its own",

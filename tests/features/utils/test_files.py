@@ -136,3 +136,10 @@ def test_what_killed_processes_left_is_told_by_the_file_it_lies_beside(tmp_path:
             "s1.h5": [tmp_path / ".s1.123.part.h5"],
             "s1.x.h5": [tmp_path / ".s1.x.45.part.h5"],
         }
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="is a device or pipe"), atomic_write(tmp_path / "pipe"):
+        raise AssertionError
+    assert (tmp_path / "pipe").is_fifo()
