@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
 import numpy as np
+import numpy.typing as npt
 
 from features.embedding.sources import SILENT_S, SlideSource, silence_text
 from features.errors import MilError
 from features.tiling.slide_tiles import SlideTiles
 
 __all__ = ["SlideSample", "sample_slides"]
+
+Floats = npt.NDArray[np.float64]
 
 _MOST_SAMPLED = 12
 _MOST_SECONDS = 1.0
@@ -54,8 +57,9 @@ def sample_slides(
     """Open a few slides of all sizes, and estimate the tiles of all.
 
     Slides are ordered by the size of their files, which grows with their tissue, and sampled
-    evenly until enough can be read; the tiles per byte of the nearest sampled one are taken for
-    each other slide. That is exact where all are opened, as it is for a few small slides.
+    evenly until enough can be read. Between sampled ones, the tiles of others are interpolated by
+    the logarithm of the size, which differs by compression too; beyond them they are proportional
+    to it. That is exact where all are opened, as it is for a few small slides.
 
     Parameters
     ----------
@@ -86,16 +90,21 @@ def sample_slides(
         except MilError as error:
             open_s += time.monotonic() - began
             failures[source.bag_id] = str(error)
-    ranks = np.array(sorted(counts))
-    nearest = ranks[np.abs(np.arange(len(sources))[:, None] - ranks).argmin(axis=1)]
-    per_byte = np.array([counts[rank] for rank in nearest]) / sizes[order[nearest]]
     return SlideSample(
         n_slides=len(sources),
         n_sampled=len(counts),
-        n_tiles=round(float((per_byte * sizes[order]).sum())),
+        n_tiles=round(_interpolate(sizes, sizes[order[list(counts)]], counts.values()).sum()),
         open_s=open_s / len(counts),
         failures=failures,
     )
+
+
+def _interpolate(sizes: Floats, sampled: Floats, n_tiles: Iterable[int]) -> Floats:
+    """Tiles of slides of these sizes, bytes, from those of sampled ones; both shape (n,)."""
+    known, which = np.unique(sampled, return_inverse=True)
+    means = np.bincount(which, weights=list(n_tiles)) / np.bincount(which)
+    nearest = sizes.clip(known[0], known[-1])
+    return np.asarray(np.interp(np.log(nearest), np.log(known), means) * sizes / nearest)
 
 
 @contextmanager

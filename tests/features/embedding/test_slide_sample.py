@@ -81,6 +81,25 @@ def test_of_more_slides_some_of_all_sizes_are_opened(
     assert some.n_tiles == pytest.approx(whole, rel=0.3)
 
 
+def test_slides_compressed_in_another_way_do_not_count_twenty_times(
+    slides: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sample_of(slides).n_tiles
+    n_bytes = {path: path.stat().st_size * (1, 20)[n % 2] for n, path in enumerate(slides)}
+    monkeypatch.setattr(slide_sample, "_n_bytes", n_bytes.__getitem__)
+    monkeypatch.setattr(slide_sample, "_MOST_SAMPLED", 4)
+    assert sample_of(slides).n_tiles == pytest.approx(whole, rel=0.3)
+
+
+def test_slides_of_equal_size_count_as_the_mean_of_those_that_are_opened(
+    slides: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slide_sample, "_n_bytes", lambda _: 1)  # as of folders
+    monkeypatch.setattr(slide_sample, "_MOST_SAMPLED", 3)
+    middle = [sample_of([slides[number]]).n_tiles for number in (4, 2, 6)]  # spread by name
+    assert sample_of(slides).n_tiles == round(sum(middle) / 3 * len(slides))
+
+
 def test_slides_that_cannot_be_read_do_not_take_the_place_of_others(
     slides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
