@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+import zarr
 from PIL import Image
 from safetensors.torch import save_file
 
 from tests.cli.running import follow_advice, mil, mil_ok
 from tests.cli.test_filter import pen, tissue
 from tests.features.slides.test_absent_pixels import PIXELS, lose, write_tiff
+from tests.features.slides.test_ome_zarr import write as write_zarr
 from tests.features.slides.test_scenes import TILED, write_pages
 
 pytestmark = pytest.mark.ci
@@ -281,6 +283,25 @@ def test_advice_beside_results_can_be_followed(
     assert said.exit_code in (0, 3)
     assert any(advice in line for line in said.output.splitlines()), said.output
     mil_ok(*shlex.split(then.format(out=tmp_path)))
+
+
+def test_advice_on_ome_zarr_leads_to_the_image_to_embed(tmp_path: Path) -> None:
+    plate = tmp_path / "plate.zarr"
+    zarr.open_group(plate, mode="w", attributes={"ome": {"plate": {"wells": [{"path": "B/03"}]}}})
+    write_zarr(plate / "B" / "03" / "0", zarr_format=3)
+    follow_advice(
+        ["inspect", plate], f"Name it, such as {plate}/B/03/0.", ["inspect", plate / "B/03/0"]
+    )
+    alone = tmp_path / "alone.zarr"
+    write_zarr(alone)
+    planes, stains = tmp_path / "planes.zarr", tmp_path / "stains.zarr"
+    for path, shape, advice in (
+        (planes, (1, 3, 2, 64, 64), "Export the plane to embed alone."),
+        (stains, (1, 7, 1, 64, 64), "Export red, green and blue of a stained slide alone."),
+    ):
+        write_zarr(path)
+        zarr.create_array(path / "0", shape=shape, dtype="u1", zarr_format=2, overwrite=True)
+        follow_advice(["inspect", path], advice, ["inspect", alone])
 
 
 def test_a_bag_that_cannot_be_used_is_deleted_and_made_again(tmp_path: Path) -> None:

@@ -334,7 +334,7 @@ class OmeZarrSlide(BlockReader):
         if many:
             text = ", ".join(f"{size} along {axis}" for axis, size in many.items())
             raise self._unsupported(
-                f"more than one plane ({text})", hint="Export the one to embed alone."
+                f"more than one plane ({text})", hint="Export the plane to embed alone."
             )
         if sizes.get("c", 1) not in _N_CHANNELS:
             raise self._unsupported(
