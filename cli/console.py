@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any, TypeVar
@@ -81,6 +81,7 @@ _EXIT_S = 10.0
 """Time for an interrupt to end the work, before the program ends without waiting for it."""
 _RELEASE_S = 2.0
 _MIN_COLUMNS, _USUAL_COLUMNS = 20, 80
+_POLL_S = 0.2
 
 _SPEED_PERIOD_S = 300.0
 """Period over which speeds are averaged; slides differ in size, and estimates shall settle."""
@@ -374,6 +375,7 @@ def in_thread(function: Callable[[], T]) -> T:
     seconds.
     """
     ended: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
+    result: tuple[T] | BaseException | None = None
 
     def call() -> None:
         try:
@@ -381,9 +383,11 @@ def in_thread(function: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             ended.put(error)
 
-    Thread(target=call, daemon=True).start()
     try:
-        result = ended.get()
+        Thread(target=call, daemon=True).start()
+        while result is None:  # A signal that comes just before an endless wait is not noticed.
+            with suppress(Empty):
+                result = ended.get(timeout=_POLL_S)
     except KeyboardInterrupt:
         Thread(target=_exit_unless, args=(Event(),), kwargs={"text": ""}, daemon=True).start()
         raise
