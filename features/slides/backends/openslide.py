@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import openslide
+from PIL import Image
 
 from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import GOLDEN_RATIO, MAX_SIDE_PX, RegionReader
@@ -51,8 +52,6 @@ _GUIDE_CELLS = 32
 _MAX_GUIDE_PX = 1 << 21
 """Largest level that is read whole; these cells of the coarsest, to a side, show where there is
 structure."""
-_MOST_DIFFERENCE = 8
-"""Mean difference of a tile from what is stored, grey levels, by overlaps and other decoders."""
 _LEAST_SQUARE_PX = 256
 """Side down to which what cannot be read is narrowed down."""
 
@@ -338,8 +337,12 @@ class OpenSlideSlide(RegionReader):
                 left, top, stored = tile
                 stored = stored[: size.height_px - top, : size.width_px - left]
                 shown = self._read_region(0, left, top, stored.shape[1], stored.shape[0])
-                difference = np.subtract(shown, stored, dtype=np.int16)
-                is_other = bool(np.abs(difference).mean() > _MOST_DIFFERENCE)
+                size_px = stored.shape[1::-1]
+                as_ycbcr = Image.frombytes("YCbCr", size_px, stored.tobytes()).convert("RGB")
+                # Means, since tiles that overlap may be shown some pixels beside their place.
+                is_other = _colour_distance(shown, np.asarray(as_ycbcr)) < _colour_distance(
+                    shown, stored
+                )
         if is_other:
             self._handle.close()
             raise UnsupportedFormatError(
@@ -394,3 +397,8 @@ class OpenSlideSlide(RegionReader):
                 f"{ZEROED}", expected="pixels", hint="Copy it again.",
             )  # fmt: skip
         return result
+
+
+def _colour_distance(pixels: RgbArray, others: RgbArray) -> float:
+    """Distance between the mean colours of two pictures, shape (height, width, 3)."""
+    return float(np.abs(pixels.mean(axis=(0, 1)) - others.mean(axis=(0, 1))).sum())
