@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +13,7 @@ import typer
 
 from cli.console import options_elsewhere, stderr
 from cli.options import EngineName
+from features.utils.files import is_device
 
 if TYPE_CHECKING:
     from features.slides.search import SlideSearch
@@ -178,13 +178,13 @@ def _why_no_file(path: Path) -> str:
     if str(path) == "-":
         return "standard output cannot be named; name a file"
     try:
-        mode = path.stat().st_mode
+        path.stat()
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         return f"{path.name} cannot be written ({reason}); name another file"
-    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else f"{path} is no file; name one"
+    return f"{path} is no file; name one" if is_device(path) else ""
 
 
 def only_folder(folders: Sequence[Path]) -> Path:

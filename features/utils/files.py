@@ -19,6 +19,7 @@ __all__ = [
     "atomic_write",
     "find_temporary_files",
     "ignores_case",
+    "is_device",
     "is_zarr_folder",
     "make_folder",
     "missing_folder",
@@ -55,7 +56,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises OutputError if the file cannot be written or replaced; the old file is then untouched. So
     is a device, such as ``/dev/null``, which root would replace by a file.
     """
-    if path_exists(path) and not (path.is_file() or path.is_dir()):
+    if is_device(path):
         raise OutputError(path, actual="is a device or pipe", expected="the name of a file")
     temporary = path.with_name(f".{path.stem[:_MAX_STEM]}.{os.getpid()}.part{path.suffix}")
     try:
@@ -99,6 +100,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def is_device(path: Path) -> bool:
+    """Return whether a path is a device or pipe, or stands for one, as ``/dev/stdout`` does."""
+    folder = os.path.realpath(path.parent)  # A link may lead on to a file that is redirected to.
+    if folder == "/dev" or folder.startswith(("/dev/fd", "/proc/")):
+        return True
+    return path_exists(path) and not (path.is_file() or path.is_dir())
 
 
 def find_temporary_files(folder: Path) -> dict[str, list[Path]]:

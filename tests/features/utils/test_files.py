@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,15 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a device or pipe"), atomic_write(tmp_path / "pipe"):
         raise AssertionError
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_what_stands_for_standard_output_is_a_device_though_it_is_sent_to_a_file(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "from pathlib import Path; from features.utils.files import is_device\n"
+        "print(*map(is_device, map(Path, ('/dev/stdout', '/dev/fd/1', 'out.txt'))))"
+    )
+    with (tmp_path / "out.txt").open("w") as out:
+        subprocess.run([sys.executable, "-c", script], stdout=out, check=True)
+    assert (tmp_path / "out.txt").read_text() == "True True False\n"
