@@ -12,11 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from features.embedding.config import BaseEmbedConfig
-from features.embedding.shared_encoder import (
-    SharedEncoderWorker,
-    load_reading_ahead,
-    reading_processes,
-)
+from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
 from features.embedding.worker import EmbeddingWorker
 from features.encoders.base import Encoder
 from features.encoders.config import recorded_runtime
@@ -62,10 +58,6 @@ class EmbeddingWorkerFactory:
             If the encoder cannot be loaded.
         """
         self._check_machine()
-        if self.config.engine != "ray" and isinstance(self.config.encoder, str):
-            load_reading_ahead(
-                self.config, n_tiles_expected=self.n_tiles_expected, n_sources=self.n_sources
-            )
         encoder = self.config.load_encoder(
             self.bags_dir, n_tiles_expected=self.n_tiles_expected,
             n_threads=self.config.n_threads if self.n_workers > 1 else None,

@@ -23,13 +23,12 @@ from features.encoders.base import Encoder
 from features.encoders.serving import EncoderAddress, EncoderServer, RemoteEncoder
 from features.parallel.base import Job, JobQueue
 from features.parallel.pool import WorkerPool
-from features.parallel.processes import ProcessTransport, load_ahead, no_room_error
-from features.utils.hardware import available_memory, available_shared_memory, may_have_gpu
+from features.parallel.processes import ProcessTransport, no_room_error
+from features.utils.hardware import available_memory, available_shared_memory
 from features.utils.stage_times import DEVICE_STAGES, STAGE_TIMES
 
-__all__ = ["SharedEncoderWorker", "load_reading_ahead", "reading_processes"]
+__all__ = ["SharedEncoderWorker", "reading_processes"]
 
-_MODULES = (__name__, "features.embedding.sources")
 _MAX_PROCESSES = 16
 _MAX_SHARED_BYTES = 1 << 30
 _PROCESS_BYTES = 1 << 30
@@ -53,26 +52,14 @@ def reading_processes(
     and few tiles are read before other processes have started. A slide is read by one process, so
     there are no more than ``n_sources``; ``n_workers`` share them and the memory.
     """
-    if encoder.device.type == "cpu" or _are_few(n_tiles_expected):
+    is_small = n_tiles_expected is not None and n_tiles_expected < _FEW_TILES
+    if encoder.device.type == "cpu" or is_small:
         return 1
     shared_bytes = min(_MAX_SHARED_BYTES, available_shared_memory() // n_workers)
     n_shared = shared_bytes // EncoderServer.shared_bytes(_batch_shape(encoder, config))
     n_in_memory = available_memory() // n_workers // _PROCESS_BYTES
     n_parts = _MAX_PROCESSES if n_sources is None else -(-n_sources // n_workers)
     return max(1, min(config.n_threads, _MAX_PROCESSES, n_parts, n_shared, n_in_memory))
-
-
-def load_reading_ahead(
-    config: BaseEmbedConfig, *, n_tiles_expected: int | None, n_sources: int | None
-) -> None:
-    """Start to load what reading processes need, if there will be any, before the encoder loads.
-
-    They take half a second, which passes while the encoder is loaded.
-    """
-    may_differ = config.device != "cpu" and (config.device != "auto" or may_have_gpu())
-    is_much = n_sources != 1 and not _are_few(n_tiles_expected)
-    if may_differ and config.n_threads > 1 and is_much:
-        load_ahead(_MODULES)
 
 
 class SharedEncoderWorker:
@@ -109,7 +96,7 @@ class SharedEncoderWorker:
             }  # fmt: skip
             self._pool = stack.enter_context(
                 WorkerPool(
-                    ProcessTransport(factories, modules=_MODULES),
+                    ProcessTransport(factories, import_main=False),
                     start_first_only=False, on_warning=self._warnings.append,
                 )
             )  # fmt: skip
@@ -131,10 +118,6 @@ class SharedEncoderWorker:
     def close(self) -> None:
         """End the processes."""
         self._stack.close()
-
-
-def _are_few(n_tiles_expected: int | None) -> bool:
-    return n_tiles_expected is not None and n_tiles_expected < _FEW_TILES
 
 
 def _batch_shape(encoder: Encoder, config: BaseEmbedConfig) -> tuple[int, int, int, int]:

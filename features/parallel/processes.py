@@ -6,15 +6,15 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from multiprocessing import connection, forkserver, get_context, resource_tracker
+from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread, main_thread
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from features.errors import MilError, one_line
 from features.parallel.base import WorkerFactory
@@ -22,11 +22,9 @@ from features.parallel.messages import Signal, StartFailed, WorkerDied
 from features.parallel.worker_loop import run_worker
 from features.utils.files import OPEN_FILES_HINT
 
-__all__ = ["ProcessTransport", "load_ahead", "no_room_error"]
+__all__ = ["ProcessTransport", "no_room_error"]
 
 _SHUTDOWN_S = 20.0
-_CAN_FORK = sys.platform == "linux"
-"""Whether a process with loaded libraries may fork: those of macOS do not stand it."""
 
 
 class _ProcessHandle(NamedTuple):
@@ -34,48 +32,28 @@ class _ProcessHandle(NamedTuple):
     pipe: Connection
 
 
-def no_room_error(where: str, actual: str, error: OSError | EOFError) -> MilError:
-    """Return the error of a process that cannot be started, with what to allow.
-
-    An end of file means that the one from which it is forked had no room, and ended.
-    """
-    number = error.errno if isinstance(error, OSError) else errno.EAGAIN
-    reason = os.strerror(number) if number else error
+def no_room_error(where: str, actual: str, error: OSError) -> MilError:
+    """Return the error of a process that cannot be started, with what to allow."""
     return MilError(
         where,
-        actual=f"{actual} ({reason})",
+        actual=f"{actual} ({error.strerror or error})",
         expected="room for another process",
         hint=OPEN_FILES_HINT
-        if number in {errno.EMFILE, errno.ENFILE}
+        if error.errno in {errno.EMFILE, errno.ENFILE}
         else "Give fewer --workers or devices, or allow more processes or memory.",
     )
-
-
-def load_ahead(modules: Sequence[str]) -> None:
-    """Start a process that loads modules, from which a transport to ``modules`` forks its own.
-
-    It ends with this process and those, however they end. Nothing happens where systems cannot
-    fork, or without room for a process.
-    """
-    if _CAN_FORK:
-        forkserver.set_forkserver_preload(list(modules))
-        with suppress(OSError), _defer_stop_signals(), _hide_main():
-            forkserver.ensure_running()
 
 
 class ProcessTransport:
     """Transport to workers in one process each, built by factories by worker id (``cuda:0``).
 
-    A process first runs the script that was started, so that it knows the classes defined there;
-    the script then needs ``if __name__ == "__main__":``. With ``modules`` that it needs, it does
-    not, and starts faster, see :func:`load_ahead`.
+    With ``import_main``, a process first runs the script that was started, so that it knows the
+    classes defined there; the script then needs ``if __name__ == "__main__":``.
     """
 
-    def __init__(
-        self, factories: Mapping[str, WorkerFactory], *, modules: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, factories: Mapping[str, WorkerFactory], *, import_main: bool = True) -> None:
         self._factories = dict(factories)
-        self._modules = modules
+        self._import_main = import_main
         self.worker_ids = tuple(factories)
         self._handles: dict[str, _ProcessHandle] = {}
 
@@ -83,20 +61,18 @@ class ProcessTransport:
         """Start a worker, or its replacement after it died; MilError if no process can start."""
         try:
             self._start(worker_id)
-        except (OSError, EOFError) as error:
+        except OSError as error:
             raise no_room_error(
                 f"worker {worker_id}", "its process cannot be started", error
             ) from error
 
     def _start(self, worker_id: str) -> None:
-        if self._modules:
-            load_ahead(self._modules)
-        context: Any = get_context("forkserver" if self._modules and _CAN_FORK else "spawn")
+        context = get_context("spawn")
         pipe, child_pipe = context.Pipe()
         process = context.Process(
             target=_main, args=(self._factories[worker_id], child_pipe), name=worker_id
         )
-        with _defer_stop_signals(), _hide_main() if self._modules else nullcontext():
+        with _defer_stop_signals(), nullcontext() if self._import_main else _hide_main():
             process.start()
             self._handles[worker_id] = _ProcessHandle(process, pipe)  # an interrupt comes after it
         child_pipe.close()

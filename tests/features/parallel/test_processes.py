@@ -4,23 +4,19 @@ import errno
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event, Thread
 from unittest import mock
 
-import psutil
 import pytest
 
 from features.errors import MilError
 from features.parallel.base import WorkerFactory
 from features.parallel.pool import WorkerPool
-from features.parallel.processes import ProcessTransport, load_ahead
+from features.parallel.processes import ProcessTransport
 from tests.features.parallel.toys import (
     RecordingListener,
     exit_and_count,
@@ -31,16 +27,12 @@ from tests.features.parallel.toys import (
     raise_error,
 )
 
-forks = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked only on Linux")
-MODULES = ("tests.features.parallel.toys",)
-
 
 def process_pool(
-    *factories: WorkerFactory, warnings: list[str] | None = None, start_first_only: bool = False,
-    modules: Sequence[str] = (),
-) -> WorkerPool:  # fmt: skip
+    *factories: WorkerFactory, warnings: list[str] | None = None, start_first_only: bool = False
+) -> WorkerPool:
     transport = ProcessTransport(
-        {f"process {number}": factory for number, factory in enumerate(factories)}, modules=modules
+        {f"process {number}": factory for number, factory in enumerate(factories)}
     )
     warnings = [] if warnings is None else warnings
     return WorkerPool(transport, start_first_only=start_first_only, on_warning=warnings.append)
@@ -221,70 +213,6 @@ def test_a_job_that_cannot_be_loaded_in_its_process_is_given_up_with_the_reason(
         executor.run([1, job, 2], listener, stop=Event())
     assert listener.results == {1: 1, 2: 4}
     assert "ValueError: invalid literal" in listener.reasons[job]
-
-
-def test_processes_that_load_ahead_share_jobs_and_are_replaced(tmp_path: Path) -> None:
-    warnings: list[str] = []
-    listener = RecordingListener()
-    with process_pool(make_toy, make_toy, warnings=warnings, modules=MODULES) as executor:
-        executor.run([*range(9), "deadly", "process id"], listener, stop=Event())
-    assert listener.results.pop("process id") != os.getpid()
-    assert listener.results == {number: number**2 for number in range(9)}
-    assert listener.reasons == {"deadly": "every worker that ran it ended by SIGKILL"}
-    assert len(warnings) == 3
-
-
-@forks
-def test_processes_are_forked_from_one_started_before_and_leave_signals_to_the_command() -> None:
-    load_ahead(MODULES)
-    children = {child.pid for child in psutil.Process().children()}
-    listener = RecordingListener()
-    with process_pool(make_toy, modules=MODULES) as executor:
-        executor.run(["process id"], listener, stop=Event())
-        worker = psutil.Process(listener.results["process id"])
-        assert worker.ppid() in children
-        for number in (signal.SIGINT, signal.SIGTERM):  # as of a terminal or scheduler, to all
-            worker.send_signal(number)
-        executor.run([3], listener, stop=Event())
-        assert listener.results[3] == 9
-        assert worker.is_running()
-
-
-@forks
-def test_without_room_for_a_fork_is_an_error_with_advice() -> None:
-    error = EOFError("unexpected EOF")  # as where the process that forks has ended
-    with (
-        mock.patch.object(BaseProcess, "start", side_effect=error),
-        pytest.raises(MilError, match="its process cannot be started") as caught,
-        process_pool(make_toy, modules=MODULES),
-    ):
-        pass
-    assert "fewer --workers" in caught.value.hint
-
-
-_LOAD_AHEAD = """
-import os, psutil, signal, sys
-from features.parallel.processes import load_ahead
-load_ahead(["tests.features.parallel.toys"])
-print(*[child.pid for child in psutil.Process().children()], flush=True)
-{end}
-"""
-
-
-@forks
-@pytest.mark.parametrize(
-    "end", ["", "os._exit(130)", "os.kill(os.getpid(), signal.SIGKILL)", "os.killpg(0, signal.{})"]
-)
-def test_what_loads_ahead_ends_with_the_command(end: str) -> None:
-    for name in ("SIGINT", "SIGTERM") if "{}" in end else ("",):
-        done = subprocess.run(
-            [sys.executable, "-c", _LOAD_AHEAD.format(end=end.format(name))], capture_output=True,
-            text=True, timeout=60, check=False, start_new_session=True,
-        )  # fmt: skip
-        pids = [int(pid) for pid in done.stdout.split()]
-        assert pids
-        psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 30)
-        assert not any(map(psutil.pid_exists, pids))
 
 
 def test_messages_after_the_last_job_are_waited_for() -> None:
