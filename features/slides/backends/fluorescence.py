@@ -10,8 +10,7 @@ from features.errors import UnsupportedFormatError
 __all__ = ["channel_names_in", "check_names", "check_ome_channels"]
 
 _FLUOROPHORE = re.compile(
-    r"(?<![a-z0-9])(?<!non[-_ ])"
-    r"(?:dapi|hoechst|fitc|tritc|cy[-_ ]?[2357](?:\.5)?|alexa(?:[-_ ]?fluor)?"
+    r"(?<![a-z0-9])(?:dapi|hoechst|fitc|tritc|cy[-_ ]?[2357](?:\.5)?|alexa(?:[-_ ]?fluor)?"
     r"[-_ ]?\d{3}|af[-_ ]?[3-7]\d\d|opal[-_ ]?(?:polaris[-_ ]?)?\d{3}|texas[-_ ]?red|rhodamine"
     r"|mcherry|e?[cgry]fp|draq[57]|syto[-_ ]?\d+|sybr\w*|propidium[-_ ]?iodide|atto[-_ ]?\d{3}"
     r"|dylight[-_ ]?\d{3}|spectrum[-_ ]?(?:orange|green|aqua|gold|red)|qdot\w*|bodipy\w*"
@@ -19,6 +18,12 @@ _FLUOROPHORE = re.compile(
     re.IGNORECASE,
 )
 """Fluorophores, and the word itself."""
+_NEGATED = re.compile(
+    rf"(?<![a-z0-9])(?:no|non|not|without)[-_ ]+(?:any[-_ ]+)?{_FLUOROPHORE.pattern}"
+    r"|(?:auto)?fluorescence(?:[-_ :=]+(?:none|not|off|removed|absent|disabled)"
+    r"|\s*[:=]\s*(?:no|false))(?![a-z0-9])",
+    re.IGNORECASE,
+)
 _MARKER = re.compile(
     r"(?<![a-z0-9])(?:cd\d{1,3}[a-z]{0,2}|ki[-_ ]?67|foxp3|pan[-_ ]?(?:ck|cytokeratin)"
     r"|pd[-_ ]?l?1)(?![a-z0-9])",
@@ -43,8 +48,11 @@ def channel_names_in(text: str) -> str:
     fields = _CHANNEL_FIELD.findall(text)
     if _FLUOROPHORE.fullmatch(text.strip()):
         fields.append(text)
-    found = [match[0] for field in fields for match in _FLUOROPHORE.finditer(field)]
-    return " ".join(dict.fromkeys(found))
+    return " ".join(dict.fromkeys(name for field in fields for name in _fluorophores_in(field)))
+
+
+def _fluorophores_in(text: str) -> list[str]:
+    return _FLUOROPHORE.findall(_NEGATED.sub(" ", text))
 
 
 def check_names(names: Iterable[str], *, where: object) -> None:
@@ -56,7 +64,7 @@ def check_names(names: Iterable[str], *, where: object) -> None:
     shown = list(dict.fromkeys(filter(None, names)))
     others = [name for name in shown if not _TRANSMITTED.search(name)]
     n_marked = sum(_MARKER.search(name) is not None for name in others)
-    if n_marked > 1 or any(map(_FLUOROPHORE.search, others)):
+    if n_marked > 1 or any(map(_fluorophores_in, others)):
         more = [f"{len(shown) - _MAX_NAMED} more"] if len(shown) > _MAX_NAMED else []
         raise UnsupportedFormatError(
             where, actual=f"channels of fluorescence ({', '.join(shown[:_MAX_NAMED] + more)})",

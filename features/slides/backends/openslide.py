@@ -14,7 +14,7 @@ import numpy.typing as npt
 import openslide
 from PIL import Image
 
-from features.errors import SlideError, TileError, UnsupportedFormatError
+from features.errors import CONTENT_ERRORS, SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import GOLDEN_RATIO, MAX_SIDE_PX, RegionReader
 from features.slides.backends.fluorescence import check_names
 from features.slides.backends.level_content import AREA_PX, shows_something_else
@@ -390,7 +390,10 @@ class OpenSlideSlide(RegionReader):
                 ) from error
         result = to_rgb(np.asarray(image), background_rgb=self.background_rgb)
         streams = self.streams.get((self.levels[level].width_px, self.levels[level].height_px))
-        is_zeroed = streams is not None and streams.is_zeroed(x_px, y_px, width, height)
+        is_zeroed = False
+        if streams is not None:
+            with suppress(*CONTENT_ERRORS, MemoryError):  # OpenSlide has read what is there
+                is_zeroed = streams.is_zeroed(x_px, y_px, width, height)
         if is_zeroed and np.ptp(result, axis=(0, 1)).any():
             raise TileError(
                 self.path, actual=f"{width} × {height} px of level {level} at {corner} px0: "

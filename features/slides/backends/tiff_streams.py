@@ -39,6 +39,8 @@ _BIF_JOINT = re.compile(r"<TileJointInfo\b([^>]*)>")
 _BIF_VALUE = re.compile(r'\b(\w+)="([^"]*)"')
 _BIF_LEVEL = re.compile(r"\blevel=\d+ ")
 _XMP_TAG = 700
+_SCN_TOLERANCE = 0.04
+"""OpenSlide takes areas for one level whose nm per px are within 2 % of those of the first."""
 _SOURCE_LENS, _FOCAL_PLANE = "65421", "65424"
 """NDPI's magnification of a page, below 0 for companions, and focal plane; OpenSlide shows 0."""
 _NDPI_FACTORS = (8, 4, 2, 1)
@@ -234,21 +236,25 @@ def _scn_streams(
     path: Path, file: tifffile.TiffFile, level_sizes_px: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], JoinedStreams]]:
     """Tiles of the scanned areas of a Leica slide, which its XML places in nm."""
-    areas: dict[tuple[int, int], list[TiffStreams]] = {size: [] for size in level_sizes_px}
-    for area in scn_areas(file):
-        for width_px, directory in area.levels:
-            nm_per_px = area.width_nm / width_px
-            page: Any = file.pages[directory]
-            for size in level_sizes_px:
-                if abs(area.slide_width_nm / nm_per_px - size[0]) <= 1:
-                    areas[size] += [
-                        replace(
-                            streams, left_px=area.left_nm / nm_per_px,
-                            top_px=area.top_nm / nm_per_px,
-                        )
-                        for _, streams in _streams_of(path, page.aspage())
-                    ]  # fmt: skip
-    yield from ((size, JoinedStreams(areas=own)) for size, own in areas.items())
+    areas = list(scn_areas(file))
+    for size in level_sizes_px:
+        own = [
+            (area, area.width_nm / width_px, directory)
+            for area in areas
+            for width_px, directory in area.levels
+            if math.isclose(
+                area.slide_width_nm * width_px / area.width_nm, size[0],
+                rel_tol=_SCN_TOLERANCE, abs_tol=1,
+            )
+        ]  # fmt: skip
+        # Areas of other px are placed in those of the finest, not scaled.
+        nm_per_px = min((each for _, each, _ in own), default=math.nan)
+        placed = [
+            replace(streams, left_px=area.left_nm / nm_per_px, top_px=area.top_nm / nm_per_px)
+            for area, _, directory in own
+            for _, streams in _streams_of(path, file.pages[directory].aspage())
+        ]
+        yield size, JoinedStreams(areas=placed)
 
 
 def _trestle_streams(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -56,14 +57,21 @@ class _Picture:
         return False
 
     def _lost_columns(self, row: int) -> range:
-        """Numbers of the intervals of a row in which zeros lie, and of those between them."""
+        """Numbers of the intervals of a row in which zeros lie, and of those between them.
+
+        None of a row that the index says to begin outside the file or behind the next one.
+        """
         if row not in self._lost:
             self._lost[row] = range(0)
-            start = int(self.starts[row])
+            is_last = row + 1 == len(self.starts)
             with self.path.open("rb") as file:
-                file.seek(start)
-                is_last = row + 1 == len(self.starts)
-                stream = file.read(-1 if is_last else int(self.starts[row + 1]) - start)
+                n_bytes = file.seek(0, os.SEEK_END)
+                start = int(self.starts[row])
+                end = n_bytes if is_last else int(self.starts[row + 1])
+                stream = b""
+                if 0 < start < end <= n_bytes:  # OpenSlide searches for rows of which it is untrue
+                    file.seek(start)
+                    stream = file.read(end - start)
             runs = [] if self.is_flat else list(ZERO_RUN.finditer(stream))
             if runs:
                 before = len(_RESTART.findall(stream, 0, runs[0].start()))

@@ -119,10 +119,21 @@ def test_vendors_properties_that_say_fluorescence_are_looked_at(name: str, text:
     "names",
     [["Red", "Green", "Blue"], ["H&E"], ["TL Brightfield"], ["Channel 0", "Channel 1", ""],
      ["Haematoxylin"], ["R", "G", "B"], ["Dapictured", "Copal 520", "Cyan 3"], ["CDX"],
-     ["CD8 Brightfield"], ["Ki-67 DAB", "CD163 DAB"], ["PD-L1 (22C3)"], ["Non-fluorescent"]],
+     ["CD8 Brightfield"], ["Ki-67 DAB", "CD163 DAB"], ["PD-L1 (22C3)"], ["Non-fluorescent"],
+     ["no fluorescence"], ["Autofluorescence removed"], ["without any DAPI"],
+     ["Fluorescence: none"], ["not_fluorescent", "fluorescence = no"]],
 )  # fmt: skip
 def test_other_names_of_channels_are_no_fluorescence(names: list[str]) -> None:
     check_names(names, where="s.tif")
+
+
+@pytest.mark.parametrize(
+    "name", ["DAPI, autofluorescence removed", "no DAPI, but FITC", "Opal 520 without DAPI",
+             "Fluorescence no. 2", "Knot fluorescence", "fluorescence notch filter"],
+)  # fmt: skip
+def test_what_else_a_name_denies_takes_no_fluorophore_away(name: str) -> None:
+    with pytest.raises(UnsupportedFormatError, match="channels of fluorescence"):
+        check_names([name], where="s.tif")
 
 
 def test_markers_in_several_channels_are_of_fluorescence() -> None:
@@ -146,9 +157,9 @@ def test_a_picture_in_colours_is_read_whatever_marker_names_it(
 
 @pytest.mark.parametrize(
     "text",
-    ["grey scan of transmitted light", "D:\\CD1\\scan.tif", "AF_123", "cherry hemangioma",
-     "non-fluorescent", "Ki-67 of the DAPI laboratory, brightfield", "Filename = DAPI 3.tif",
-     "Sample name: GFP mouse"],
+    ["grey scan of transmitted light", "D:\\CD1\\scan.tif", "AF_123", "Channel: no DAPI",
+     "cherry hemangioma", "non-fluorescent", "Ki-67 of the DAPI laboratory, brightfield",
+     "Filename = DAPI 3.tif", "Sample name: GFP mouse"],
 )  # fmt: skip
 def test_a_grey_slide_with_no_fluorophore_in_a_field_of_channels_is_read(
     tmp_path: Path, text: str

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 from contextlib import closing
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import imagecodecs
 import numcodecs
@@ -677,6 +679,84 @@ def test_restart_intervals_of_each_file_of_vms_are_lost_where_zeros_lie(tmp_path
             with pytest.raises(TileError):
                 slide.read(level=0, x_px=x + 9, y_px=y, width_px=9, height_px=8)
         file.write_bytes(sound)
+
+
+@pytest.mark.parametrize("false_start", [-1, 0, 2, 2**40, 2**62])
+def test_a_false_start_in_the_index_of_vms_leaves_its_rows_unjudged(
+    tmp_path: Path, false_start: int
+) -> None:
+    path, pixels = tmp_path / "s.vms", noisy(2)
+    starts = write_vms(path, pixels, columns=2, interval=24)
+    index = path.with_suffix(".opt")
+    records = np.frombuffer(index.read_bytes(), "<i8").reshape(-1, 5).copy()
+    records[30, 0] = records[-1, 0] = false_start
+    index.write_bytes(records.tobytes())
+    file, row = tmp_path / "s.jpg", 60
+    data = bytearray(file.read_bytes())
+    start = starts[0][row * (768 // 192)] + 20
+    data[start : start + 300] = bytes(300)
+    file.write_bytes(data)
+    with closing(open_slide(path)) as slide:
+        assert isinstance(slide, OpenSlideSlide)
+        streams = slide.streams[1536, 1536]
+        assert not streams.is_zeroed(0, 0, 1536, 8 * row)
+        assert streams.is_zeroed(0, 8 * row, 9, 8)
+        assert not streams.is_zeroed(0, 8 * row + 8, 1536, 1536)
+
+
+def test_a_vms_whose_index_knows_no_starts_is_read_as_openslide_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.vms"
+    write_vms(path, noisy(2), columns=2, interval=24)
+    with closing(open_slide(path)) as slide:
+        expected = slide.overview(downsample=1)
+    index = path.with_suffix(".opt")
+    index.write_bytes(struct.pack("<q32x", -1) * (index.stat().st_size // 40))
+    with closing(open_slide(path)) as slide:
+        np.testing.assert_array_equal(slide.overview(downsample=1), expected)
+        assert slide.unreadable_px0 == ()
+
+
+def test_a_stream_that_cannot_be_looked_at_is_left_to_openslide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.vms"
+    write_vms(path, noisy(2), columns=2, interval=24)
+    with closing(open_slide(path)) as slide:
+        assert isinstance(slide, OpenSlideSlide)
+        box = {"level": 0, "x_px": 0, "y_px": 0, "width_px": 64, "height_px": 64}
+        expected = slide.read(**box)
+        for error in (OSError(5, "Input/output error"), ValueError("negative"), MemoryError()):
+            judge = Mock(side_effect=error)
+            monkeypatch.setattr(type(slide.streams[1536, 1536]), "is_zeroed", judge)
+            np.testing.assert_array_equal(slide.read(**box), expected)
+            judge.assert_called_once()
+
+
+def test_areas_of_scn_whose_resolutions_differ_slightly_are_looked_at(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "s.scn", noisy(1)
+    side = len(pixels)
+    areas = [(left, left, (pixels, pixels[::4, ::4])) for left in (200, 1400)]
+    write_scn(path, areas, side_px=2400, tile=64)
+    stated, other = (f'<view sizeX="{nm}"'.encode() for nm in (500 * side, 502 * side))
+    head, middle, tail = path.read_bytes().split(stated)
+    data = bytearray(head + stated + middle + other + tail)
+    with tifffile.TiffFile(path) as file:
+        offset, n_bytes = (getattr(file.pages[3], name)[0]
+                           for name in ("dataoffsets", "databytecounts"))  # fmt: skip
+    start = offset + n_bytes // 2
+    data[start : start + 400] = bytes(400)
+    path.write_bytes(data)
+    with closing(open_slide(path)) as slide, openslide.OpenSlide(path) as handle:
+        assert isinstance(slide, OpenSlideSlide)
+        alpha = np.asarray(handle.read_region((1300, 1300), 0, (100, 164)))[..., 3]
+        assert not alpha.any()  # the second area begins at 1400
+        streams = slide.streams[2400, 2400]
+        assert streams.is_zeroed(1400, 1400, 1, 1)
+        assert streams.is_zeroed(1463, 1463, 1, 1)
+        assert not streams.is_zeroed(0, 0, 1400, 2400)
+        assert not streams.is_zeroed(1464, 0, 900, 2400)
+        with pytest.raises(TileError):
+            slide.read(level=0, x_px=1400, y_px=1400, width_px=9, height_px=9)
 
 
 def test_an_scn_without_resolution_tags_has_that_of_its_views(tmp_path: Path) -> None:
