@@ -35,6 +35,8 @@ _PARTLY_LISTED = {"svs", "qpi"}
 _SUBFILE_TYPE, _SUBFILE_TYPE_REDUCED = 255, 2
 _IMAGE_TYPE = re.compile(r"<ImageType>\s*(\w+)\s*</ImageType>")
 _SAME_MPP = 1.05
+_FACTORS = (2, 3, 4)
+"""Those by which tifffile takes the levels of a pyramid to differ."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,7 +158,11 @@ def _is_section_beside(level: tifffile.TiffPageSeries, slide: tifffile.TiffPageS
 def _joined(
     pyramids: Sequence[list[tifffile.TiffPageSeries]], slide: list[tifffile.TiffPageSeries]
 ) -> list[list[tifffile.TiffPageSeries]]:
-    """Join to the slide its levels that tifffile lists apart because coarser ones come first."""
+    """Join to the slide its levels that tifffile lists apart because coarser ones come first.
+
+    Only those that it would have joined had they come in order: by one factor, each is smaller than
+    the next finer one. Others of the slide's proportions are sections.
+    """
     coarser = [
         levels
         for levels in pyramids
@@ -169,11 +175,23 @@ def _joined(
             for level in levels
         )
     ]
-    return [
-        [level for each in (slide, *coarser) for level in each] if levels is slide else levels
-        for levels in pyramids
-        if levels not in coarser
-    ]
+    every = [level for levels in (slide, *coarser) for level in levels]
+    every.sort(key=lambda level: -_size_of(level)[0])
+    for factor in _FACTORS:
+        chain = slide[:1]
+        for level in every:
+            width_px = _size_of(chain[-1])[0] / factor
+            if abs(width_px - _size_of(level)[0]) <= 1 and _is_level_of(level, chain[-1]):
+                chain.append(level)
+        joined = [levels for levels in (slide, *coarser) if all(each in chain for each in levels)]
+        if slide in joined and len(joined) > 1:
+            whole = [level for levels in joined for level in levels]
+            return [
+                whole if levels is slide else levels
+                for levels in pyramids
+                if levels is slide or levels not in joined
+            ]
+    return list(pyramids)
 
 
 def _pictures_of(

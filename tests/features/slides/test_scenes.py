@@ -54,6 +54,7 @@ def shown(path: Path, scene: int | None = None) -> np.ndarray:
 
 THUMBNAIL = SLIDE[::8, ::8]
 HALF, QUARTER = SLIDE[::2, ::2], SLIDE[::4, ::4]
+THIRD, SIXTH = SLIDE[::3, ::3], SLIDE[::6, ::6]
 LARGE = SLIDE.repeat(2, axis=0).repeat(2, axis=1)
 DOUBLE = SLIDE[::-1].repeat(2, axis=0).repeat(2, axis=1)
 
@@ -135,14 +136,34 @@ def test_reduced_pages_anywhere_in_the_file_are_levels_of_the_slide(
         assert len(slide.associated_images) == (name != "small to large")
 
 
-@pytest.mark.parametrize("order", list(permutations((SLIDE, HALF, QUARTER))))
-def test_pages_cut_in_halves_without_a_flag_are_a_pyramid(
+@pytest.mark.parametrize(
+    "order", [*permutations((SLIDE, HALF, QUARTER)), (QUARTER, SLIDE), (THIRD, SLIDE)]
+)
+def test_pages_smaller_by_one_factor_without_a_flag_are_a_pyramid(
     tmp_path: Path, order: tuple[np.ndarray, ...]
 ) -> None:
     path = write_pages(tmp_path / "s.tif", *((page, TILED) for page in order))
     with closing(open_slide(path)) as slide:
-        assert [level.width_px for level in slide.levels] == [1024, 512, 256]
+        widths = sorted((page.shape[1] for page in order), reverse=True)
+        assert [level.width_px for level in slide.levels] == widths
         assert slide.other_scenes == ()
+
+
+@pytest.mark.parametrize(
+    ("pages", "section", "number"),
+    [((SLIDE, HALF, THIRD, SIXTH), THIRD, 2), ((THIRD, SIXTH, SLIDE, HALF), THIRD, 1),
+     ((THIRD, SIXTH, SLIDE), THIRD, 1), ((HALF, 255 - HALF, SLIDE), HALF, 1),
+     ((SLIDE, QUARTER, THIRD), THIRD, 2)],
+)  # fmt: skip
+def test_a_smaller_section_of_the_proportions_of_the_slide_is_a_scene(
+    tmp_path: Path, pages: tuple[np.ndarray, ...], section: np.ndarray, number: int
+) -> None:
+    path = write_pages(tmp_path / "s.tif", *((page, TILED) for page in pages))
+    with closing(open_slide(path)) as slide:
+        assert slide.levels[0].width_px == 1024
+        assert section.shape[1] not in [level.width_px for level in slide.levels]
+        assert number in [scene.number for scene in slide.other_scenes]
+    np.testing.assert_array_equal(shown(path, number), section)
 
 
 @pytest.mark.parametrize("number", [1, 2])
