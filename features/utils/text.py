@@ -324,6 +324,8 @@ def lookalike_key(text: str) -> str:
     (True, True)
     >>> lookalike_key("-1") == lookalike_key("\u22121.0"), lookalike_key("-1") == lookalike_key("1")
     (True, False)
+    >>> lookalike_key("CE?") == lookalike_key("CE"), lookalike_key("?") == lookalike_key("*")
+    (True, False)
     """
     shown = shown_form(misread_form(text) or text).casefold()
     if "&" in shown:
@@ -341,7 +343,7 @@ def lookalike_key(text: str) -> str:
     words = _ROMAN_WORD.sub(lambda found: _ROMAN[found[0]], _SAME_WORDS.get(words, words))
     words = _LEADING_ZEROS.sub("", _BLANK_OF_WORDS.sub("", words))
     number = re.sub(r"^(\d+)\.0+$", r"\1", words)
-    return number.lstrip("0") or number[:1]
+    return number.lstrip("0") or number[:1] or text
 
 
 def _spelled_key(text: str) -> str:
