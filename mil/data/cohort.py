@@ -76,6 +76,8 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 _RESERVED_CLASSES = frozenset({"bag_id", "center_id", "image_id", "patient_id", "slide_id"})
 """Columns of ids in tables of predictions, in which each class is a column as well."""
+_JOINS = re.compile(r"[|+;&]|(?<!\d)[,/]|[,/](?!\d)")
+"""Marks between classes; between digits, a comma or slash belongs to a number or genotype."""
 _BAG_SUFFIX = re.compile(r"\.h5$", re.IGNORECASE)
 
 
@@ -245,10 +247,12 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
 
 
 def joined_classes(classes: Collection[str]) -> dict[str, list[str]]:
-    """Return the classes of which each that joins others is made up, as in ``A|B``."""
-    parts = {name: [strip_blanks(p) for p in re.split(r"[|/+;,&]", name)] for name in classes}
+    """Return the different classes of which each that joins others is made up, as in ``A|B``."""
+    parts = {
+        name: [*dict.fromkeys(map(strip_blanks, _JOINS.split(name)))] for name in sorted(classes)
+    }
     return {
-        name: joined for name, joined in sorted(parts.items())
+        name: joined for name, joined in parts.items()
         if len(joined) > 1 and set(classes).issuperset(joined)
     }  # fmt: skip
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-_FULL = Path("/dev/full")
-pytestmark = pytest.mark.skipif(not _FULL.exists(), reason="needs the device that is always full")
+needs_full = pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs the device that is always full"
+)
 
 
 def run_shell(
@@ -28,6 +29,7 @@ def run_shell(
     )  # fmt: skip
 
 
+@needs_full
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("command", ["audit train.csv --json", "audit train.csv", "--version"])
 def test_results_that_do_not_fit_are_one_clear_error(
@@ -42,7 +44,7 @@ def test_results_that_do_not_fit_are_one_clear_error(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize("redirection", [pytest.param("2>/dev/full", marks=needs_full), "2>&-"])
 def test_messages_that_cannot_be_written_stop_no_work(tmp_path: Path, redirection: str) -> None:
     done = run_shell(f"describe train.csv --out page.html --json {redirection}", tmp_path)
     assert done.returncode == 0
@@ -75,6 +77,18 @@ def test_a_closed_output_leads_to_nothing_and_no_file_takes_its_place(tmp_path: 
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
-def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, unbuffered: bool) -> None:
-    done = run_shell("train --help | head -1", tmp_path, unbuffered=unbuffered)
+def test_a_reader_that_has_enough_gets_its_line_without_an_error(
+    tmp_path: Path, unbuffered: bool
+) -> None:
+    done = run_shell("audit train.csv | head -1", tmp_path, unbuffered=unbuffered)
     assert done.stderr == ""
+    assert done.stdout.startswith("note: class 'A' has 6 patients")
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_reader_that_is_gone_is_exit_code_1_without_an_error(
+    tmp_path: Path, unbuffered: bool
+) -> None:
+    done = run_shell("train --help | true; echo ${PIPESTATUS[0]}", tmp_path, unbuffered=unbuffered)
+    assert (done.stdout, done.stderr) == ("1\n", "")

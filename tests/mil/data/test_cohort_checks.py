@@ -276,11 +276,17 @@ def test_a_centre_stated_in_one_row_of_a_patient_holds_for_all(tmp_path: Path) -
         (["A", "B", "A|B"], "class 'A|B' joins 'A' and 'B'"),
         (["A", "B", "B; A"], "class 'B; A' joins 'B' and 'A'"),
         (["3+4", "4+3", "3+3"], ""),
+        (["A", "B", "A/B"], "class 'A/B' joins 'A' and 'B'"),
+        (["A", "B", "A,B,A"], "class 'A,B,A' joins 'A' and 'B'"),
         (["T1", "T2", "T1/T3"], ""),
+        (["A", "B", "A/A"], ""),
+        (["wt", "mut", "wt/wt"], ""),
+        (["0", "1", "0/1"], ""),
+        (["0", "5", "0,5"], ""),
     ],
 )
 def test_classes_that_join_others_are_named(tmp_path: Path, classes: list[str], named: str) -> None:
-    rows = [f"s{number},p{number},{name},Bern" for number, name in enumerate(classes)]
+    rows = [f's{number},p{number},"{name}",Bern' for number, name in enumerate(classes)]
     notes = " ".join(cohort_notes(read_cohort(write(tmp_path, *rows), labelled=True)))
     assert named in notes
     assert ("joins" in notes) == bool(named)
