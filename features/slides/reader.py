@@ -25,7 +25,7 @@ from features.utils.file_kinds import (
     find_foreign_kind,
     was_copied_as_text,
 )
-from features.utils.files import ZARR_METADATA, is_zarr_folder
+from features.utils.files import ZARR_METADATA, is_zarr_folder, unzip_hint
 from features.utils.paths import parse_url, slide_name
 
 __all__ = ["open_slide", "scene_of", "slide_id_of", "split_scene"]
@@ -33,6 +33,7 @@ __all__ = ["open_slide", "scene_of", "slide_id_of", "split_scene"]
 
 _SCENE = re.compile(r"(.+)_scene(\d{1,6})")
 _MIRAX = ".mrxs"
+_ZIP = b"PK"
 
 
 def _open_zarr(path: Path | str, scene: int | None = None) -> Slide:
@@ -53,7 +54,7 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
     """Open a slide with the first reader that supports its content, whatever its suffix.
 
     The order is the direct TIFF reader, which decodes each TIFF tile only once; OpenSlide; plain
-    images; zipped OME-Zarr. URLs and folders named ``*.zarr`` are OME-Zarr.
+    images. URLs, zips and folders named ``*.zarr`` are OME-Zarr.
 
     Parameters
     ----------
@@ -87,6 +88,8 @@ def open_slide(path: Path | str, *, scene: int | None = None) -> Slide:
         return _open_zarr(path, scene)
     _check_readable(path)
     _check_data_folder(path)
+    if _is_zip(path):
+        return _open_zarr(path, scene)
     reasons = []
     for name, reader in _READERS:
         if name == "image" and path.suffix.lower() == _MIRAX:
@@ -162,7 +165,9 @@ def _check_readable(path: Path) -> None:
     """Raise an error for a file that is missing, empty, unreadable or an archive of others."""
     try:
         if not path.is_file():
-            raise SlideError(path, actual=_missing_file(path), expected="a slide")
+            raise SlideError(
+                path, actual=_missing_file(path), expected="a slide", hint=unzip_hint(path)
+            )
         if path.stat().st_size == 0:
             raise SlideError(path, actual="an empty file", expected="a slide",
                              hint="Copy it again.")  # fmt: skip
@@ -183,7 +188,7 @@ def _check_readable(path: Path) -> None:
             "which shifts and changes its pixels", expected="a slide",
             hint="Copy it again in binary mode.",
         )  # fmt: skip
-    if start.startswith(b"PK"):
+    if start.startswith(_ZIP):
         _check_zip(path)
 
 
@@ -212,6 +217,12 @@ def _missing_file(path: Path) -> str:
     if path.exists():
         return "a folder, no slide" if path.is_dir() else "a pipe or a device, no file"
     return "a link that leads to no file" if path.is_symlink() else "there is no such file"
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file is a zip from its first byte to its list of entries."""
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP and zipfile.is_zipfile(file)
 
 
 def _check_zip(path: Path) -> None:

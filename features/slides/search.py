@@ -12,7 +12,7 @@ from pathlib import Path
 from features.errors import SlideError
 from features.slides.dicom_series import SPLIT_SERIES, group_dicom_files, is_dicom
 from features.utils.file_kinds import BFCONVERT
-from features.utils.files import is_zarr_folder, path_exists
+from features.utils.files import is_zarr_folder, path_exists, unzip_hint
 from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
 
 __all__ = [
@@ -101,7 +101,10 @@ def search_slides(paths: Sequence[Path | str]) -> SlideSearch:
         if parse_url(path) is not None:
             search.slides.append(path)
         elif not path_exists(path):
-            raise SlideError(path, actual="there is no such file or folder", expected="slides")
+            raise SlideError(
+                path, actual="there is no such file or folder", expected="slides",
+                hint=unzip_hint(path),
+            )  # fmt: skip
         elif path.is_dir() and not is_zarr_folder(path):
             _search_named(path, search, dicom)
         elif _may_be_dicom(path):

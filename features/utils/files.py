@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "make_folder",
     "missing_folder",
     "path_exists",
+    "unzip_hint",
     "write_error",
 ]
 
@@ -133,6 +135,15 @@ def path_exists(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def unzip_hint(path: Path) -> str:
+    """Return what to do about a path that leads into a zip; empty for any other."""
+    with suppress(OSError, ValueError):  # names too long for the file system
+        for parent in path.parents:
+            if parent.is_file() and zipfile.is_zipfile(parent):
+                return f"Unzip {parent}, and name {path.relative_to(parent).as_posix()} in it."
+    return ""
 
 
 def missing_folder(path: Path) -> str:

@@ -288,10 +288,19 @@ def test_advice_beside_results_can_be_followed(
 def test_advice_on_ome_zarr_leads_to_the_image_to_embed(tmp_path: Path) -> None:
     plate = tmp_path / "plate.zarr"
     zarr.open_group(plate, mode="w", attributes={"ome": {"plate": {"wells": [{"path": "B/03"}]}}})
-    write_zarr(plate / "B" / "03" / "0", zarr_format=3)
-    follow_advice(
-        ["inspect", plate], f"Name it, such as {plate}/B/03/0.", ["inspect", plate / "B/03/0"]
-    )
+    well = {"ome": {"well": {"images": [{"path": "2"}]}}}
+    zarr.open_group(plate / "B" / "03", mode="w", attributes=well)
+    write_zarr(plate / "B" / "03" / "2", zarr_format=3)
+    image = plate / "B" / "03" / "2"
+    follow_advice(["inspect", plate], f"Name it, such as {image}.", ["inspect", image])
+    packed = shutil.make_archive(str(plate), "zip", plate)
+    unzipped = tmp_path / "unzipped"
+    shutil.unpack_archive(packed, unzipped)
+    for wrong, advice in (
+        (packed, "Unzip it, and name one, such as B/03/2 in it."),
+        (f"{packed}/B/03/2", f"Unzip {packed}, and name B/03/2 in it."),
+    ):
+        follow_advice(["inspect", wrong], advice, ["inspect", unzipped / "B" / "03" / "2"])
     alone = tmp_path / "alone.zarr"
     write_zarr(alone)
     planes, stains = tmp_path / "planes.zarr", tmp_path / "stains.zarr"

@@ -56,8 +56,6 @@ _NO_IMAGES = {"OME", "labels"}
 _EXPECTED = "OME-Zarr, that is zarr with OME-NGFF metadata"
 _ZARR_NAMES = (".zarr", ".zarr.zip", ".ozx")
 
-warnings.filterwarnings("ignore", module=r"zarr(\.|$)")  # They name files beside the images.
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _ChunkGrid(BlockGrid):
@@ -181,22 +179,10 @@ class OmeZarrSlide(BlockReader):
         self._order: tuple[int, ...] | None = None
         self._known_stored: dict[tuple[_ChunkGrid, int, int], bool] = {}
         try:
-            self._store, folder = _open_store(path)
-            group = zarr.open_group(self._store, mode="r", path=folder)
-            group, image = self._choose_image(group, scene)
-            axes = _axes_of(image)
-            image = _finest_first(group, image, axes)
-            check_names(_channel_labels(_ome_of(group)), where=self._where)
-            self._grids = list(self._read_grids(group, image["datasets"], axes))
-            self.stated_mpp, notes = choose_mpp(self._read_mpp(image, folder))
-            self.warnings += notes
-            self._check_order()
-            self._check_alpha()
-            self._order = _rgb_order(_ome_of(group))
-            self._bits, notes = self._read_bits(_ome_of(group), folder)
-            self.warnings += notes
-            self._check_chunks()
-            self.levels = self._make_levels()
+            with warnings.catch_warnings():
+                # They name files beside the images.
+                warnings.filterwarnings("ignore", module=r"zarr(\.|$)")
+                self._open(path, scene)
         except SlideError:
             self.close()
             raise
@@ -217,6 +203,25 @@ class OmeZarrSlide(BlockReader):
         if self._store is not None:
             self._store.close()
             self._store = None
+
+    def _open(self, path: Path | str, scene: int | None) -> None:
+        """Open the store, choose the image, and check it."""
+        self._store, folder = _open_store(path)
+        group = zarr.open_group(self._store, mode="r", path=folder)
+        group, image = self._choose_image(group, scene)
+        axes = _axes_of(image)
+        image = _finest_first(group, image, axes)
+        check_names(_channel_labels(_ome_of(group)), where=self._where)
+        self._grids = list(self._read_grids(group, image["datasets"], axes))
+        self.stated_mpp, notes = choose_mpp(self._read_mpp(image, folder))
+        self.warnings += notes
+        self._check_order()
+        self._check_alpha()
+        self._order = _rgb_order(_ome_of(group))
+        self._bits, notes = self._read_bits(_ome_of(group), folder)
+        self.warnings += notes
+        self._check_chunks()
+        self.levels = self._make_levels()
 
     def _read_mpp(self, image: Mapping[str, Any], folder: str) -> Iterator[StatedMpp]:
         """What 'multiscales' states, else the OME-XML that bioformats2raw puts beside it."""
@@ -262,10 +267,15 @@ class OmeZarrSlide(BlockReader):
         ome = _ome_of(group)
         images = [(group, image) for image in ome.get("multiscales") or ()]
         if not images and "plate" in ome:
+            image_path = _first_image_of(group, ome["plate"])
             raise SlideError(
-                self._where, actual="a plate of many images", expected="the image of one well",
-                hint=f"Name it, such as {self._where}/{_first_image_of(ome['plate'])}.",
-            )  # fmt: skip
+                self._where,
+                actual="a plate of many images",
+                expected="the image of one well",
+                hint=f"Unzip it, and name one, such as {image_path} in it."
+                if isinstance(self._store, ZipStore)
+                else f"Name it, such as {self._where}/{image_path}.",
+            )
         if not images:
             images = list(_images_below(group))
         if not images:
@@ -472,12 +482,14 @@ def _images_below(group: zarr.Group) -> Iterator[tuple[zarr.Group, Mapping[str, 
             yield from ((member, image) for image in _ome_of(member).get("multiscales") or ())
 
 
-def _first_image_of(plate: Mapping[str, Any]) -> str:
-    """Path of the first image of the first well of a plate, as OME-NGFF numbers them."""
-    well = "A/1"
-    with suppress(KeyError, IndexError, TypeError):
+def _first_image_of(group: zarr.Group, plate: Mapping[str, Any]) -> str:
+    """Path of the first image of the first well of a plate."""
+    well, image = "A/1", "0"
+    with suppress(*CONTENT_ERRORS):
         well = plate["wells"][0]["path"]
-    return f"{well}/0"
+        member: Any = group[well]
+        image = _ome_of(member)["well"]["images"][0]["path"]
+    return f"{well}/{image}"
 
 
 def _open_store(path: Path | str) -> tuple[Store, str]:

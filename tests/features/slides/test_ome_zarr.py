@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -654,16 +656,45 @@ def test_folders_and_files_that_are_no_image_are_errors(tmp_path: Path) -> None:
         assert str(caught.value).startswith(str(tmp_path / name))
 
 
-def test_the_image_of_a_plate_that_is_advised_can_be_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("image", ["0", "2"])
+def test_the_image_of_a_plate_that_is_advised_can_be_opened(tmp_path: Path, image: str) -> None:
     plate = tmp_path / "plate.zarr"
     wells = {"wells": [{"path": "B/03"}, {"path": "B/04"}]}
     zarr.open_group(plate, mode="w", attributes={"ome": {"plate": wells}})
-    write(plate / "B" / "03" / "0", zarr_format=3)
+    well = {"ome": {"well": {"images": [{"path": image}]}}}
+    zarr.open_group(plate / "B" / "03", mode="w", attributes=well)
+    write(plate / "B" / "03" / image, zarr_format=3)
     with pytest.raises(SlideError, match=r"a plate of many images.*Name it, such as ") as caught:
         open_slide(plate)
     advised = str(caught.value).partition("such as ")[2].removesuffix(".")
     with closing(open_slide(Path(advised))) as slide:
         assert slide.reader == "ome-zarr"
+
+
+@pytest.mark.parametrize("inside", ["", "plate.zarr"])
+def test_a_zip_of_a_plate_is_to_be_unzipped(tmp_path: Path, inside: str) -> None:
+    plate = tmp_path / "plate.zarr"
+    zarr.open_group(plate, mode="w", attributes={"ome": {"plate": {"wells": [{"path": "B/03"}]}}})
+    write(plate / "B" / "03" / "0", zarr_format=3)
+    root = tmp_path if inside else plate
+    packed = Path(shutil.make_archive(str(plate), "zip", root, inside or None))
+    with pytest.raises(SlideError, match=r"Unzip it, and name one, such as B/03/0 in it\."):
+        open_slide(packed)
+    advice = f"Unzip {packed}, and name B/03/0 in it."
+    with pytest.raises(SlideError, match=re.escape(f"no such file; expected a slide. {advice}")):
+        open_slide(packed / "B" / "03" / "0")
+    with pytest.raises(SlideError, match=re.escape(advice)):
+        find_slides([packed / "B" / "03" / "0"])
+
+
+def test_what_is_wrong_with_a_zipped_zarr_is_told_with_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path / "s.zarr", axes="zyxc")
+    zarr.create_array(
+        tmp_path / "s.zarr" / "0", shape=(2, 64, 64, 3), dtype="u1", zarr_format=2, overwrite=True
+    )
+    packed = shutil.make_archive(str(tmp_path / "s.zarr"), "zip", tmp_path / "s.zarr")
+    with pytest.raises(SlideError, match=r"more than one plane .*Export the plane to embed alone"):
+        open_slide(Path(packed))
 
 
 def test_a_folder_that_is_no_zarr_beside_the_images_is_passed_over_in_silence(
@@ -677,6 +708,20 @@ def test_a_folder_that_is_no_zarr_beside_the_images_is_passed_over_in_silence(
     command = [sys.executable, "-c", script, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_warnings_of_zarr_outside_of_a_slide_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    zarr.open_group(path, mode="w")
+    write(path / "image", zarr_format=3)
+    (path / "notes").mkdir()
+    script = (
+        "import sys, zarr; from features.slides import open_slide; open_slide(sys.argv[1]).close();"
+        "list(zarr.open_group(sys.argv[1], mode='r').groups())"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "notes is not recognized" in done.stderr
 
 
 def test_stores_are_found_and_not_searched(tmp_path: Path) -> None:
