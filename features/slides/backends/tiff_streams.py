@@ -34,10 +34,12 @@ _APERIO, _NDPI, _TRESTLE, _VENTANA = "aperio", "hamamatsu", "trestle", "ventana"
 _VENDORS = {_APERIO, "generic-tiff", _NDPI, PHILIPS}
 """Those of whose levels OpenSlide places the tiles as the TIFF does, without overlap."""
 _TRESTLE_OVERLAPS = re.compile(r"OverlapsXY=([ \d]*)")
-_BIF_INFO = re.compile(r"<ImageInfo\b([^>]*)>(.*?)</ImageInfo>", re.DOTALL)
+_BIF_INFO = re.compile(r"<ImageInfo\b([^>]*?)(?:/>|>(.*?)</ImageInfo>)", re.DOTALL)
 _BIF_JOINT = re.compile(r"<TileJointInfo\b([^>]*)>")
-_BIF_VALUE = re.compile(r'\b(\w+)="([^"]*)"')
-_BIF_LEVEL = re.compile(r"\blevel=\d+ ")
+_BIF_ORIGINS = re.compile(r"<AoiOrigin>(.*?)</AoiOrigin>", re.DOTALL)
+_BIF_ORIGIN = re.compile(r"<\w+\b([^>]*)>")
+_BIF_VALUE = re.compile(r'([\w-]+)="([^"]*)"')
+_BIF_FIELD = re.compile(r"(\w+)=(\S+)")
 _XMP_TAG = 700
 _SCN_TOLERANCE = 0.04
 """OpenSlide takes areas for one level whose nm per px are within 2 % of those of the first."""
@@ -52,11 +54,12 @@ _JPEG_END = b"\xff\xd9"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TiffStreams:
-    """Tiles of one level of shape (tile_height_px, tile_width_px), in rows of ``columns``."""
+    """Tiles of one level, in rows of ``columns``."""
 
     path: Path
-    tile_width_px: int
-    tile_height_px: int
+    tile_width_px: float
+    tile_height_px: float
+    """Size of a tile, or of each of its parts."""
     columns: int
     offsets: npt.NDArray[np.uint64]
     byte_counts: npt.NDArray[np.uint64]
@@ -67,19 +70,30 @@ class TiffStreams:
     """Corner of the tiles in the level."""
     overlap_x_px: float = 0
     overlap_y_px: float = 0
-    """Px that tiles side by side have in common."""
+    """Px that tiles, or their parts, side by side have in common."""
+    n_parts: int = 1
+    """Parts of a tile along each of its sides that are placed on their own."""
+    shown_rows: range = range(1 << 32)
+    shown_columns: range = range(1 << 32)
+    """Rows and columns of tiles, or of their parts, that are shown, from the corner on."""
     ndpi_header: bytes = b""
     """What precedes the tiles of an NDPI page, which are restart intervals of one JPEG."""
     _verdicts: dict[int, bool] = field(default_factory=dict)
 
     def is_zeroed(self, x_px: int, y_px: int, width_px: int, height_px: int) -> bool:
         """Return whether zeros lie in the stream of any tile of a region, px of the level."""
-        rows = _shown(int(y_px - self.top_px), height_px, self.tile_height_px, self.overlap_y_px)
-        columns = _shown(int(x_px - self.left_px), width_px, self.tile_width_px, self.overlap_x_px)
+        rows = _shown(
+            int(y_px - self.top_px), height_px, self.tile_height_px, self.overlap_y_px,
+            self.shown_rows,
+        )  # fmt: skip
+        columns = _shown(
+            int(x_px - self.left_px), width_px, self.tile_width_px, self.overlap_x_px,
+            self.shown_columns,
+        )  # fmt: skip
         return any(
             self._is_zeroed_at(row * self.columns + column)
-            for row in rows
-            for column in columns
+            for row in {row // self.n_parts for row in rows}
+            for column in {column // self.n_parts for column in columns}
             if column < self.columns
         )
 
@@ -118,11 +132,14 @@ class TiffStreams:
         return is_zeroed_jpeg(stream, tables=self.jpeg_tables)
 
 
-def _shown(start_px: int, length_px: int, tile_px: int, overlap_px: float) -> range:
+def _shown(
+    start_px: int, length_px: int, tile_px: float, overlap_px: float, within: range
+) -> range:
     """Numbers of the tiles along one side that a stretch of it shows."""
     step_px = tile_px - overlap_px
     first = math.floor((start_px - max(tile_px, step_px)) / step_px) + 1
-    return range(max(0, first), math.ceil((start_px + length_px) / step_px))
+    end = math.ceil((start_px + length_px) / step_px)
+    return range(max(within.start, first), min(within.stop, end))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -271,29 +288,68 @@ def _trestle_streams(
 
 def _bif_streams(
     path: Path, file: tifffile.TiffFile, level_sizes_px: Sequence[tuple[int, int]]
-) -> Iterator[tuple[tuple[int, int], TiffStreams]]:
-    """Tiles of a Ventana slide, all of which OpenSlide joins with the mean overlap of level 0.
+) -> Iterator[tuple[tuple[int, int], JoinedStreams]]:
+    """Tiles of the scanned areas of a Ventana slide, joined with the mean overlap of level 0.
 
     Tiles of other levels are cut into as many parts as they show tiles of level 0, and the parts
-    joined in this way.
+    joined in this way. Tiles of an area start at its origin in the TIFF and are shown at its
+    position, whose y is counted upwards from below all areas to the lower edge.
     """
-    pages: list[Any] = [
-        page for each in file.pages
-        if _BIF_LEVEL.search(f"{(page := each.aspage()).description} ")
+    pages: list[tuple[Any, dict[str, str]]] = [
+        (page, fields) for each in file.pages
+        if "level" in (fields := dict(_BIF_FIELD.findall((page := each.aspage()).description)))
     ]  # fmt: skip
-    xml = bytes(pages[0].tags[_XMP_TAG].value).decode(errors="replace")
-    overlaps: dict[str, list[int]] = {"X": [], "Y": []}
+    finest = pages[0][0]
+    areas, across, down = _bif_areas(bytes(finest.tags[_XMP_TAG].value).decode(errors="replace"))
+    step_x, step_y = finest.tilewidth - across, finest.tilelength - down
+    heights = [int((int(area["NumRows"]) - 1) * step_y + finest.tilelength) for area in areas]
+    bottoms = [int(_number(area["Pos-Y"])) for area in areas]
+    top = max([0, *(sum(edges) for edges in zip(bottoms, heights, strict=True))])
+    for size, (page, fields) in zip(level_sizes_px, pages, strict=True):
+        downsample = _number(pages[0][1]["mag"]) / _number(fields["mag"])
+        joined = []
+        for area, bottom, height in zip(areas, bottoms, heights, strict=True):
+            column = int(area["OriginX"]) // finest.tilewidth
+            row = int(area["OriginY"]) // finest.tilelength
+            left_px = int(_number(area["Pos-X"])) - column * step_x
+            top_px = top - bottom - height - row * step_y
+            joined += [
+                replace(
+                    streams, left_px=left_px / downsample, top_px=top_px / downsample,
+                    tile_width_px=finest.tilewidth / downsample,
+                    tile_height_px=finest.tilelength / downsample,
+                    overlap_x_px=across / downsample, overlap_y_px=down / downsample,
+                    n_parts=int(downsample),
+                    shown_rows=range(row, row + int(area["NumRows"])),
+                    shown_columns=range(column, column + int(area["NumCols"])),
+                )
+                for _, streams in _streams_of(path, page)
+            ]  # fmt: skip
+        yield size, JoinedStreams(areas=joined)
+
+
+def _bif_areas(xml: str) -> tuple[list[dict[str, str]], float, float]:
+    """Attributes of each scanned area and of its origin, and the mean overlaps, x and y, px."""
+    areas: list[dict[str, str]] = []
+    overlaps: dict[str, list[float]] = {"X": [], "Y": []}
     weights: dict[str, list[int]] = {"X": [], "Y": []}
-    for area, joints in _BIF_INFO.findall(xml):
-        if int(dict(_BIF_VALUE.findall(area))["AOIScanned"]):
-            for joint in map(dict, map(_BIF_VALUE.findall, _BIF_JOINT.findall(joints))):
-                axis = "X" if joint["Direction"] == "RIGHT" else "Y"
-                overlaps[axis].append(int(joint[f"Overlap{axis}"]))
-                weights[axis].append(int(joint["Confidence"]))
-    across, down = (np.average(overlaps[axis], weights=weights[axis]) for axis in "XY")
-    for size, page in zip(level_sizes_px, pages, strict=True):
-        for _, streams in _streams_of(path, page):
-            yield size, replace(streams, overlap_x_px=float(across), overlap_y_px=float(down))
+    origins = _BIF_ORIGIN.findall(_BIF_ORIGINS.findall(xml)[0])
+    for (area, joints), origin in zip(_BIF_INFO.findall(xml), origins, strict=True):
+        stated = dict(_BIF_VALUE.findall(area + origin))
+        if not int(stated["AOIScanned"]):
+            continue
+        areas.append(stated)
+        for joint in map(dict, map(_BIF_VALUE.findall, _BIF_JOINT.findall(joints))):
+            axis = "Y" if joint["Direction"] == "UP" else "X"
+            overlaps[axis].append(_number(joint[f"Overlap{axis}"]))
+            weights[axis].append(int(joint["Confidence"]))
+    across, down = (float(np.average(overlaps[axis], weights=weights[axis])) for axis in "XY")
+    return areas, across, down
+
+
+def _number(text: str) -> float:
+    """A number with a decimal point or comma."""
+    return float(text.replace(",", "."))
 
 
 _Streams = TiffStreams | JoinedStreams

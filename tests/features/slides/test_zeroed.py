@@ -652,6 +652,65 @@ def test_overlapping_tiles_of_trestle_and_bif_are_lost_where_zeros_lie(
                 )
 
 
+@pytest.mark.parametrize("overlaps", [(0, 0), (7.5, 4.0), (-3, 5)])
+@pytest.mark.parametrize(
+    "areas",
+    [
+        [(0, 0, 12, 12, 120, 90.0)],
+        [(2, 1, 6, 5, 40, 500), (1, 7, 9, 4, 450, 60)],
+        [(0, 0, 5, 12, 0, 0), (5, 0, 7, 12, 131, 700)],
+    ],
+)
+def test_tiles_of_each_area_of_bif_are_lost_where_zeros_lie(
+    tmp_path: Path,
+    areas: list[tuple[int, int, int, int, float, float]],
+    overlaps: tuple[float, float],
+) -> None:
+    tile, margin = 64, 12
+    path, pixels = tmp_path / "s.bif", noisy(1)
+
+    def shown(levels: list[np.ndarray]) -> list[np.ndarray]:
+        write_bif(path, levels, overlaps=overlaps, tile=tile, areas=areas)
+        with openslide.OpenSlide(path) as handle:
+            return [
+                np.asarray(handle.read_region((0, 0), level, size)).astype(int)
+                for level, size in enumerate(handle.level_dimensions)
+            ]
+
+    levels = [pixels, pixels[::2, ::2]]
+    before = shown(levels)
+    with closing(OpenSlideSlide(path)) as slide:
+        slide.overview(downsample=1)
+        assert slide.unreadable_px0 == ()
+    sound = path.read_bytes()
+    for level, row, column in ((0, 2, 2), (0, 6, 8), (1, 2, 1), (1, 2, 3)):
+        other = [pixels.copy() for pixels in levels]
+        part = other[level][row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+        part[:] = 255 - part
+        is_there = np.abs(shown(other)[level] - before[level]).max(axis=2) > 0
+        assert is_there.any()
+        path.write_bytes(sound)
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[level + 1]
+            index = row * -(-page.imagewidth // tile) + column
+            start = page.dataoffsets[index] + page.databytecounts[index] // 2
+        path.write_bytes(sound[:start] + bytes(400) + sound[start + 400 :])
+        with closing(OpenSlideSlide(path)) as slide:
+            height, width = is_there.shape
+            streams = slide.streams[width, height]
+            for y, x in product(range(0, height, 16), range(0, width, 16)):
+                around = is_there[
+                    max(0, y - margin) : y + 16 + margin, max(0, x - margin) : x + 16 + margin
+                ]
+                if streams.is_zeroed(x, y, 16, 16):
+                    assert around.any(), (level, x, y)
+                else:
+                    assert not is_there[y : y + 16, x : x + 16].any(), (level, x, y)
+            y, x = (int(edge) for edge in np.argwhere(is_there)[-1])
+            with pytest.raises(TileError):
+                slide.read(level=level, x_px=x - 9, y_px=y - 9, width_px=9, height_px=9)
+
+
 def test_restart_intervals_of_each_file_of_vms_are_lost_where_zeros_lie(tmp_path: Path) -> None:
     path, pixels = tmp_path / "s.vms", noisy(2)
     starts = write_vms(path, pixels, columns=2, interval=24)

@@ -298,36 +298,32 @@ def write_trestle(
 
 
 def write_bif(
-    path: Path, levels: Sequence[np.ndarray], *, overlaps: tuple[int, int], tile: int
+    path: Path,
+    levels: Sequence[np.ndarray],
+    *,
+    overlaps: tuple[float, float],
+    tile: int,
+    areas: Sequence[tuple[int, int, int, int, float, float]] = (),
 ) -> None:
     """Write levels of 0.5 µm per px, each of half the size of the one before.
 
     Pixels are those of joined tiles as they are stored, a whole number of them in level 0;
-    ``overlaps`` are the px that tiles beside and below each other have in common.
+    ``overlaps`` are the px that tiles beside and below each other have in common. ``areas`` are the
+    first row and column, numbers of rows and columns, and position (x from the left, y of the lower
+    edge upwards, px) of each scanned area; without them, all tiles are one at 0, 0.
     """
-    rows, columns = (side // tile for side in levels[0].shape[:2])
-
-    def number(row: int, column: int) -> int:
-        """Number of a tile: from the bottom up, every second row from right to left."""
-        up = rows - 1 - row
-        return up * columns + (columns - column if up % 2 else column + 1)
-
-    joints = [("RIGHT", (row, column), (row, column + 1))
-              for row in range(rows) for column in range(columns - 1)]  # fmt: skip
-    joints += [("UP", (row + 1, column), (row, column))
-               for row in range(rows - 1) for column in range(columns)]  # fmt: skip
-    joined = "".join(
-        f'<TileJointInfo FlagJoined="1" Confidence="90" Direction="{direction}" '
-        f'Tile1="{number(*first)}" Tile2="{number(*second)}" '
-        f'OverlapX="{overlaps[0] if direction == "RIGHT" else 0}" '
-        f'OverlapY="{overlaps[1] if direction == "UP" else 0}"/>'
-        for direction, first, second in joints
-    )
+    whole = (0, 0, levels[0].shape[0] // tile, levels[0].shape[1] // tile, 0, 0)
+    infos = origins = ""
+    for index, (row, column, rows, columns, x, y) in enumerate(areas or [whole]):
+        infos += (
+            f'<ImageInfo AOIScanned="1" AOIIndex="{index}" NumRows="{rows}" NumCols="{columns}" '
+            f'Width="{tile}" Height="{tile}" Pos-X="{x}" Pos-Y="{y}">'
+            f"{_bif_joints(rows, columns, overlaps)}</ImageInfo>"
+        )
+        origins += f'<AOI{index} OriginX="{column * tile}" OriginY="{row * tile}"/>'
     xml = (
-        '<?xml version="1.0"?><EncodeInfo Ver="2"><SlideStitchInfo>'
-        f'<ImageInfo AOIScanned="1" AOIIndex="0" NumRows="{rows}" NumCols="{columns}" '
-        f'Width="{tile}" Height="{tile}" Pos-X="0" Pos-Y="0">{joined}</ImageInfo>'
-        '</SlideStitchInfo><AoiOrigin><AOI0 OriginX="0" OriginY="0"/></AoiOrigin></EncodeInfo>'
+        f'<?xml version="1.0"?><EncodeInfo Ver="2"><SlideStitchInfo>{infos}</SlideStitchInfo>'
+        f"<AoiOrigin>{origins}</AoiOrigin></EncodeInfo>"
     )
     scan = '<iScan Magnification="20" ScanRes="0.5" Z-layers="1"/>'
     with tifffile.TiffWriter(path, bigtiff=True) as file:
@@ -342,6 +338,27 @@ def write_bif(
                 compressionargs={"level": 90}, subsampling=(1, 1), software=None, description=text,
                 extratags=[(700, 1, len(packet), packet.encode(), True)] if packet else [],
             )  # fmt: skip
+
+
+def _bif_joints(rows: int, columns: int, overlaps: tuple[float, float]) -> str:
+    """Elements on the tiles beside and below each other in an area."""
+
+    def number(row: int, column: int) -> int:
+        """Number of a tile: from the bottom up, every second row from right to left."""
+        up = rows - 1 - row
+        return up * columns + (columns - column if up % 2 else column + 1)
+
+    joints = [("RIGHT", (row, column), (row, column + 1))
+              for row in range(rows) for column in range(columns - 1)]  # fmt: skip
+    joints += [("UP", (row + 1, column), (row, column))
+               for row in range(rows - 1) for column in range(columns)]  # fmt: skip
+    return "".join(
+        f'<TileJointInfo FlagJoined="1" Confidence="90" Direction="{direction}" '
+        f'Tile1="{number(*first)}" Tile2="{number(*second)}" '
+        f'OverlapX="{overlaps[0] if direction == "RIGHT" else 0}" '
+        f'OverlapY="{overlaps[1] if direction == "UP" else 0}"/>'
+        for direction, first, second in joints
+    )
 
 
 def write_philips(path: Path, levels: Sequence[np.ndarray], *, tile: int) -> None:
