@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import openslide
-from PIL import Image
 
 from features.errors import CONTENT_ERRORS, SlideError, TileError, UnsupportedFormatError
 from features.slides.backends.base import GOLDEN_RATIO, MAX_SIDE_PX, RegionReader
@@ -35,7 +34,6 @@ from features.slides.pixels import to_rgb
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, hole_warning
-from features.utils.file_kinds import BFCONVERT
 
 __all__ = ["OpenSlideSlide"]
 
@@ -54,6 +52,11 @@ _MAX_GUIDE_PX = 1 << 21
 structure."""
 _LEAST_SQUARE_PX = 256
 """Side down to which what cannot be read is narrowed down."""
+_CORRECT_COLOURS = (
+    "python -c \"import tifffile; f = tifffile.TiffFile('COPY', mode='r+'); [page.tags[262]"
+    ".overwrite({value}) for page in f.pages if page.is_tiled and page.compression == 7]; f.close()"
+    '"'
+)
 
 
 class CompressedStreams(Protocol):
@@ -328,27 +331,20 @@ class OpenSlideSlide(RegionReader):
         ) from errors[0]  # fmt: skip
 
     def _check_colours(self) -> None:
-        """Raise an error for TIFF tiles in RGB that OpenSlide takes for YCbCr."""
+        """Raise an error for JPEG tiles of a TIFF in other colours than their tag states."""
         size = self.levels[0]
         streams = self.streams.get((size.width_px, size.height_px))
-        is_other = False
+        taken = ""
         with suppress(Exception):  # a damaged tile is reported where it is read
-            if isinstance(streams, TiffStreams | JoinedStreams) and (tile := streams.rgb_tile()):
-                left, top, stored = tile
-                stored = stored[: size.height_px - top, : size.width_px - left]
-                shown = self._read_region(0, left, top, stored.shape[1], stored.shape[0])
-                size_px = stored.shape[1::-1]
-                as_ycbcr = Image.frombytes("YCbCr", size_px, stored.tobytes()).convert("RGB")
-                # Means, since tiles that overlap may be shown some pixels beside their place.
-                is_other = _colour_distance(shown, np.asarray(as_ycbcr)) < _colour_distance(
-                    shown, stored
-                )
-        if is_other:
+            if isinstance(streams, TiffStreams | JoinedStreams):
+                taken = streams.mistaken_for()
+        if taken:
             self._handle.close()
+            stored, value = ("RGB", 2) if taken == "YCbCr" else ("YCbCr", 6)
             raise UnsupportedFormatError(
-                self.path, actual="JPEG tiles in RGB, which OpenSlide takes for YCbCr",
-                expected="the colours that were stored",
-                hint=f"Convert it with bfconvert of Bio-Formats: {BFCONVERT}.",
+                self.path, actual=f"JPEG tiles in {stored}, which OpenSlide takes for {taken}, as "
+                "their PhotometricInterpretation states", expected=stored,
+                hint=f"Correct the tag in a copy: {_CORRECT_COLOURS.format(value=value)}",
             )  # fmt: skip
 
     def _associated_sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -400,8 +396,3 @@ class OpenSlideSlide(RegionReader):
                 f"{ZEROED}", expected="pixels", hint="Copy it again.",
             )  # fmt: skip
         return result
-
-
-def _colour_distance(pixels: RgbArray, others: RgbArray) -> float:
-    """Distance between the mean colours of two pictures, shape (height, width, 3)."""
-    return float(np.abs(pixels.mean(axis=(0, 1)) - others.mean(axis=(0, 1))).sum())

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -23,7 +22,6 @@ from features.slides.backends.base import StoredGrid, whole_grid
 from features.slides.backends.openslide_properties import PHILIPS
 from features.slides.backends.scn import LEICA, scn_areas
 from features.slides.backends.tiff_tags import ENTROPY_CODED, PLAIN_JPEGS
-from features.slides.base import RgbArray
 from features.slides.zeroed import has_zeroed_data, is_zeroed_jpeg
 from features.utils.image_headers import jpeg_stores_rgb
 
@@ -50,6 +48,9 @@ _NDPI_FACTORS = (8, 4, 2, 1)
 _MAX_NDPI_BYTES = 1 << 24
 """Longest JPEG of an NDPI without restart intervals that is looked at."""
 _JPEG_END = b"\xff\xd9"
+_JPEG_COLOURS = {tifffile.PHOTOMETRIC.RGB: "RGB", tifffile.PHOTOMETRIC.YCBCR: "YCbCr"}
+_N_LOOKED_AT = 3
+"""Tiles whose headers are compared with the tag, so that damage to one misleads nobody."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +77,8 @@ class TiffStreams:
     shown_rows: range = range(1 << 32)
     shown_columns: range = range(1 << 32)
     """Rows and columns of tiles, or of their parts, that are shown, from the corner on."""
+    colours: str = ""
+    """What OpenSlide takes JPEG for, RGB or YCbCr, whatever the streams state; empty if neither."""
     ndpi_header: bytes = b""
     """What precedes the tiles of an NDPI page, which are restart intervals of one JPEG."""
     _verdicts: dict[int, bool] = field(default_factory=dict)
@@ -97,19 +100,13 @@ class TiffStreams:
             if column < self.columns
         )
 
-    def rgb_tile(self) -> tuple[int, int, RgbArray] | None:
-        """Return left and top, px of the level, and pixels of a tile that states that it is RGB.
-
-        Pixels have shape (height, width, 3), uint8. None for JPEG that does not.
-        """
-        index = int(self.byte_counts.argmax())
-        stream = self._read_stream(index)
-        if not self.is_jpeg or self.ndpi_header or not jpeg_stores_rgb(stream):
-            return None
-        row, column = divmod(index, self.columns)
-        left = self.left_px + column * (self.tile_width_px - self.overlap_x_px)
-        top = self.top_px + row * (self.tile_height_px - self.overlap_y_px)
-        return int(left), int(top), imagecodecs.jpeg_decode(stream, tables=self.jpeg_tables or None)
+    def mistaken_for(self) -> str:
+        """Return what OpenSlide takes the colours for where the streams state others, else ""."""
+        largest = (
+            np.argsort(self.byte_counts, kind="stable")[-_N_LOOKED_AT:] if self.colours else ()
+        )
+        said = {jpeg_stores_rgb(self._read_stream(int(index))) for index in largest} - {None}
+        return self.colours if said == {self.colours != "RGB"} else ""
 
     def _is_zeroed_at(self, index: int) -> bool:
         if index >= len(self.offsets):
@@ -152,9 +149,9 @@ class JoinedStreams:
         """Return whether zeros lie in the stream of any tile of a region, px of the level."""
         return any(area.is_zeroed(x_px, y_px, width_px, height_px) for area in self.areas)
 
-    def rgb_tile(self) -> tuple[int, int, RgbArray] | None:
-        """Return a tile of the first area, as :meth:`TiffStreams.rgb_tile` does."""
-        return self.areas[0].rgb_tile() if self.areas else None
+    def mistaken_for(self) -> str:
+        """Return what the colours of any area are mistaken for, as for :class:`TiffStreams`."""
+        return next(filter(None, (area.mistaken_for() for area in self.areas)), "")
 
 
 def tiff_streams(
@@ -240,8 +237,14 @@ def _streams_of(path: Path, page: Any) -> Iterator[tuple[tuple[int, int], TiffSt
     is_jpeg = page.compression in PLAIN_JPEGS
     if not page.is_tiled or not (is_jpeg or page.compression in ENTROPY_CODED):
         return
+    is_decoded_directly = (
+        page.compression == tifffile.COMPRESSION.JPEG
+        and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+        and (page.samplesperpixel, page.bitspersample) == (3, 8)
+    )
     yield (page.imagewidth, page.imagelength), TiffStreams(
         path=path, tile_width_px=int(page.tilewidth), tile_height_px=max(1, int(page.tilelength)),
+        colours=_JPEG_COLOURS.get(page.photometric, "") if is_decoded_directly else "",
         columns=-(-page.imagewidth // page.tilewidth),
         offsets=np.array(page.dataoffsets, np.uint64),
         byte_counts=np.array(page.databytecounts, np.uint64),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -202,28 +205,63 @@ def test_an_ome_zarr_with_blue_first_is_read_in_its_colours(
     np.testing.assert_array_equal(read(path), PIXELS)
 
 
-@pytest.mark.parametrize("tag", ["rgb", "ycbcr"])
-@pytest.mark.parametrize("stored", ["RGB", "YCBCR"])
-def test_colours_that_openslide_would_take_for_others_are_refused(
-    tmp_path: Path, stored: str, tag: str
-) -> None:
+def trestle(path: Path, *, stored: str, tag: int, subsampling: str = "444") -> Path:
     blocks = [np.ascontiguousarray(PIXELS[y : y + 64, x : x + 64])
               for y in range(0, SIDE, 64) for x in range(0, SIDE, 64)]  # fmt: skip
     streams = (
-        imagecodecs.jpeg_encode(block, level=95, outcolorspace=stored, subsampling="444")
+        imagecodecs.jpeg_encode(block, level=95, outcolorspace=stored, subsampling=subsampling)
         for block in blocks
     )
-    path = tmp_path / "s.tif"
     tifffile.imwrite(
         path, streams, shape=PIXELS.shape, dtype=np.uint8, tile=(64, 64), compression="jpeg",
-        photometric=tag, subsampling=(1, 1), software="MedScan", metadata=None,
+        photometric="ycbcr", subsampling=(1, 1), software="MedScan", metadata=None,
         description="Background Color=E6E6E6;Objective Power=20;OverlapsXY= 8 8",
     )  # fmt: skip
-    if stored == "RGB":
-        with pytest.raises(UnsupportedFormatError, match=r"RGB, which .* takes .*bfconvert"):
-            open_slide(path)
-        return
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(tag)
+    return path
+
+
+def assert_colours(path: Path) -> None:
     with closing(open_slide(path)) as slide:
         assert slide.reader == "openslide"
         result = slide.read(level=0, x_px=0, y_px=0, width_px=56, height_px=56)
     np.testing.assert_allclose(result, PIXELS[:56, :56], atol=12)
+
+
+@pytest.mark.parametrize(("stored", "tag"), [("RGB", 2), ("YCBCR", 6)])
+def test_colours_that_openslide_takes_for_what_they_are_are_read(
+    tmp_path: Path, stored: str, tag: int
+) -> None:
+    assert_colours(trestle(tmp_path / "s.tif", stored=stored, tag=tag))
+
+
+@pytest.mark.parametrize(
+    ("stored", "subsampling", "tag"), [("RGB", "444", 6), ("YCBCR", "444", 2), ("YCBCR", "420", 2)]
+)
+def test_colours_that_openslide_would_take_for_others_are_refused_until_their_tag_is_corrected(
+    tmp_path: Path, stored: str, subsampling: str, tag: int
+) -> None:
+    path = trestle(tmp_path / "COPY", stored=stored, tag=tag, subsampling=subsampling)
+    with pytest.raises(UnsupportedFormatError, match="which OpenSlide takes for") as caught:
+        open_slide(path)
+    command = shlex.split(caught.value.hint.split(": ", 1)[1])
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
+    if subsampling == "444":
+        assert_colours(path)
+    else:
+        open_slide(path).close()
+
+
+def test_a_damaged_header_of_a_tile_does_not_deny_the_colours_of_a_slide(tmp_path: Path) -> None:
+    path = trestle(tmp_path / "s.tif", stored="RGB", tag=2)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        index = int(np.argmax(page.databytecounts))
+        start, n_bytes = page.dataoffsets[index], page.databytecounts[index]
+    data = bytearray(path.read_bytes())
+    frame = data.index(b"\xff\xc0", start, start + n_bytes)
+    data[frame + 11] = 0x22  # sampling of the first component
+    path.write_bytes(data)
+    with closing(open_slide(path)) as slide:
+        assert slide.reader == "openslide"
