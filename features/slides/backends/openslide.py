@@ -208,14 +208,15 @@ class OpenSlideSlide(RegionReader):
                 int(properties.get(f"openslide.level[{index}].tile-{side}", 0))
                 for side in ("width", "height")
             )
-            too_large = max(size.width_px, size.height_px) > MAX_SIDE_PX
-            if too_large or tile_width * tile_height > _MAX_TILE_PX:
+            sides = (size.width_px, size.height_px)
+            is_absurd = min(sides) < 1 or max(sides) > MAX_SIDE_PX
+            if is_absurd or tile_width * tile_height > _MAX_TILE_PX:
                 self._handle.close()
                 raise SlideError(
                     self.path,
                     actual=f"{size.width_px} × {size.height_px} px in tiles of "
                     f"{tile_width} × {tile_height} px",
-                    expected=f"at most {MAX_SIDE_PX:,} px per side",
+                    expected=f"1 to {MAX_SIDE_PX:,} px per side",
                 )
 
     def _compared_places(self) -> list[tuple[float, float]]:

@@ -24,6 +24,7 @@ from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff_streams import tiff_streams
 from features.slides.reader import open_slide
 from features.slides.search import find_slides
+from tests.features.slides.vendor_files import write_trestle
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
 ROOT = Path(__file__).parents[3]
@@ -340,6 +341,13 @@ def test_absurd_sizes_are_refused_and_allocate_nothing(
     tmp_path: Path, changes: dict[str, int]
 ) -> None:
     assert peak_bytes(write_raw_tiff(tmp_path / "slide.tif", **changes)) < 20 << 20
+
+
+def test_sizes_below_zero_are_refused(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "slide.tif", np.zeros((256, 256, 3), np.uint8)
+    write_trestle(path, [pixels], overlaps=[200], tile=64)  # wider than a tile
+    with pytest.raises(SlideError, match=r"-\d+ × -\d+ px"):
+        open_slide(path)
 
 
 def test_absurd_tiles_are_refused_and_allocate_nothing(tmp_path: Path) -> None:
