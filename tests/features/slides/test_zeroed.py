@@ -784,7 +784,12 @@ def test_a_stream_that_cannot_be_looked_at_is_left_to_openslide(
         assert isinstance(slide, OpenSlideSlide)
         box = {"level": 0, "x_px": 0, "y_px": 0, "width_px": 64, "height_px": 64}
         expected = slide.read(**box)
-        for error in (OSError(5, "Input/output error"), ValueError(), MemoryError(), struct.error()):
+        for error in (
+            OSError(5, "Input/output error"),
+            ValueError(),
+            MemoryError(),
+            struct.error(),
+        ):
             judge = Mock(side_effect=error)
             monkeypatch.setattr(type(slide.streams[1536, 1536]), "is_zeroed", judge)
             np.testing.assert_array_equal(slide.read(**box), expected)
