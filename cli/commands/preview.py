@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,7 +109,7 @@ def preview(
 
     search = resolve_slides(paths, has_mpp=slide_mpp is not None or mpp_table is not None)
     slides = search.slides
-    if out.resolve() in {path.parent.resolve() for path in slides}:
+    if os.path.realpath(out) in {os.path.realpath(path.parent) for path in slides}:
         # The picture of a slide that is a JPEG file would replace it.
         raise typer.BadParameter(f"slides are read from {out}; name another", param_hint="--out")
     mpp_of = resolve_mpp_table(slides, slide_mpp=slide_mpp, mpp_table=mpp_table)

@@ -139,14 +139,14 @@ def without_repeats(paths: Iterable[Path]) -> list[Path]:
         by_name.setdefault(path.name, []).append(path)
     repeats = set()
     for same in by_name.values():
-        first: dict[Path, Path] = {}
+        first: dict[str, Path] = {}
         if len(same) > 1:
             repeats |= {path for path in same if first.setdefault(_resolve(path), path) != path}
     return sorted({path for same in by_name.values() for path in same} - repeats)
 
 
-def _resolve(path: Path) -> Path:
-    return path if parse_url(path) else path.resolve()
+def _resolve(path: Path) -> str:
+    return str(path) if parse_url(path) else os.path.realpath(path)
 
 
 def describe_passed_over(passed_over: Mapping[Path, PassedOver]) -> list[str]:

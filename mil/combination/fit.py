@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +124,7 @@ def combine_runs(
     OutputError
         If the folder cannot be written.
     """
-    if len({path.resolve() for path in paths}) < max(2, len(paths)):
+    if len({os.path.realpath(path) for path in paths}) < max(2, len(paths)):
         raise InputError(
             "runs", actual=f"{', '.join(map(str, paths))}", expected="two or more different ones"
         )

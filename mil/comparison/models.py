@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,7 +198,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     >>> short_names([Path("runs/a"), Path("oof/b.csv"), Path("other/a")])
     ['runs/a', 'b', 'other/a']
     """
-    short = [path.resolve().name.removesuffix(".csv") for path in paths]
+    short = [Path(os.path.realpath(path)).name.removesuffix(".csv") for path in paths]
     return [
         name if short.count(name) == 1 else path.as_posix()
         for path, name in zip(paths, short, strict=True)
@@ -206,7 +207,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def _check_given(runs: Sequence[Path], files: Sequence[Path], cohort: Cohort | None) -> None:
     paths = [*runs, *files]
-    resolved = [path.resolve() for path in paths]
+    resolved = [os.path.realpath(path) for path in paths]
     if len(paths) < 2:
         raise InputError(
             "models", actual=pluralize(len(paths), "models"), expected="two or more",

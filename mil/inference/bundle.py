@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -252,7 +253,7 @@ def save_bundle(bundle: ModelBundle) -> None:
 def check_apart(run_dir: Path, sources: Sequence[Path]) -> None:
     """Raise RunError for a new run in the folder of one that it is made from, or within it."""
     for source in sources:
-        if run_dir.resolve().is_relative_to(source.resolve()):
+        if Path(os.path.realpath(run_dir)).is_relative_to(os.path.realpath(source)):
             raise RunError(
                 run_dir,
                 actual=f"the folder of the run {source}, or one in it",

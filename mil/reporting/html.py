@@ -59,8 +59,8 @@ def folder_name(patient_id: str) -> str:
 
 def relative_address(page: Path, folder: Path) -> str:
     """Return the address of a page from the pages in a folder."""
-    relative = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
-    return quote(relative, safe="/")
+    relative = os.path.relpath(os.path.realpath(page), os.path.realpath(folder))
+    return quote(Path(relative).as_posix(), safe="/")
 
 
 def render(template: str, **values: object) -> str:
