@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import zarr
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.cli.running import follow_advice, mil, mil_ok
+from tests.cli.running import expect_advice, follow_advice, mil, mil_ok
 from tests.cli.test_filter import pen, tissue
 from tests.features.slides.test_absent_pixels import PIXELS, lose, write_tiff
 from tests.features.slides.test_ome_zarr import write as write_zarr
+from tests.features.slides.test_samples import trestle
 from tests.features.slides.test_scenes import TILED, write_pages
 
 pytestmark = pytest.mark.ci
@@ -311,6 +314,17 @@ def test_advice_on_ome_zarr_leads_to_the_image_to_embed(tmp_path: Path) -> None:
         write_zarr(path)
         zarr.create_array(path / "0", shape=shape, dtype="u1", zarr_format=2, overwrite=True)
         follow_advice(["inspect", path], advice, ["inspect", alone])
+
+
+def test_a_tag_that_denies_the_colours_of_jpeg_is_corrected_in_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trestle(tmp_path / "COPY", stored="RGB", tag=6)
+    monkeypatch.chdir(tmp_path)
+    advice = "Correct the tag in a copy: python -c \"import tifffile; f = tifffile.TiffFile('COPY'"
+    command = expect_advice(["inspect", "COPY"], advice).partition("copy: ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
+    mil_ok("inspect", "COPY")
 
 
 def test_a_bag_that_cannot_be_used_is_deleted_and_made_again(tmp_path: Path) -> None:
