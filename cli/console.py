@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -188,6 +189,11 @@ class ErrorHandlingGroup(PlainGroup):
             return super().invoke(ctx)
         except MilError as error:
             _print_error(error)
+            raise typer.Exit(EXIT_KNOWN_ERROR) from error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # which Path.is_file and the like raise
+                raise
+            _print_error(MilError(error.filename, actual=str(error.strerror)))
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
         except KeyboardInterrupt as error:
             stderr.print(_STOPPED)

@@ -60,10 +60,13 @@ def free_run(name: str) -> Path:
 
 def require_free(run: Path, *, overwrite: bool) -> None:
     """Raise for a folder that is not empty, unless it holds a finished run to replace."""
+    from features.utils.files import why_no_folder
     from mil.errors import RunError
 
-    if run.exists() and not run.is_dir():
-        raise RunError(run, actual="a file", expected="a folder for the run")
+    if why := why_no_folder(run):
+        raise RunError(
+            run, actual=why, expected="a folder for the run", hint="Name another with --run."
+        )
     if run.is_dir() and any(run.iterdir()):
         if not overwrite:
             raise RunError(

@@ -22,7 +22,7 @@ from features.bags.formats.registry import BAG_FORMATS
 from features.bags.h5 import bag_path, read_bag_info, read_slide_bag, write_bag
 from features.bags.store import open_bags
 from features.errors import BagError, MilError, OutputError
-from features.utils.files import make_folder, missing_folder
+from features.utils.files import make_folder, missing_folder, why_no_folder
 
 __all__ = ["ConversionResult", "OnSlide", "export_bags", "import_bags"]
 
@@ -199,10 +199,11 @@ def _convert_each(
 
 
 def _make_new_folder(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    why = why_no_folder(path)
+    if why or (path.is_dir() and any(path.iterdir())):
         raise OutputError(
             path,
-            actual="there is something already",
+            actual=why or "there is something already",
             expected="a new or empty folder",
             hint="Name another folder, or empty this one.",
         )

@@ -28,7 +28,7 @@ from features.bags.h5 import read_bag, read_bag_info
 from features.bags.shard_reader import ObjectStore, read_json
 from features.bags.store import PACK_FORMAT, PACK_VERSION, TABLE, VIEWS, arrays_of, open_bags
 from features.errors import BagError, MilError, OutputError
-from features.utils.files import atomic_folder
+from features.utils.files import atomic_folder, why_no_folder
 from features.utils.paths import parse_url
 
 __all__ = ["StoreSummary", "write_store"]
@@ -110,7 +110,13 @@ def _read_unchanged(bag_ref: BagRef, info: BagInfo) -> Bag:
 
 def _check_target(store: Path, *, overwrite: bool) -> None:
     """Raise if the target holds anything, except a packed store that may be replaced."""
-    name = parse_url(store) or store
+    url = parse_url(store)
+    name = url or store
+    if url is None and (why := why_no_folder(store)):
+        raise OutputError(
+            name, actual=why, expected="a new or empty folder",
+            hint="Choose another target with --out.",
+        )  # fmt: skip
     root = read_json(ObjectStore(store), "zarr.json")
     if root is None:
         if _holds_anything(store):

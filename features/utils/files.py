@@ -26,6 +26,7 @@ __all__ = [
     "missing_folder",
     "path_exists",
     "unzip_hint",
+    "why_no_folder",
     "write_error",
 ]
 
@@ -149,6 +150,19 @@ def unzip_hint(path: Path) -> str:
 def missing_folder(path: Path) -> str:
     """Return why a path is no folder, for an error."""
     return "a file, no folder" if path_exists(path) else "there is no such folder"
+
+
+def why_no_folder(path: Path) -> str:
+    """Return why a path can be no folder to write, for an error; empty if it is one or is free."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "a link that leads nowhere" if path.is_symlink() else ""
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long
+        return f"no path of a folder ({getattr(error, 'strerror', None) or error})"
+    if path.is_dir():
+        return ""
+    return "a device or pipe" if is_device(path) else "a file"
 
 
 def ignores_case(folder: Path) -> bool:
