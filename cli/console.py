@@ -36,6 +36,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from cli.streams import known_errors
 from cli.synonyms import command_meant, option_meant
 from features.errors import MilError
 from features.parallel.locks import release_shared_locks
@@ -176,6 +177,11 @@ class ErrorHandlingGroup(PlainGroup):
         except MilError as error:
             _print_error(error)
             sys.exit(EXIT_KNOWN_ERROR)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the options of all commands; Typer prints for them past the guarded stream."""
+        with known_errors(sys.stdout):
+            return super().make_context(*args, **options)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command; say which one is meant by a name that other programs use."""
@@ -348,7 +354,8 @@ def spinner(description: str) -> AbstractContextManager[object]:
 def finish_on_interrupt() -> Iterator[Event]:
     """Yield an event that the first Ctrl-C or SIGTERM sets; the second stops the program at once.
 
-    Where a thread waits for storage that does not answer, the second ends it after ten seconds.
+    Where a thread waits for storage that does not answer, the second ends it after ten seconds, and
+    a third does so at once.
 
     Job schedulers, container engines and ``kill`` send SIGTERM, also where Ctrl-C is ignored: under
     ``nohup`` and in the background.
@@ -360,7 +367,7 @@ def finish_on_interrupt() -> Iterator[Event]:
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
-            Thread(target=_exit_unless, args=(ended,), daemon=True).start()
+            _end_soon(ended)
             raise KeyboardInterrupt
         stop.set()
         stderr.print("finishing the slides in progress; Ctrl-C or SIGTERM again stops at once")
@@ -378,7 +385,7 @@ def in_thread(function: Callable[[], T]) -> T:
     """Call a function in another thread, so that Ctrl-C and SIGTERM end the program if it hangs.
 
     A thread that waits for storage is not interrupted by them; the program then ends after ten
-    seconds.
+    seconds, or at the next signal.
     """
     ended: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
     result: tuple[T] | BaseException | None = None
@@ -395,20 +402,30 @@ def in_thread(function: Callable[[], T]) -> T:
             with suppress(Empty):
                 result = ended.get(timeout=_POLL_S)
     except KeyboardInterrupt:
-        Thread(target=_exit_unless, args=(Event(),), kwargs={"text": ""}, daemon=True).start()
+        _end_soon(Event(), text="")
         raise
     if isinstance(result, BaseException):
         raise result
     return result[0]
 
 
-def _exit_unless(ended: Event, *, text: str = _STOPPED) -> None:
-    """Release locks and end the program, unless the interrupt has ended the work in time.
+def _end_soon(ended: Event, *, text: str = _STOPPED) -> None:
+    """End the program at the next signal, or unless the interrupt has ended the work in time.
 
     ``text`` says so; it is empty where that is told already.
     """
-    if ended.wait(_EXIT_S):
-        return
+
+    def wait() -> None:
+        if not ended.wait(_EXIT_S):
+            _end_at_once(text)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: _end_at_once(text))
+    Thread(target=wait, daemon=True).start()
+
+
+def _end_at_once(text: str) -> None:
+    """Release locks and end the program, whatever its threads wait for."""
     releasing = Thread(target=release_shared_locks, daemon=True)  # it may hang on the same storage
     releasing.start()
     releasing.join(_RELEASE_S)

@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from features.errors import OutputError
 
-__all__ = ["guard_standard_streams"]
+__all__ = ["EXIT_UNREAD", "guard_standard_streams", "known_errors"]
 
-_EXIT_UNREAD = 1
+EXIT_UNREAD = 141
+"""Exit code where nobody reads the results any more: that of the signal SIGPIPE in a shell."""
+
 _Kind = TypeVar("_Kind", bound=io.TextIOWrapper)
 
 
@@ -24,11 +26,11 @@ class _Results(io.TextIOWrapper):
     def write(self, text: str, /) -> int:
         if text == "":  # Typer tries streams out by that, and takes no notice of errors
             return 0
-        with _known_errors(self):
+        with known_errors(self):
             return super().write(text)
 
     def flush(self) -> None:
-        with _known_errors(self):
+        with known_errors(self):
             super().flush()
 
 
@@ -70,7 +72,7 @@ def _guard(stream: object, number: int, kind: type[_Kind]) -> _Kind:
 
 
 @contextmanager
-def _known_errors(stream: io.TextIOWrapper) -> Iterator[None]:
+def known_errors(stream: TextIO) -> Iterator[None]:
     """Raise OutputError where the stream cannot be written, or leave if nobody reads it.
 
     What it still holds is thrown away.
@@ -82,7 +84,7 @@ def _known_errors(stream: io.TextIOWrapper) -> Iterator[None]:
             os.dup2(nothing := os.open(os.devnull, os.O_WRONLY), stream.fileno())
             os.close(nothing)
         if error.errno == errno.EPIPE:  # as head does once it has its lines
-            raise SystemExit(_EXIT_UNREAD) from error
+            raise SystemExit(EXIT_UNREAD) from error
         raise OutputError(
             "standard output",
             actual=f"cannot be written ({error.strerror or error})",

@@ -117,7 +117,7 @@ def test_the_metadata_name_all_licences_and_the_command(wheel: Path) -> None:
         "features/templates/fonts/LICENSE.txt",
     }
     assert held[f"{info}/entry_points.txt"].decode().split() == [
-        "[console_scripts]", "mil", "=", "cli.app:main",
+        "[console_scripts]", "mil", "=", "cli.__main__:main",
     ]  # fmt: skip
 
 

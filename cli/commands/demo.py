@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cli.console import print_next, progress_bar, stderr, stdout
+from cli.streams import EXIT_UNREAD
 from features.utils.hardware import CPU_COUNT
 
 __all__ = ["N_TEST_PATIENTS", "N_TRAIN_PATIENTS", "TARGET_MPP", "demo"]
@@ -126,6 +127,7 @@ def _run(*arguments: object) -> None:
             process.terminate()  # It finishes the slides in progress.
             process.wait()
             raise
-    if code:
+    if code and code != EXIT_UNREAD:
         stderr.print(f"the command failed with exit code {code}", style="bold red")
+    if code:
         raise typer.Exit(code)

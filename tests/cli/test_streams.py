@@ -31,11 +31,16 @@ def run_shell(
 
 @needs_full
 @pytest.mark.parametrize("unbuffered", [False, True])
-@pytest.mark.parametrize("command", ["audit train.csv --json", "audit train.csv", "--version"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    "command", ["audit train.csv --json", "audit train.csv", "--version", "--show-completion bash"]
+)
 def test_results_that_do_not_fit_are_one_clear_error(
-    tmp_path: Path, command: str, unbuffered: bool
+    tmp_path: Path, command: str, encoding: str, unbuffered: bool
 ) -> None:
-    done = run_shell(f"{command} >/dev/full", tmp_path, unbuffered=unbuffered)
+    done = run_shell(
+        f"{command} >/dev/full", tmp_path, unbuffered=unbuffered, PYTHONIOENCODING=encoding
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "error: standard output: cannot be written (No space left on device). Free some space, or "
@@ -76,6 +81,17 @@ def test_a_closed_output_leads_to_nothing_and_no_file_takes_its_place(tmp_path: 
     assert (tmp_path / "page.html").read_text().endswith("</html>")
 
 
+def test_a_demo_whose_output_nobody_reads_ends_without_a_word() -> None:
+    # The first line is of the demo itself, all others of the command that it runs.
+    code = "import typer; from cli.commands.demo import _run; typer.run(lambda: _run('-h'))"
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
 @pytest.mark.parametrize("unbuffered", [False, True])
 def test_a_reader_that_has_enough_gets_its_line_without_an_error(
     tmp_path: Path, unbuffered: bool
@@ -87,8 +103,8 @@ def test_a_reader_that_has_enough_gets_its_line_without_an_error(
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
-def test_a_reader_that_is_gone_is_exit_code_1_without_an_error(
+def test_a_reader_that_is_gone_is_an_exit_code_of_its_own_without_an_error(
     tmp_path: Path, unbuffered: bool
 ) -> None:
     done = run_shell("train --help | true; echo ${PIPESTATUS[0]}", tmp_path, unbuffered=unbuffered)
-    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert (done.stdout, done.stderr) == ("141\n", "")
