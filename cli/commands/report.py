@@ -9,6 +9,7 @@ import typer
 
 from cli.console import print_json, print_next, spinner, stdout
 from cli.options import BagsSource, JsonOutput, SlidesDir
+from cli.shared.arguments import given_options
 from cli.shared.combination import draw_combination
 from cli.shared.runs import is_combination
 
@@ -16,6 +17,7 @@ __all__ = ["report"]
 
 
 def report(
+    context: typer.Context,
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     explanations: Annotated[
@@ -41,10 +43,14 @@ def report(
 
     Example: `mil report runs/first --slides slides/ --explanations explanations`
 
-    Exit codes: 0 done, 1 the run cannot be used, 2 usage.
+    Exit codes: 0 done, 1 the run or the bags cannot be used, 2 usage.
     """
     if explanations is not None and not explanations.is_dir():
         raise typer.BadParameter(f"{explanations} is not a folder", param_hint="--explanations")
+    if given_options(context, "bags"):
+        from features.bags.store import open_bags
+
+        open_bags(bags)  # else passed over where it cannot be read, as the default may be
     with spinner("drawing the report"):
         if is_combination(run):
             page = draw_combination(run)

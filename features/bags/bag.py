@@ -338,8 +338,12 @@ def no_bag_error(
     ``of`` says which slides of ``where`` they are, such as ``of class 'CE'``.
     """
     first = slide_ids[0] if slide_ids else ""
-    near = nearest_names(first, bags) or tuple(sorted(bags)[:3])
-    there = f"; the {len(bags):,} bags are named {', '.join(map(repr, near))}" if near else ""
+    near = nearest_names(first, bags)
+    count = pluralize(len(bags), "bags")
+    there = f"; there are {count}, such as {min(bags)!r}" if bags else ""
+    if near:
+        verb = "is" if len(near) == 1 else "are"
+        there = f"; the nearest of the {count} of other names {verb} {', '.join(map(repr, near))}"
     return BagError(
         where,
         actual=f"none of its {pluralize(len(slide_ids), 'slides')}{of and ' ' + of} has a bag "

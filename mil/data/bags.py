@@ -26,7 +26,7 @@ from features.errors import BagError, TableError
 from features.filters.classifier import TileFilter
 from features.utils.hardware import available_memory
 from features.utils.tables import read_table
-from features.utils.text import normalize_name
+from features.utils.text import normalize_name, pluralize
 from mil.data.cohort import Cohort, Patient
 from mil.data.copies import ContentKeys, CopyIndex, content_keys, without_copies
 from mil.data.features import FeatureMapping, Features, OnDiskFeatures, subset_features
@@ -321,13 +321,21 @@ def load_patient_bags(
 
 
 def _check_bags_by_class(cohort: Cohort, bag_paths: Mapping[str, BagRef]) -> None:
-    """Raise BagError for a class whose slides have other names than the bags."""
+    """Raise BagError for a class of which no slide has a bag, by failure or under its name."""
+    unused = bag_paths.keys() - {s for p in cohort.patients for s in p.slide_ids}
     for name in cohort.classes:
         slides = [s for p in cohort.patients if p.label == name for s in p.slide_ids]
         if not any(slide_id in bag_paths for slide_id in slides):
-            error = no_bag_error(cohort.path, slides, bag_paths, of=f"of class {name!r}")
-            error.hint += " Slides that failed are in embed.csv, in the folder of the bags."
-            raise error
+            if unused:
+                raise no_bag_error(cohort.path, slides, unused, of=f"of class {name!r}")
+            raise BagError(
+                cohort.path,
+                actual=f"none of the {pluralize(len(slides), 'slides')} of class {name!r} has a "
+                f"bag (first: {slides[0]!r})",
+                expected="a bag of one at least",
+                hint="Embed them, or leave the class out of the table; of slides that failed, "
+                "embed.csv in the folder of the bags says why.",
+            )
 
 
 def read_embed_failures(bags_dir: Path) -> dict[str, str]:

@@ -136,6 +136,7 @@ def odd_tables(study: Path) -> None:
         "numbers": "\n".join(f"{n or 'row'},{row}"
                            for n, row in enumerate(good.splitlines())).encode(),
         "dates": good.replace(",A,", ",2025-01-01,").replace(",B,", ",2025-01-02,").encode(),
+        "failed": (study / "train.csv").read_bytes() + b"x,x,of no bag\n",
         "joined": (good + good).encode(), "titled": ("A study\n\n" + good).encode(),
     }.items():  # fmt: skip
         (study / f"{name}.csv").write_bytes(content)
@@ -492,6 +493,9 @@ QUICK = "--set n_members=1 --set fixed_steps=2"
     ("wrong", "advice", "then", "exit_code"),
     [
         (TRAIN.replace("train.csv", "good.csv"), "Check --bags, and that slide ids equal",
+         f"{TRAIN} {QUICK} --folds 3", 1),
+        (TRAIN.replace("train.csv", "failed.csv"),
+         "Embed them, or leave the class out of the table; of slides that failed",
          f"{TRAIN} {QUICK} --folds 3", 1),
         (f"{TRAIN} {QUICK} --set nosuch=1", "The reference lists all settings.",
          f"{TRAIN} {QUICK} --set folds=3", 1),

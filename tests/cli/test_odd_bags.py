@@ -166,7 +166,7 @@ def test_no_bag_of_any_patient_is_exit_code_1_with_the_nearest_names(
                  "--out", tmp_path / "out.csv")  # fmt: skip
     assert result.exit_code == 1
     assert "none of its 2 slides has a bag" in result.output
-    assert "'000_0'" in result.output.split("are named")[1]
+    assert "'000_0'" in result.output.split("the nearest of the ")[1]
     assert not (tmp_path / "out.csv").exists()
     explained = mil("explain", "--patients", table, "--run", world / "run", "--bags",
                     world / "bags", "--out", tmp_path / "pages")  # fmt: skip

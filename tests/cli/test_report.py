@@ -93,6 +93,14 @@ def test_the_tissue_is_shown_where_slides_can_be_reached(run: Path, tmp_path: Pa
     (bags / "embed.csv").unlink()
 
 
+def test_bags_that_are_named_must_be_there(run: Path) -> None:
+    before = (run / "report.html").read_bytes()
+    result = mil("report", run, "--bags", run.parent / "nothere")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {run.parent / 'nothere'}: there is no such folder")
+    assert (run / "report.html").read_bytes() == before
+
+
 def test_a_folder_that_is_no_run_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     result = mil("report", tmp_path)
     assert result.exit_code == 1

@@ -96,9 +96,22 @@ def test_a_class_whose_slides_have_other_names_than_bags_is_said(cohort: Cohort)
     renamed = [line.replace(",", "_HE,", 1) if f",{name}" in line else line for line in text]
     cohort.path.write_text("\n".join(renamed))
     with pytest.raises(
-        BagError, match=rf"slides of class '{name}' has a bag \(first: '\d+_0_HE'\).* names"
+        BagError,
+        match=rf"slides of class '{name}' has a bag \(first: '(\d+)_0_HE'\); "
+        r"the nearest of the 10 bags of other names are '\1_0'.*equal file names without suffix\.$",
     ):
         load(read_cohort(cohort.path, labelled=True))
+
+
+def test_a_class_whose_slides_all_failed_is_said_with_what_to_do(cohort: Cohort) -> None:
+    name = cohort.classes[1]
+    for patient in cohort.patients:
+        if patient.label == name:
+            for slide_id in patient.slide_ids:
+                (cohort.path.parent / "bags" / f"{slide_id}.h5").unlink(missing_ok=True)
+    with pytest.raises(BagError, match=rf"of class '{name}' has a bag.*leave the class out") as of:
+        load(cohort)
+    assert "nearest" not in str(of.value)
 
 
 def test_memory_is_asked_of_the_machine() -> None:
