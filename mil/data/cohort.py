@@ -69,7 +69,7 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "slide": (_BAG, "image_id", "slide_id"),
         "patient": ("patient_id",),
         "label": ("label",),
-        "center": ("center_id",),
+        "center": ("center_id", "center"),
     }
 )
 """Usual names of the column of each role."""

@@ -329,6 +329,7 @@ def test_an_ordinary_table_has_no_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "header",
     ["Image_ID,PATIENT_ID,Label,Center_ID", "image id,Patient Id,LABEL,centre_id",
+     "image_id,patient_id,label,Center", "image_id,patient_id,label,centre",
      "imageId,patientId,label,centerId", "image-id,patient.id,Label,Centre ID",
      "\ufeffimage_id,\u200bpatient_id\u00a0,label,center_id"],
 )  # fmt: skip
