@@ -149,7 +149,8 @@ def test_a_second_ctrl_c_ends_a_run_whose_slide_hangs(
     process.send_signal(signal.SIGINT)
     stderr = insist(process) if impatient else process.communicate(timeout=60)[1]
     assert process.returncode == 130, stderr
-    assert stderr.splitlines() == ["stopped; what was finished is kept"]
+    assert stderr.count("stopped; what was finished is kept") == 1
+    assert "Traceback" not in stderr
     assert not (tmp_path / "bags" / ".claims").exists()
 
 
