@@ -330,8 +330,8 @@ def _check_bags_by_class(cohort: Cohort, bag_paths: Mapping[str, BagRef]) -> Non
                 raise no_bag_error(cohort.path, slides, unused, of=f"of class {name!r}")
             raise BagError(
                 cohort.path,
-                actual=f"none of the {pluralize(len(slides), 'slides')} of class {name!r} has a "
-                f"bag (first: {slides[0]!r})",
+                actual=f"no bag of class {name!r}, which has {pluralize(len(slides), 'slides')} "
+                f"(first: {slides[0]!r})",
                 expected="a bag of one at least",
                 hint="Embed them, or leave the class out of the table; of slides that failed, "
                 "embed.csv in the folder of the bags says why.",

@@ -182,11 +182,11 @@ def test_a_file_that_says_it_is_of_another_slide_is_refused_or_noted(tmp_path: P
 def write_trident(path: Path, features: np.ndarray, coords: np.ndarray) -> None:
     write_h5(path, features=features, coords=coords)
     with h5py.File(path, "r+") as file:
-        file["features"].attrs.update({"name": "s1", "savetodir": "/x", "encoder": "uni_v1"})
+        file["features"].attrs.update({"name": path.stem, "savetodir": "/x", "encoder": "uni_v1"})
         file["coords"].attrs.update(
             {
                 "patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40,
-                "target_magnification": 20, "overlap": 0, "name": "s1", "savetodir": "/x",
+                "target_magnification": 20, "overlap": 0, "name": path.stem, "savetodir": "/x",
                 "level0_width": 2000, "level0_height": 1600, "note": h5py.Empty("f"),
             }
         )  # fmt: skip
