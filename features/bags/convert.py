@@ -205,6 +205,6 @@ def _make_new_folder(path: Path) -> None:
             path,
             actual=why or "there is something already",
             expected="a new or empty folder",
-            hint="Name another folder, or empty this one.",
+            hint="Name another folder." if why else "Name another folder, or empty this one.",
         )
     make_folder(path)

@@ -228,7 +228,7 @@ def test_a_store_that_was_damaged_is_packed_again(tmp_path: Path) -> None:
          "bags pack bags --out {out}/pack"),
         ("bags import clam --from clam --bags bags", "Name another folder, or empty this one.",
          "bags import clam --from clam --bags {out}/bags"),
-        ("bags import clam --from clam --bags file/bags", "Name another folder, or make this one",
+        ("bags import clam --from clam --bags file/bags", "Name another folder.",
          "bags import clam --from clam --bags {out}/bags"),
     ],
 )  # fmt: skip
