@@ -121,6 +121,24 @@ app.main()
 """
 
 
+def start_hanging(
+    processes: list[subprocess.Popen[str]], folder: Path, *options: str, impatient: bool
+) -> subprocess.Popen[str]:
+    """Start to embed a slide that hangs, and wait until it does."""
+    slide = folder / "s.png"
+    Image.new("RGB", (160, 160), "purple").save(slide)
+    command = [
+        sys.executable, "-c", HANGING.format(exit_s=600 if impatient else 5), "embed", str(slide),
+        "--bags", str(folder / "bags"), "--device", "cpu", "--slide-mpp", "0.5", "--backbone",
+        "test_vit", *options,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hangs\n", process.communicate()
+    return process
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("impatient", [False, True])
 def test_a_second_ctrl_c_ends_a_run_whose_slide_hangs(
@@ -129,20 +147,12 @@ def test_a_second_ctrl_c_ends_a_run_whose_slide_hangs(
     processes: list[subprocess.Popen[str]],
     sigint_reaches_children: None,
 ) -> None:
-    slide = tmp_path / "s.png"
-    Image.new("RGB", (160, 160), "purple").save(slide)
-    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
-    command = [
-        sys.executable, "-c", HANGING.format(exit_s=600 if impatient else 5), "embed", str(slide),
-        "--bags", str(tmp_path / "bags"),
-        "--backbone", "test_vit", "--weights", str(tmp_path / "w.safetensors"), "--execution",
-        "eager", "--device", "cpu", "--slide-mpp", "0.5",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    processes.append(process)
-    assert process.stdout is not None
+    weights = tmp_path / "w.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    process = start_hanging(
+        processes, tmp_path, "--weights", str(weights), "--execution", "eager", impatient=impatient
+    )
     assert process.stderr is not None
-    assert process.stdout.readline() == "hangs\n", process.communicate()
     assert (tmp_path / "bags" / ".claims" / "s.claim").exists()
     process.send_signal(signal.SIGINT)
     assert any("finishing the slides in progress" in line for line in process.stderr)
@@ -164,17 +174,7 @@ def test_ctrl_c_ends_a_command_that_hangs_before_the_run(
     processes: list[subprocess.Popen[str]],
     sigint_reaches_children: None,
 ) -> None:
-    slide = tmp_path / "s.png"
-    Image.new("RGB", (160, 160), "purple").save(slide)
-    command = [
-        sys.executable, "-c", HANGING.format(exit_s=600 if impatient else 5), "embed", str(slide),
-        "--bags", str(tmp_path / "bags"), "--device", "cpu", "--slide-mpp", "0.5", "--backbone",
-        "test_vit", *options,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    processes.append(process)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "hangs\n", process.communicate()
+    process = start_hanging(processes, tmp_path, *options, impatient=impatient)
     process.send_signal(signal.SIGINT)
     if impatient:
         assert process.stderr is not None
