@@ -20,7 +20,8 @@ __all__ = [
     "CalibrationData",
     "bias_terms",
     "fit_penalized_softmax",
-    "leave_one_out_loss",
+    "leave_one_out_logits",
+    "log_loss",
 ]
 
 RIDGE_SLOPE = 0.5
@@ -81,23 +82,29 @@ class CalibrationData:
 
 
 def fit_penalized_softmax(
-    terms: Floats, data: CalibrationData, *, ridge: Floats, nonnegative: Ints
+    terms: Floats,
+    data: CalibrationData,
+    *,
+    ridge: Floats,
+    nonnegative: Ints,
+    towards: float = 0.0,
 ) -> Floats:
     """Return the coefficients of terms whose sum is the logit, by penalised maximum likelihood.
 
     The model is ``softmax(sum_j coefficient_j * terms_j)``; its loss is convex, so the result is
     the global minimum. ``terms`` have shape (coefficients, n, classes); ``ridge``, the penalty on
-    the square of each coefficient, and the result shape (coefficients,). The coefficients with an
-    index in ``nonnegative`` are at least 0.
+    the square of each coefficient less ``towards``, and the result shape (coefficients,). The
+    coefficients with an index in ``nonnegative`` are at least 0.
     """
     flat = terms.reshape(len(terms), -1)
     weighted = data.sample_weight[:, None] * data.targets
 
     def loss_and_gradient(coefficients: Floats) -> tuple[float, Floats]:
         logs = log_softmax((coefficients @ flat).reshape(data.targets.shape), axis=1)
-        value = -float((weighted * logs).sum()) + float(ridge @ coefficients**2)
+        excess = coefficients - towards
+        value = -float((weighted * logs).sum()) + float(ridge @ excess**2)
         error = data.sample_weight[:, None] * np.exp(logs) - weighted
-        return value, flat @ error.ravel() + 2 * ridge * coefficients
+        return value, flat @ error.ravel() + 2 * ridge * excess
 
     start = np.zeros(len(terms))
     start[nonnegative] = 0.5
@@ -114,7 +121,7 @@ def fit_penalized_softmax(
     return np.asarray(result.x, np.float64)
 
 
-def leave_one_out_loss(
+def leave_one_out_logits(
     terms: Floats,
     coefficients: Floats,
     data: CalibrationData,
@@ -122,14 +129,13 @@ def leave_one_out_loss(
     ridge: Floats,
     nonnegative: Ints,
     n_rows: Floats,
-) -> float:
-    """Return the loss of a fit on patients left out of it, approximately and without fitting again.
+) -> Floats:
+    """Return the logits of patients left out of a fit, approximately and without fitting again.
 
     One Newton step from the fit to that without the patient (Rad and Maleki, 2020), which is exact
-    for a quadratic loss; coefficients that are 0 for being nonnegative stay 0. The result is the
-    sum over patients, with the targets and weights of ``data``, in nats. Arguments are those of
-    :func:`fit_penalized_softmax` and its result; ``n_rows``, shape (n,), is the number of rows of
-    each row's patient, who is left out as a whole.
+    for a quadratic loss; coefficients that are 0 for being nonnegative stay 0. The result has shape
+    (n, classes). Arguments are those of :func:`fit_penalized_softmax` and its result; ``n_rows``,
+    shape (n,), is the number of rows of each row's patient, who is left out as a whole.
     """
     is_free = np.ones(len(terms), bool)
     is_free[nonnegative] = coefficients[nonnegative] > 0
@@ -145,7 +151,15 @@ def leave_one_out_loss(
     error = (data.sample_weight[:, None] * (proba - data.targets))[:, :, None] * patient
     remaining = np.eye(proba.shape[1]) - patient * curvature @ leverage
     without = logits + (leverage @ np.linalg.solve(remaining, error))[:, :, 0]
-    losses = -(data.targets * log_softmax(without, axis=1)).sum(axis=1)
+    return np.asarray(without, np.float64)
+
+
+def log_loss(logits: Floats, data: CalibrationData) -> float:
+    """Return the sum over patients, in nats, with the targets and weights of ``data``.
+
+    Logits have shape (n, classes).
+    """
+    losses = -(data.targets * log_softmax(logits, axis=1)).sum(axis=1)
     return float(data.sample_weight @ losses)
 
 

@@ -17,7 +17,8 @@ from mil.calibration.penalized_fit import (
     CalibrationData,
     bias_terms,
     fit_penalized_softmax,
-    leave_one_out_loss,
+    leave_one_out_logits,
+    log_loss,
 )
 from mil.errors import CalibrationError
 
@@ -26,6 +27,8 @@ __all__ = ["StackedPlattScaling"]
 _RIDGE_OF_STACK = 0.125  # of each learner, in units of 1 / standard deviation of its logits
 _TEMPERING = 0.5  # decision 0030
 _PRIOR_OF_NONE = 0.5  # that no learner carries a signal, decision 0038
+_RIDGE_OF_FACTOR = 2.0  # towards 1, decision 0047
+_NONE_AT_MOST = 0.1  # weight of no learner from which the factor is 1, decision 0047
 
 
 @register_calibrator("platt", stacked=True)
@@ -46,6 +49,9 @@ class StackedPlattScaling(Calibrator):
     and Eddy, 1979; Yao et al., 2018), tempered. None has a prior of 1/2 and the others share the
     rest: among so many fits, one may tell few patients apart by chance. Few patients can neither
     choose one learner nor fit a slope for each.
+
+    Ridge, targets and averaging all draw logits towards 0. Where left-out patients bear out more,
+    slopes and biases are multiplied by one factor above 1, fitted to the average of their logits.
 
     Targets, weights of patients, biases and their ridge are those of
     :func:`mil.calibration.platt.fit_platt`, whose ridge on the slope holds where there is one.
@@ -90,12 +96,16 @@ class StackedPlattScaling(Calibrator):
             _fit_combination(terms, own, data[0], groups=groups)
             for own in _combinations(terms, varies)
         ]
-        of_fits.append((np.zeros(n_learners), np.zeros(n_classes), _loss_of_none(data[0])))
-        slopes, biases, losses = (np.array(values) for values in zip(*of_fits, strict=True))
+        none = (np.zeros(n_learners), np.zeros(n_classes), np.zeros_like(data[0].targets))
+        slopes, biases, left_out = (np.array(values) for values in zip(*of_fits, none, strict=True))
+        losses = np.array([log_loss(own, data[0]) for own in left_out])
         averaging = softmax(_log_prior(len(losses)) - _TEMPERING * losses)
-        standard = averaging @ slopes
+        factor = _fit_factor(
+            np.tensordot(averaging, left_out, axes=1), data[0], of_none=float(averaging[-1])
+        )
+        standard = factor * averaging @ slopes
         self.slopes_ = standard / spreads
-        bias = averaging @ biases - self.slopes_ @ means
+        bias = factor * averaging @ biases - self.slopes_ @ means
         self.bias_ = bias - bias.mean()
         self.weights_ = standard / max(float(standard.sum()), 1e-12)
         return self
@@ -152,8 +162,8 @@ def _combinations(terms: Floats, varies: npt.NDArray[np.bool_]) -> list[Floats]:
 
 def _fit_combination(
     terms: Floats, combination: Floats, data: CalibrationData, *, groups: Ints | None
-) -> tuple[Floats, Floats, float]:
-    """Return slopes (learners,), biases (classes,), and the loss on patients left out."""
+) -> tuple[Floats, Floats, Floats]:
+    """Return slopes (learners,), biases (classes,), and left-out patients' logits (n, classes)."""
     n_slopes, n_classes = len(combination), terms.shape[2]
     ridge_of_slope = _RIDGE_OF_STACK if n_slopes > 1 else RIDGE_SLOPE
     ridge = np.array([*[ridge_of_slope] * n_slopes, *[RIDGE_BIAS] * n_classes])
@@ -166,10 +176,10 @@ def _fit_combination(
     if groups is not None:
         _, patient, counts = np.unique(groups, return_inverse=True, return_counts=True)
         n_rows = counts[patient].astype(np.float64)
-    loss = leave_one_out_loss(
+    left_out = leave_one_out_logits(
         combined, coefficients, data, ridge=ridge, nonnegative=nonnegative, n_rows=n_rows
     )
-    return coefficients[:n_slopes] @ combination, coefficients[n_slopes:], loss
+    return coefficients[:n_slopes] @ combination, coefficients[n_slopes:], left_out
 
 
 def _log_prior(n_fits: int) -> Floats:
@@ -178,6 +188,14 @@ def _log_prior(n_fits: int) -> Floats:
     return np.log([(1 - _PRIOR_OF_NONE) / others] * (n_fits - 1) + [_PRIOR_OF_NONE])
 
 
-def _loss_of_none(data: CalibrationData) -> float:
-    """Return the loss of equal probabilities."""
-    return float(data.sample_weight.sum() * np.log(data.targets.shape[1]))
+def _fit_factor(left_out: Floats, data: CalibrationData, *, of_none: float) -> float:
+    """Return what to multiply logits by, at least 1, from those of left-out patients.
+
+    ``left_out`` have shape (n, classes). The excess over 1 falls linearly with the weight of no
+    learner, ``of_none``, without a step: few patients may bear out too much by chance.
+    """
+    fitted = fit_penalized_softmax(
+        left_out[None], data, ridge=np.array([_RIDGE_OF_FACTOR]), nonnegative=np.array([0]),
+        towards=1.0,
+    )  # fmt: skip
+    return 1 + max(float(fitted[0]) - 1, 0.0) * max(1 - of_none / _NONE_AT_MOST, 0.0)

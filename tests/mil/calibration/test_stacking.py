@@ -11,7 +11,8 @@ from mil.calibration.penalized_fit import (
     CalibrationData,
     bias_terms,
     fit_penalized_softmax,
-    leave_one_out_loss,
+    leave_one_out_logits,
+    log_loss,
 )
 
 
@@ -37,10 +38,12 @@ def test_the_loss_on_patients_left_out_is_that_of_fits_without_them(
     terms = np.concatenate([data.centred[None], bias_terms(len(many), n_classes)])
     ridge, nonnegative = np.array([0.5, *[2.0] * n_classes]), np.array([0])
     whole = fit_penalized_softmax(terms, data, ridge=ridge, nonnegative=nonnegative)
-    found = leave_one_out_loss(
+    left_out = leave_one_out_logits(
         terms, whole, data, ridge=ridge, nonnegative=nonnegative,
         n_rows=np.full(len(many), float(n_copies)),
     )  # fmt: skip
+    assert left_out.shape == (len(many), n_classes)
+    found = log_loss(left_out, data)
     exact = 0.0
     for patient in range(36):
         own = groups == patient
@@ -86,6 +89,42 @@ def test_a_prior_for_no_signal_protects_where_one_of_many_fits_looks_right_by_ch
     assert with_prior < np.log(2) + 0.002
     monkeypatch.setattr(stacking, "_PRIOR_OF_NONE", 1 / 11)  # all fits alike
     assert with_prior < loss() - 0.0005
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_logits_grow_by_what_left_out_patients_bear_out(
+    monkeypatch: pytest.MonkeyPatch, n_classes: int
+) -> None:
+    rng = np.random.default_rng(4)
+    labels, truth = np.arange(36) % n_classes, np.arange(600) % n_classes
+    logits, others = (
+        rng.normal(size=(len(own), 4, n_classes)) + 4 * np.eye(n_classes)[own][:, None]
+        for own in (labels, truth)
+    )
+    with_factor = StackedPlattScaling().fit(logits, labels)
+    monkeypatch.setattr(stacking, "_RIDGE_OF_FACTOR", 1e9)
+    without = StackedPlattScaling().fit(logits, labels)
+    factors = with_factor.slopes_ / without.slopes_
+    assert factors.min() > 1.05
+    np.testing.assert_allclose(factors, factors[0], rtol=1e-6)
+    np.testing.assert_allclose(with_factor.bias_, factors[0] * without.bias_, atol=1e-6)
+    np.testing.assert_allclose(with_factor.weights_, without.weights_, rtol=1e-6)
+    losses = [
+        -np.log(own.predict_proba(others)[np.arange(600), truth]).mean()
+        for own in (with_factor, without)
+    ]
+    assert losses[0] < losses[1] - 0.005
+
+
+def test_logits_do_not_grow_where_there_may_be_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    cohorts = [drawn([0.6, 0.3], n=24, seed=seed) for seed in (2, 3, 5, 7)]
+    with_factor = [StackedPlattScaling().fit(*own).slopes_ for own in cohorts]
+    monkeypatch.setattr(stacking, "_NONE_AT_MOST", 1e9)
+    always = [StackedPlattScaling().fit(*own).slopes_ for own in cohorts]
+    monkeypatch.setattr(stacking, "_RIDGE_OF_FACTOR", 1e9)
+    without = [StackedPlattScaling().fit(*own).slopes_ for own in cohorts]
+    np.testing.assert_allclose(with_factor, without, rtol=1e-6)
+    assert np.max(np.array(always) / without) > 1.02
 
 
 def test_sizes_of_logits_do_not_matter_and_repeated_patients_count_once() -> None:
