@@ -8,8 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.special import softmax
 
@@ -57,7 +55,6 @@ from mil.training.pair_folds import pair_calibrators
 
 __all__ = ["TrainingSummary", "load_training_bags", "train_run"]
 
-Floats = npt.NDArray[np.float64]
 Scores = Mapping[str, Mapping[str, Interval]]
 
 
@@ -401,8 +398,7 @@ def _read_folds_of(
 ) -> tuple[SplitBy, int, tuple[Fold, ...]]:
     """Return how a finished run was split, its number of repeats, and its folds."""
     by: SplitBy = "centre" if load_bundle(run_dir).settings["by"] == "centre" else "patient"
-    nonempty = set(bags.nonempty())
-    usable = replace(cohort, patients=tuple(p for p in cohort.patients if p.patient_id in nonempty))
+    usable = cohort.subset(bags.nonempty())
     folds = read_folds(run_dir / "folds.csv", usable, linked=bags.linked_patients())
     return by, 1 + max(fold.repeat for fold in folds), folds
 

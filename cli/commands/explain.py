@@ -187,8 +187,7 @@ def _select(table: Path, patient_ids: Sequence[str], columns: Mapping[str, str])
                 table, actual=f"no patient {patient_id!r} among {len(cohort.patients)}",
                 expected="a patient_id of the table",
             )  # fmt: skip
-    chosen = [p for p in cohort.patients if not patient_ids or p.patient_id in patient_ids]
-    return replace(cohort, patients=tuple(chosen))
+    return cohort.subset(patient_ids) if patient_ids else cohort
 
 
 def _reported(run: ModelBundle) -> Cohort:

@@ -47,10 +47,8 @@ from cli.shared.runs import add_run_covariates, is_combination, newest_run
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from features.bags.bag import BagRef
+    from mil.arrays import Floats
     from mil.data.cohort import Cohort
     from mil.inference.bundle import ModelBundle
 
@@ -262,7 +260,7 @@ def _infer_classes(
     cohort: Cohort,
     refs: Mapping[str, BagRef],
     out: Path,
-    prior: tuple[str, npt.NDArray[np.float64]],
+    prior: tuple[str, Floats],
     *,
     coverage: float | None,
     abstain: bool,

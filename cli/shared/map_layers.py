@@ -21,6 +21,7 @@ from features.visualization.heatmap import (
     heatmap_downsample,
     rasterize,
 )
+from mil.arrays import Bools, Floats
 from mil.inference.attention import Explanation, SlideAttention
 from mil.reporting.explanation_views import LegendEntry, MapView, ScaleBar
 from mil.reporting.figures import EmbeddedImage, embed_image, embed_layer
@@ -37,8 +38,6 @@ _OUTLINE_PX, _HALO_PX = 3, 2
 _GRID_RGB = (226, 229, 233)
 _MOST_DOUBLINGS = 3.0
 _BAR_SHARE = 0.2
-
-_Values = npt.NDArray[np.float64]
 
 
 def draw_base(layout: TileLayout, overview: RgbArray | None, *, name: str) -> EmbeddedImage:
@@ -154,9 +153,7 @@ def measure_bar(layout: TileLayout) -> ScaleBar | None:
     return ScaleBar(share=length_um / width_um, words=words + remark)
 
 
-def _most_attended(
-    explanation: Explanation, slide: SlideAttention
-) -> tuple[npt.NDArray[np.bool_], str]:
+def _most_attended(explanation: Explanation, slide: SlideAttention) -> tuple[Bools, str]:
     """Return which tiles are in the patient's most attended tenth, shape (tiles,), and words.
 
     Tiles with no more than an equal share are not in it.
@@ -176,7 +173,7 @@ def _most_attended(
 
 
 def _colours(
-    layout: TileLayout, values: _Values, *, key: str, label: str, name: str, scale: ColorScale
+    layout: TileLayout, values: Floats, *, key: str, label: str, name: str, scale: ColorScale
 ) -> MapView:
     """Return tiles coloured by value, shape (tiles,), NaN for clear."""
     is_shown = np.isfinite(values)
@@ -194,14 +191,14 @@ def _colours(
 
 
 def _outline(
-    layout: TileLayout, chosen: npt.NDArray[np.bool_], rgb: tuple[int, int, int], *, alt: str
+    layout: TileLayout, chosen: Bools, rgb: tuple[int, int, int], *, alt: str
 ) -> EmbeddedImage:
     return embed_layer(_outline_rgba(layout, chosen, rgb, width_px=_OUTLINE_PX), alt=alt)
 
 
 def _outline_rgba(
     layout: TileLayout,
-    chosen: npt.NDArray[np.bool_],
+    chosen: Bools,
     rgb: tuple[int, int, int],
     *,
     width_px: int,

@@ -22,10 +22,8 @@ from cli.shared.output import (
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from features.bags.bag import BagRef
+    from mil.arrays import Floats
     from mil.data.bags import PatientBags
     from mil.data.cohort import Cohort
     from mil.evaluation.classification import ClassScores
@@ -83,7 +81,7 @@ def train_labels(
         _print_training(summary, bags_dir)
 
 
-def shares_of(run: MultiLabelBundle, stated: str) -> npt.NDArray[np.float64]:
+def shares_of(run: MultiLabelBundle, stated: str) -> Floats:
     """Return the share of patients with each label that ``--prior`` names, shape (labels,)."""
     from mil.multilabel.table import parse_label_prior
 
@@ -95,7 +93,7 @@ def infer_labels(
     cohort: Cohort,
     refs: Mapping[str, BagRef],
     out: Path,
-    prior: tuple[str, npt.NDArray[np.float64]],
+    prior: tuple[str, Floats],
     *,
     typicality: float | None,
     as_json: bool,

@@ -7,9 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from cli.viewer.overlays import OVERLAYS, Overlay, TileScores
 from cli.viewer.slides import (
     SlideCache,
@@ -24,6 +21,7 @@ from features.bags.bag import BagRef
 from features.bags.h5 import read_slide_bag
 from features.utils.hardware import CPU_COUNT
 from features.utils.text import printable
+from mil.arrays import Floats
 from mil.data.cohort import Cohort
 from mil.inference.attention import Explanation, SlideAttention, explain_patients
 from mil.inference.bundle import ModelBundle
@@ -64,7 +62,7 @@ class ViewerState:
         predictions: list[PatientPrediction],
         *,
         bags: Mapping[str, BagRef],
-        prior: npt.NDArray[np.float64],
+        prior: Floats,
         paths: Mapping[str, Path] | None,
         true_labels: Mapping[str, str] | None = None,
     ) -> None:

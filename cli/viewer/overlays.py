@@ -12,6 +12,7 @@ from scipy.ndimage import binary_erosion
 
 from features.visualization.deepzoom import Region, colorize_region
 from features.visualization.heatmap import ColorScale, TileLayout, apply_colormap, rasterize
+from mil.arrays import Bools, Floats
 
 __all__ = ["OVERLAYS", "Overlay", "TileScores", "draw_legend", "draw_overlay"]
 
@@ -37,9 +38,9 @@ class TileScores:
         no training tiles to compare with.
     """
 
-    shares: npt.NDArray[np.float64]
-    percentile: npt.NDArray[np.float64]
-    is_unlike: npt.NDArray[np.bool_] | None
+    shares: Floats
+    percentile: Floats
+    is_unlike: Bools | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,18 +63,18 @@ class Overlay:
     name: str
     low_words: str
     high_words: str
-    values: Callable[[TileScores], npt.NDArray[np.float64]]
+    values: Callable[[TileScores], Floats]
     scale: ColorScale | None = None
     outline_rgb: tuple[int, int, int] = (213, 94, 0)
 
 
-def _above_equal_share(scores: TileScores) -> npt.NDArray[np.float64]:
+def _above_equal_share(scores: TileScores) -> Floats:
     values = np.full(len(scores.shares), np.nan)
     np.log2(scores.shares, out=values, where=scores.shares > 1)
     return values
 
 
-def _where(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _where(chosen: Bools) -> Floats:
     return np.where(chosen, 1.0, np.nan)
 
 

@@ -26,6 +26,7 @@ from features.bags.digest import BagDigest
 from features.bags.h5 import read_bag
 from features.bags.tile_keys import TileKeys
 from features.utils.text import list_names, percent
+from mil.arrays import Float32s, Floats
 from mil.audit.findings import Finding, Severity
 from mil.audit.tables import TableEntry
 from mil.data.copies import ContentKeys, CopyIndex
@@ -40,7 +41,6 @@ __all__ = [
     "match_tiles",
 ]
 
-Floats = npt.NDArray[np.float64]
 
 MIN_AGREEMENT = 0.4
 """Minimum share of tiles that agree on a displacement in near-duplicates."""
@@ -220,7 +220,7 @@ def _largest_cluster(shifts: Floats) -> int:
     return int((gaps <= _TOLERANCE_TILES).sum(axis=1).max())
 
 
-def _unit_rows(features: npt.NDArray[np.floating], centre: Floats) -> npt.NDArray[np.float32]:
+def _unit_rows(features: npt.NDArray[np.floating], centre: Floats) -> Float32s:
     """Return centred rows scaled to length 1 (0 for a row that equals the centre)."""
     centred = features.astype(np.float32) - centre.astype(np.float32)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)

@@ -7,17 +7,17 @@ cross-validation over patients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from features.bags.digest import BagDigest
+from mil.arrays import Floats, Ints
 from mil.audit.findings import Finding, Severity
 from mil.data.cohort import Cohort, Patient
 from mil.data.splits import can_leave_centres_out, patient_folds, stratified_fold_ids
@@ -27,8 +27,6 @@ from mil.evaluation.shortcut_model import ALL_SHORTCUTS, shortcut_features, shor
 
 __all__ = ["MIN_CLASS_SIZE", "ShortcutScore", "audit_shortcuts", "measure_shortcuts"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 MIN_CLASS_SIZE = 10
 """Minimum number of patients per class, or per centre, for a shortcut to be measured."""
@@ -109,7 +107,7 @@ def measure_shortcuts(
     if len(columns) > 1:
         shared = set(cohort.patient_ids).intersection(*(of.patient_ids for _, of, _ in columns))
         parts = [values[[p in shared for p in of.patient_ids]] for _, of, values in columns]
-        columns.append((ALL_SHORTCUTS, _select(cohort, shared), np.concatenate(parts, axis=1)))
+        columns.append((ALL_SHORTCUTS, cohort.subset(shared), np.concatenate(parts, axis=1)))
     measurable = [c for c in columns if _smallest_class(c[1]) >= MIN_CLASS_SIZE]
     n_compared, settings = len(measurable), {"n_resamples": n_resamples, "seed": seed}
     scores = [
@@ -195,16 +193,11 @@ def _slide_columns(cohort: Cohort, digests: Mapping[str, BagDigest]) -> Iterator
         rows = {patient_id: measure(own) for patient_id, own in known.items() if own}
         values = np.array(list(rows.values()), np.float64)
         if rows and np.ptp(values, axis=0).max() > 0:
-            yield name, _select(cohort, set(rows)), values
+            yield name, cohort.subset(rows), values
 
 
 def _slides_of(patient: Patient, digests: Mapping[str, BagDigest]) -> list[BagDigest]:
     return [digests[name] for name in patient.slide_ids if name in digests]
-
-
-def _select(cohort: Cohort, patient_ids: set[str]) -> Cohort:
-    patients = tuple(p for p in cohort.patients if p.patient_id in patient_ids)
-    return replace(cohort, patients=patients)
 
 
 def _smallest_class(cohort: Cohort) -> int:

@@ -7,12 +7,11 @@ from threading import Lock
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from mil.arrays import Float32s, Floats, Ints
+from mil.arrays import Bools, Float32s, Floats, Ints
 
 __all__ = ["LinearModel"]
 
@@ -189,7 +188,7 @@ def _fit_logistic_by_gram(
     return np.outer(x.T @ dual, halves), bias_of_second * halves
 
 
-def _solve_dual(gram: Floats, truth: npt.NDArray[np.bool_], cost: Floats) -> tuple[Floats, float]:
+def _solve_dual(gram: Floats, truth: Bools, cost: Floats) -> tuple[Floats, float]:
     """Return the dual, shape (patients,), and the bias of a logistic regression of two classes.
 
     They minimise ``cost @ log_loss(gram @ dual + bias) + dual @ gram @ dual / 2`` by Newton steps

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.errors import TableError
@@ -34,6 +33,7 @@ from features.utils.text import (
     pluralize,
     strip_blanks,
 )
+from mil.arrays import Ints
 from mil.data.cohort_checks import (
     check_cells,
     check_no_totals,
@@ -122,7 +122,7 @@ class Cohort:
         return tuple(patient.patient_id for patient in self.patients)
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Ints:
         """Class index of each patient, shape (patients,)."""
         indices = {name: index for index, name in enumerate(self.classes)}
         return np.array([indices[str(patient.label)] for patient in self.patients], np.int64)
@@ -136,6 +136,11 @@ class Cohort:
         """Return the number of patients by class."""
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def subset(self, patient_ids: Collection[str]) -> Cohort:
+        """Return the cohort of some patients, in its order; the classes stay as they are."""
+        wanted = set(patient_ids)
+        return replace(self, patients=tuple(p for p in self.patients if p.patient_id in wanted))
 
     def sorted_by_id(self) -> Cohort:
         """Return the cohort in the order of patient ids, and of slide ids within a patient.

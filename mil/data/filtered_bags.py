@@ -7,13 +7,11 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from features.errors import FilterError
 from features.filters.classifier import ExampleSlide, TileFilter, check_compatible, load_filter_copy
 from features.filters.training import refit_filter
 from features.utils.text import list_names, percent
+from mil.arrays import Bools
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.data.features import FeatureMapping, Features, subset_features
@@ -38,7 +36,7 @@ class FilteredFeatures(FeatureMapping):
         trained_on: FilterExamples,
     ) -> None:
         self._features = features
-        self._kept: dict[str, npt.NDArray[np.bool_]] = {}
+        self._kept: dict[str, Bools] = {}
         self.tile_filter: TileFilter = tile_filter
         self.trained_on = trained_on
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from mil.arrays import Ints
+
 __all__ = ["LinkedPairs", "assign_groups", "group_ids"]
 
-Ints = npt.NDArray[np.int64]
 LinkedPairs = Sequence[tuple[str, str]]
 """Pairs of ids of patients that share a slide: in different folds, the slide would be in training
 and test data at once."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name, pluralize
+from mil.arrays import Ints
 from mil.data.cohort import Cohort, id_order
 from mil.data.patient_groups import LinkedPairs, assign_groups, group_ids
 from mil.errors import SplitError
@@ -34,7 +34,6 @@ __all__ = [
     "write_folds",
 ]
 
-Ints = npt.NDArray[np.int64]
 SplitBy = Literal["patient", "centre"]
 """``patient``: stratified folds of patients. ``centre``: leave one centre out."""
 

@@ -50,14 +50,14 @@ def part_of_cohort(cohort: Cohort, patient_ids: Collection[str], *, source: obje
     CohortError
         If they have only one class; the message names the ``source`` of the list.
     """
-    patients = tuple(p for p in cohort.patients if p.patient_id in patient_ids)
-    present = {patient.label for patient in patients}
+    part = cohort.subset(patient_ids)
+    present = {patient.label for patient in part.patients}
     classes = tuple(name for name in cohort.classes if name in present)
     if len(classes) == 1:
         raise CohortError(
             source,
-            actual=f"{len(patients)} patients, all of class {classes[0]!r}",
+            actual=f"{len(part.patients)} patients, all of class {classes[0]!r}",
             expected="patients of two or more classes, without which no score is defined",
             hint="List patients of another class as well.",
         )
-    return replace(cohort, patients=patients, classes=classes)
+    return replace(part, classes=classes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mil.arrays import Floats
 from mil.data.features import Features
 from mil.heads.base import Head
 from mil.heads.whitening import Whitening
@@ -20,9 +20,7 @@ __all__ = [
 _LEAST_SPREAD = 0.1  # added, so that an ensemble that found no signal is not blown up
 
 
-def predict_members(
-    heads: Sequence[Head], tiles: Features
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def predict_members(heads: Sequence[Head], tiles: Features) -> tuple[Floats, Floats]:
     """Return logits, shape (heads, classes), and attention, shape (heads, tiles), of a patient.
 
     ``tiles`` are its embeddings, shape (tiles, dim), at least one; heads are on the CPU.
@@ -41,9 +39,7 @@ def whiten_tiles(tiles: Features, whitening: Whitening) -> tuple[Tensor, Tensor]
         return raw, whitening(raw)
 
 
-def predict_components(
-    heads: Sequence[Head], components: Tensor
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def predict_components(heads: Sequence[Head], components: Tensor) -> tuple[Floats, Floats]:
     """Return what :func:`predict_members` does, from components, shape (tiles, n_components)."""
     batch = components[None]
     mask = torch.ones(batch.shape[:2], dtype=torch.bool)
@@ -54,7 +50,7 @@ def predict_components(
     return logits, attention
 
 
-def logit_spread(logits: npt.NDArray[np.float64]) -> float:
+def logit_spread(logits: Floats) -> float:
     """Return the number that makes the logits of ensembles comparable: their spread plus 0.1.
 
     ``logits`` are those of an ensemble for its own training patients, shape (patients, classes).
@@ -67,9 +63,7 @@ def logit_spread(logits: npt.NDArray[np.float64]) -> float:
     return float(np.sqrt(2 * squares / (logits.shape[1] - 1)) + _LEAST_SPREAD)
 
 
-def predict_views(
-    heads: Sequence[Head], tiles: Features, views: Features
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def predict_views(heads: Sequence[Head], tiles: Features, views: Features) -> tuple[Floats, Floats]:
     """Return logits and attention of each head on the plain tiles, then on each view of them.
 
     Logits have shape (1 + n_views, heads, classes), attention (1 + n_views, heads, tiles).

@@ -55,12 +55,7 @@ class LabelTable:
         """Return the table of some patients, in its order; truth has shape (patients, labels)."""
         wanted = set(patient_ids)
         kept = np.array([name in wanted for name in self.patients.patient_ids], bool)
-        some = tuple(p for p in self.patients.patients if p.patient_id in wanted)
-        return LabelTable(
-            patients=replace(self.patients, patients=some),
-            names=self.names,
-            truth=self.truth[kept],
-        )
+        return replace(self, patients=self.patients.subset(wanted), truth=self.truth[kept])
 
 
 def parse_labels(text: str) -> tuple[str, ...]:

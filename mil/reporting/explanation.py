@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-import numpy.typing as npt
-
 from features.utils.files import make_folder
 from features.utils.text import normalize_name, percent, rounded
+from mil.arrays import Floats
 from mil.data.cohort import Cohort
 from mil.data.instance_labels import InstanceLabels, describe_unmatched
 from mil.inference.attention import Explanation, SlideAttention, explain_patients
@@ -112,7 +110,7 @@ def write_page(
     views: Sequence[SlideView],
     *,
     run: ModelBundle,
-    prior: npt.NDArray[np.float64],
+    prior: Floats,
     terms: Terms = SLIDE_TERMS,
 ) -> None:
     """Write the page of a patient, with one view per slide in the order of the explanation.
@@ -145,7 +143,7 @@ def write_index(
     predictions: Sequence[PatientPrediction],
     *,
     run: ModelBundle,
-    prior: npt.NDArray[np.float64],
+    prior: Floats,
     thumbnails: Mapping[str, EmbeddedImage | None],
     terms: Terms = SLIDE_TERMS,
 ) -> None:
@@ -169,7 +167,7 @@ def write_explanations(
     bags_dir: Path,
     out: Path,
     *,
-    prior: npt.NDArray[np.float64],
+    prior: Floats,
     show: Callable[[Explanation, SlideAttention, Path], SlideView],
     terms: Terms = SLIDE_TERMS,
     image_labels: InstanceLabels | None = None,
@@ -255,9 +253,7 @@ def _thumbnail(views: Sequence[SlideView]) -> EmbeddedImage | None:
     return max(shown, key=lambda view: view.slide.share).thumbnail if shown else None
 
 
-def _render(
-    template: str, run: ModelBundle, prior: npt.NDArray[np.float64], terms: Terms, **values: object
-) -> str:
+def _render(template: str, run: ModelBundle, prior: Floats, terms: Terms, **values: object) -> str:
     classes = run.classes
     shares = ", ".join(f"{name} {s:.3f}" for name, s in zip(classes, prior, strict=True))
     return render(

@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from features.errors import CONTENT_ERRORS
 from features.parallel.locks import FolderLocks
 from features.utils.files import atomic_write, make_folder
+from mil.arrays import Floats
 from mil.base_learners import STACK, head_kind
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.data.bags import PatientBags
@@ -176,7 +176,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _as_table(logits: Mapping[str, npt.NDArray[np.float64]]) -> torch.Tensor:
+def _as_table(logits: Mapping[str, Floats]) -> torch.Tensor:
     """Return the rows as one tensor, shape (patients, classes), float64."""
     return torch.from_numpy(np.array(list(logits.values()), np.float64))
 

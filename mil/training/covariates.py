@@ -19,11 +19,9 @@ def fit_covariates(cohort: Cohort, train_ids: Sequence[str], config: TrainConfig
 
     Its logits have shape (patients, classes).
     """
-    wanted = set(train_ids)
-    patients = tuple(p for p in cohort.patients if p.patient_id in wanted)
-    training = replace(cohort, patients=patients)
+    training = cohort.subset(train_ids)
     return CovariateModel.fit(
-        cohort.covariates, [patient.covariates for patient in patients], training.labels,
+        cohort.covariates, [patient.covariates for patient in training.patients], training.labels,
         n_classes=len(cohort.classes), balanced=config.loss != "cross-entropy",
     )  # fmt: skip
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 
 import numpy as np
-import numpy.typing as npt
 
 from features.parallel.base import Executor
 from features.parallel.local import LocalExecutor
+from mil.arrays import Bools, Floats, Ints
 from mil.base_learners import learner_names
 from mil.base_learners.covariates import CovariateModel
 from mil.base_learners.learners import BaseLearners
@@ -45,8 +45,6 @@ __all__ = [
 _MIN_COMPONENTS = 8
 _IMAGES_PER_COMPONENT = 30
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutOfFoldPredictions:
@@ -77,9 +75,9 @@ class OutOfFoldPredictions:
     """
 
     patient_ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
+    labels: Ints
     logits: Floats
-    fold: npt.NDArray[np.int64]
+    fold: Ints
     history: Mapping[tuple[int, int], tuple[EpochRecord, ...]]
     heads: Mapping[tuple[int, int], tuple[Head, ...]]
     linked: LinkedPairs = ()
@@ -102,7 +100,7 @@ class OutOfFoldPredictions:
         return self.logits if self.logits.ndim == 3 else self.logits.mean(axis=2)
 
     @property
-    def groups(self) -> npt.NDArray[np.int64]:
+    def groups(self) -> Ints:
         """Group of each patient, shape (patients,): patients that share a slide have one."""
         return group_ids(self.patient_ids, self.linked)
 
@@ -329,7 +327,7 @@ def inner_folds(
     """
     return tuple(
         make_folds(
-            _subset(cohort, fold.train_ids),
+            cohort.subset(fold.train_ids),
             by=by,
             n_folds=n_folds,
             n_repeats=1,
@@ -368,7 +366,7 @@ def nested_calibrators(
     for fold, inner_of_fold in zip(folds, inner, strict=True):
         inside = cross_validate(
             training_subset(bags, fold),
-            _subset(cohort, fold.train_ids),
+            cohort.subset(fold.train_ids),
             inner_of_fold,
             config=config,
             seed=_inner_seed(seed, fold),
@@ -428,7 +426,7 @@ def resolve_components(
 
 
 def fit_calibrator(
-    oof: OutOfFoldPredictions, rows: npt.NDArray[np.bool_], *, calibrator: str = "platt"
+    oof: OutOfFoldPredictions, rows: Bools, *, calibrator: str = "platt"
 ) -> Calibrator:
     """Return the calibrator of that name, fitted on some of the out-of-fold logits.
 
@@ -455,11 +453,6 @@ def cross_fitted_probabilities(oof: OutOfFoldPredictions, *, calibrator: str = "
     calibrator is fitted on may come from heads that were trained on the patient.
     """
     return cross_fit(oof.logits, oof.labels, oof.fold, calibrator=calibrator, groups=oof.groups)
-
-
-def _subset(cohort: Cohort, patient_ids: Sequence[str]) -> Cohort:
-    wanted = set(patient_ids)
-    return replace(cohort, patients=tuple(p for p in cohort.patients if p.patient_id in wanted))
 
 
 def _inner_seed(seed: int, fold: Fold) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -145,9 +145,8 @@ class CrossValidationPlan:
 
 def _drop_empty(cohort: Cohort, bags: PatientBags) -> Cohort:
     """Return the cohort without patients that have no tile."""
-    nonempty = set(bags.nonempty())
-    patients = tuple(p for p in cohort.patients if p.patient_id in nonempty)
-    labels = {patient.label for patient in patients}
+    usable = cohort.subset(bags.nonempty())
+    labels = {patient.label for patient in usable.patients}
     if missing := [name for name in cohort.classes if name not in labels]:
         raise SplitError(
             cohort.path,
@@ -155,7 +154,7 @@ def _drop_empty(cohort: Cohort, bags: PatientBags) -> Cohort:
             expected="patients of every class",
             hint=f"{_WHY_EMPTY} {_ADD_PATIENTS}",
         )
-    return replace(cohort, patients=patients)
+    return usable
 
 
 def _class_too_small(

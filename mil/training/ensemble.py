@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from mil.arrays import Floats, Ints
@@ -371,7 +370,7 @@ def _init_head(
 
 def predict_batch(
     heads: Sequence[Head], bags: PatientBags, names: Sequence[str], *, device: torch.device
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """Return logits of many patients at once, shape (versions, heads, patients, classes), float64.
 
     They equal those of :func:`mil.heads.ensemble.predict_views` per patient up to the last bits of

@@ -6,11 +6,10 @@ from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mil.arrays import Floats
+from mil.arrays import Floats, Ints
 from mil.base_learners.pooling import mean_and_extremes
 from mil.data.bags import PatientBags
 from mil.data.features import Batch, Features
@@ -137,7 +136,7 @@ class CacheSpec:
 
     bags: PatientBags
     patient_ids: Sequence[str]
-    labels: npt.NDArray[np.int64]
+    labels: Ints
     whitening: Whitening
     wide: Whitening | None = None
     pooled: MutableMapping[str, Floats] | None = None

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -17,6 +16,7 @@ from features.parallel.base import Executor, JobQueue
 from features.parallel.local import LocalExecutor
 from features.parallel.pool import WorkerPool
 from features.parallel.ray_cluster import RayTransport, plan_actors, ray_connection
+from mil.arrays import Floats
 from mil.base_learners.joined_bags import bag_blocks
 from mil.base_learners.learners import BaseLearners
 from mil.base_learners.pooling import mean_and_extremes
@@ -42,7 +42,6 @@ __all__ = [
     "training_subset",
 ]
 
-Floats = npt.NDArray[np.float64]
 _TILES_PER_BLOCK = 32_768  # 64 components take 8 MB
 _TILES_PER_BATCH = 4096  # of one bag with more; some heads need memory for every pair of tiles
 

@@ -6,7 +6,6 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from mil.arrays import Float32s, Ints
@@ -53,7 +52,7 @@ def spread_indices(n_tiles: int, n_kept: int) -> Ints:
 
 
 @lru_cache(maxsize=4)
-def _signs(dim: int) -> npt.NDArray[np.float32]:
+def _signs(dim: int) -> Float32s:
     """Return random signs over the root of the number of components, (dim, components).
 
     They are the bits of a hash, which no version of a library changes, so they need not be stored.

@@ -138,9 +138,7 @@ def recalibrate(
     check_labels(cohort, bundle.classes)
     predictions = predict(bundle, cohort, bags)
     left_out = {p.patient_id: why for p in predictions if (why := _reason_to_leave_out(p))}
-    local = replace(
-        cohort, patients=tuple(p for p in cohort.patients if p.patient_id not in left_out)
-    )
+    local = cohort.subset(set(cohort.patient_ids) - left_out.keys())
     labels = np.array([bundle.classes.index(str(p.label)) for p in local.patients], np.int64)
     _check_counts(cohort, bundle, labels, left_out)
     kept = [p for p in predictions if p.patient_id not in left_out]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from features.utils.text import natural_key
+from mil.arrays import Floats
 from mil.reporting.cohort_report.statistics import Crosstab, Variable
 from mil.reporting.cohort_report.table import SlideTable
 from mil.reporting.figures import (
@@ -27,7 +28,6 @@ from mil.reporting.figures import (
 
 __all__ = ["boxes", "histograms", "scatter", "stacked_bars"]
 
-Floats = npt.NDArray[np.float64]
 Groups = list[tuple[str, Floats]]
 
 _MAX_BARS = 40

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from features.bags.digest import BagDigest
 from features.utils.text import natural_key, percent, pluralize, rounded
+from mil.arrays import Ints
 from mil.reporting.cohort_report.collect import CohortSummary
 from mil.reporting.cohort_report.figures import boxes, histograms, scatter, stacked_bars
 from mil.reporting.cohort_report.statistics import Crosstab, TileCount, Variable
@@ -218,7 +218,7 @@ def _crosstab(crosstab: Crosstab) -> Table:
     )
 
 
-def _cells(counts: npt.NDArray[np.int64], n_all: int) -> list[str]:
+def _cells(counts: Ints, n_all: int) -> list[str]:
     """Return counts of one row, their sum and shares; with one label, its share of all rows."""
     total = int(counts.sum())
     if len(counts) == 1:

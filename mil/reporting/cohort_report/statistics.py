@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from features.bags.digest import BagDigest
 from features.utils.text import natural_key
+from mil.arrays import Bools, Floats, Ints
 from mil.reporting.cohort_report.table import SlideHeader, SlideTable
 
 __all__ = [
@@ -44,7 +44,7 @@ class Variable:
 
     name: str
     unit: str
-    values: npt.NDArray[np.float64]
+    values: Floats
     log: bool = False
 
     @property
@@ -105,15 +105,15 @@ class Crosstab:
     level: Level
     names: tuple[str, ...]
     classes: tuple[str, ...]
-    counts: npt.NDArray[np.int64]
+    counts: Ints
 
     @property
-    def totals(self) -> npt.NDArray[np.int64]:
+    def totals(self) -> Ints:
         """Sum of each row, shape (names,); at least 1."""
         return np.asarray(self.counts.sum(axis=1))
 
     @property
-    def shares(self) -> npt.NDArray[np.float64]:
+    def shares(self) -> Floats:
         """Share of each label in each row, shape (names, classes); rows sum to 1."""
         return np.asarray(self.counts / self.totals[:, None])
 
@@ -273,7 +273,7 @@ def group_test(variable: Variable, table: SlideTable) -> ClassDifference | None:
     )
 
 
-def _describe(variable: Variable, rows: npt.NDArray[np.bool_], group: str) -> Statistics:
+def _describe(variable: Variable, rows: Bools, group: str) -> Statistics:
     values = np.compress(rows, variable.values)
     known = values[np.isfinite(values)]
     n = len(known)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from features.errors import CONTENT_ERRORS, TableError, one_line
 from features.utils.tables import read_table
+from mil.arrays import Floats, Ints
 from mil.data.bags import PatientBags
 from mil.data.cohort import Cohort
 from mil.errors import RunError
@@ -23,8 +23,6 @@ from mil.training.cross_validation import OutOfFoldPredictions
 
 __all__ = ["ReportData", "collect_report_data", "read_report_data", "write_report_data"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _KINDS = {"calibrated": "calibrated", "raw": "raw", "mean + logistic": "mean_logistic"}
 """Kinds of predictions, with the prefix of their columns in ``judged.csv``."""

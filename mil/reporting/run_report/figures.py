@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mil.arrays import Bools, Floats
 from mil.evaluation.curves import (
     Curve,
     net_benefit_curve,
@@ -44,7 +44,6 @@ __all__ = [
     "draw_scores",
 ]
 
-Floats = npt.NDArray[np.float64]
 
 _WIDTH_IN = 4.6
 _SQUARE_IN = 3.7
@@ -333,7 +332,7 @@ def draw_decision(
     )
 
 
-def _one_class(data: ReportData, kind: str, index: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _one_class(data: ReportData, kind: str, index: int) -> tuple[Floats, Bools]:
     return data.first[kind][:, index], data.labels == index
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from mil.arrays import Floats, Ints
 from mil.calibration.priors import balanced
 from mil.evaluation.bootstrap import stratified_bootstrap
 from mil.evaluation.calibration_slope import calibration_slope_and_intercepts, intercept_of
@@ -29,8 +29,6 @@ __all__ = [
     "score_repeats",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 _METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
 _MAX_BINS = 10
 _PATIENTS_PER_BIN = 12
@@ -121,7 +119,7 @@ def measure_reliability(data: ReportData, kind: str, *, seed: int) -> Reliabilit
     hold less than a dozen patients each.
     """
     proba, labels = data.first[kind], data.labels
-    prior: npt.NDArray[np.float64] = balanced(data.classes)
+    prior: Floats = balanced(data.classes)
     slope, intercepts = calibration_slope_and_intercepts(proba, labels)
     n_bins = int(np.clip(len(labels) // _PATIENTS_PER_BIN, 3, _MAX_BINS))
     return Reliability(

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from features.utils.text import percent
+from mil.arrays import Floats
 from mil.evaluation.baselines import (
     COVARIATES_ALONE,
     SHORTCUT,
@@ -275,7 +275,7 @@ def incomplete_table(data: ReportData) -> Table:
 def patients_table(
     title: str,
     data: ReportData,
-    losses: npt.NDArray[np.float64],
+    losses: Floats,
     order: Sequence[int],
     links: Mapping[str, str],
 ) -> Table:
