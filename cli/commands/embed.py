@@ -293,8 +293,8 @@ def embed(
         stain_norm=stain_norm.value,
         views=AugmentationConfig(n_views=views, seed=views_seed), **options,
     )  # fmt: skip
+    by_id = {slide_id_of(path, scene): path for path in slides}
     if not dry_run and preview is None and not profile:
-        by_id = {slide_id_of(path, scene): path for path in slides}
         finished = skip_if_all_finished(by_id, bags, config) if len(by_id) == len(slides) else None
         if finished is not None:
             report_results(
@@ -315,8 +315,9 @@ def embed(
     n_tiles_expected = expected_tiles(slides, config, bags, given_mpp=given_mpp, scene=scene)
     times = StageTimes() if profile else None
     results, stopped = embed_with_progress(
-        embed_slides, slides, bags, config, n_tiles_expected=n_tiles_expected,
-        units=("slides", "tiles"), given_mpp=given_mpp, scene=scene,
+        embed_slides, slides, bags, config, bag_ids=list(by_id),
+        n_tiles_expected=n_tiles_expected, units=("slides", "tiles"), given_mpp=given_mpp,
+        scene=scene,
         preview=None if preview is None else PreviewWriter(preview.absolute()), times=times,
     )  # fmt: skip
     report_results(results, bags, n_requested=len(slides), stopped=stopped, as_json=as_json,

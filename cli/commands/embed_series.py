@@ -31,7 +31,8 @@ def embed_series_command(
     units = ("series", "images")
     results, stopped = embed_with_progress(
         embed_series, specs, bags_dir, SeriesConfig(windows=channels, **options),
-        n_tiles_expected=expected_images(specs), units=units,
+        bag_ids=[spec.bag_id for spec in specs], n_tiles_expected=expected_images(specs),
+        units=units,
     )  # fmt: skip
     report_results(
         results, bags_dir, n_requested=len(specs), stopped=stopped, as_json=as_json, units=units,

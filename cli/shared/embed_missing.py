@@ -91,8 +91,9 @@ def embed_missing_slides(
         ]
 
     results, stopped = embed_with_progress(
-        embed, list(files), bags_dir, config, n_tiles_expected=len(files) * TILES_PER_SLIDE,
-        units=("slides", "tiles"), check=_weights_check(run), given_mpp=given_mpp,
+        embed, list(files), bags_dir, config, bag_ids=list(files),
+        n_tiles_expected=len(files) * TILES_PER_SLIDE, units=("slides", "tiles"),
+        check=_weights_check(run), given_mpp=given_mpp,
     )  # fmt: skip
     n_failed = print_failures(results, bags_dir)
     if stopped:
@@ -117,8 +118,9 @@ def embed_missing_series(
     _require_folder(bags_dir, n_missing=len(specs), first=specs[0].bag_id)
     config = series_config_from_fingerprint(run.fingerprint, **options)
     results, stopped = embed_with_progress(
-        embed_series, specs, bags_dir, config, n_tiles_expected=expected_images(specs),
-        units=("series", "images"), check=_weights_check(run),
+        embed_series, specs, bags_dir, config, bag_ids=[spec.bag_id for spec in specs],
+        n_tiles_expected=expected_images(specs), units=("series", "images"),
+        check=_weights_check(run),
     )  # fmt: skip
     n_failed = print_failures(results, bags_dir, unit="series")
     if stopped:

@@ -46,6 +46,7 @@ def embed_with_progress(
     bags_dir: Path,
     config: BaseEmbedConfig,
     *,
+    bag_ids: Sequence[str],
     n_tiles_expected: int,
     units: tuple[str, str],
     check: Callable[[Executor], None] | None = None,
@@ -54,9 +55,9 @@ def embed_with_progress(
     """Embed slides or series under progress bars.
 
     ``embed`` is :func:`features.embed_slides` or :func:`features.series.pipeline.embed_series`,
-    ``units`` are the names of a bag's source and of its instances, and ``check`` is called with the
-    executor before the work starts. The first Ctrl-C or SIGTERM finishes what was started.
-    Returns the results, and True if the user stopped the run.
+    ``bag_ids`` are the ids of the bags, ``units`` the names of a bag's source and of its instances,
+    and ``check`` is called with the executor before the work starts. The first Ctrl-C or SIGTERM
+    finishes what was started. Returns the results, and True if the user stopped the run.
     """
     from features.embedding.distributed import open_executor
 
@@ -64,7 +65,7 @@ def embed_with_progress(
         with spinner("loading the encoder"):
             executor = stack.enter_context(
                 open_executor(
-                    config, bags_dir, n_tiles_expected=n_tiles_expected, n_sources=len(items),
+                    config, bags_dir, n_tiles_expected=n_tiles_expected, bag_ids=bag_ids,
                     on_warning=print_warning,
                 )
             )  # fmt: skip

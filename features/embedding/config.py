@@ -70,6 +70,11 @@ class BaseEmbedConfig(EncoderConfig, ABC):
             return 0
         return min(_MOST_AHEAD, max(2, self.n_threads // _CORES_PER_OPENED))
 
+    @property
+    @abstractmethod
+    def side_px(self) -> int:
+        """Side of the square images that are read, px."""
+
     @abstractmethod
     def make_fingerprint(self, encoder: Encoder | EncoderRecord) -> Fingerprint:
         """Return the fingerprint of bags made with these settings."""
@@ -102,6 +107,11 @@ class EmbedConfig(BaseEmbedConfig):
     def __post_init__(self) -> None:
         require_stain_norm(self.stain_norm)
 
+    @property
+    def side_px(self) -> int:
+        """Side of a tile, px."""
+        return self.tiles.tile_px
+
     def make_fingerprint(self, encoder: Encoder | EncoderRecord) -> Fingerprint:
         """Return the fingerprint of bags made with this encoder at this tile size in px and mpp.
 
@@ -115,7 +125,7 @@ class EmbedConfig(BaseEmbedConfig):
             weights_sha256=encoder.weights_sha256,
             transform=encoder.preprocessing.as_json(),
             dim=encoder.dim,
-            tile_px=self.tiles.tile_px,
+            tile_px=self.side_px,
             target_mpp=self.tiles.target_mpp,
             overlap_px=self.tiles.overlap_px,
             tissue=as_json(

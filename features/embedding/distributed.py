@@ -5,20 +5,21 @@ from __future__ import annotations
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from features.bags.h5 import find_bags
 from features.embedding.config import BaseEmbedConfig
 from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
 from features.embedding.worker import EmbeddingWorker
-from features.encoders.base import Encoder
 from features.encoders.config import recorded_runtime
 from features.errors import MilError, OutputError
 from features.parallel.base import Executor
-from features.parallel.devices import parse_devices
+from features.parallel.devices import device_type, parse_devices
 from features.parallel.local import LocalExecutor
 from features.parallel.pool import WorkerPool
 from features.parallel.processes import ProcessTransport
@@ -34,9 +35,9 @@ class EmbeddingWorkerFactory:
     """Builds an embedding worker in the process where it will run; picklable.
 
     ``n_tiles_expected`` is the worker's own number of tiles, ``n_sources`` the number of slides or
-    series of all workers, where they are known. Of several workers, each limits the threads of its
-    encoder to its share of cores. Other machines check by ``shared_file`` that they share the
-    folder, and by ``version`` that they run the program of the calling process.
+    series that all workers have to embed, where they are known. Of several workers, each limits the
+    threads of its encoder to its share of cores. Other machines check by ``shared_file`` that they
+    share the folder, and by ``version`` that they run the program of the calling process.
     """
 
     bags_dir: Path
@@ -58,17 +59,17 @@ class EmbeddingWorkerFactory:
             If the encoder cannot be loaded.
         """
         self._check_machine()
-        encoder = self.config.load_encoder(
-            self.bags_dir, n_tiles_expected=self.n_tiles_expected,
+        load_encoder = partial(
+            self.config.load_encoder, self.bags_dir, n_tiles_expected=self.n_tiles_expected,
             n_threads=self.config.n_threads if self.n_workers > 1 else None,
         )  # fmt: skip
-        n_processes = self._reading_processes(encoder)
+        n_processes = self._reading_processes()
         if n_processes > 1:
             return SharedEncoderWorker(
-                self.bags_dir, encoder, self.config, n_processes=n_processes,
+                self.bags_dir, load_encoder, self.config, n_processes=n_processes,
                 n_workers=self.n_workers,
             )  # fmt: skip
-        return EmbeddingWorker(self.bags_dir, encoder, self.config, n_workers=self.n_workers)
+        return EmbeddingWorker(self.bags_dir, load_encoder(), self.config, n_workers=self.n_workers)
 
     def for_device(self, device: str, *, n_workers: int, n_threads: int) -> EmbeddingWorkerFactory:
         """Return the factory of one of several workers, each with ``n_threads`` cores."""
@@ -78,12 +79,14 @@ class EmbeddingWorkerFactory:
             n_tiles_expected=n_tiles and -(-n_tiles // n_workers), n_workers=n_workers,
         )  # fmt: skip
 
-    def _reading_processes(self, encoder: Encoder) -> int:
+    def _reading_processes(self) -> int:
         """Return the number of processes that read; actors of a cluster read in their own."""
         if self.config.engine == "ray":
             return 1
+        encoder, device = self.config.encoder, self.config.device
         return reading_processes(
-            encoder, self.config, n_tiles_expected=self.n_tiles_expected, n_sources=self.n_sources,
+            device_type(device) if isinstance(encoder, str) else encoder.device.type,
+            self.config, n_tiles_expected=self.n_tiles_expected, n_sources=self.n_sources,
             n_workers=self.n_workers,
         )  # fmt: skip
 
@@ -111,14 +114,14 @@ def open_executor(
     bags_dir: Path | str,
     *,
     n_tiles_expected: int | None = None,
-    n_sources: int | None = None,
+    bag_ids: Collection[str] | None = None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Executor]:
     """Start the workers of a configuration, and shut them down at the end.
 
     Several devices get a process each; a Ray cluster gets an actor per GPU, or without GPUs, one
     per node. The folder is created if missing. A runtime that is slow to start is not tried for few
-    tiles; no more processes read for a GPU than there are ``n_sources``, slides or series.
+    tiles; no more processes read for a GPU than there are ``bag_ids`` without a finished bag.
     ``on_warning`` receives text for the user, e.g. that a worker died.
 
     Raises
@@ -128,8 +131,13 @@ def open_executor(
         share the folder; if a loaded encoder is given for several devices or Ray.
     EncoderError
         If the encoder cannot be loaded.
+    BagError
+        If two files of the folder are bags of one slide.
     """
     bags_dir = Path(bags_dir)
+    n_sources = None if bag_ids is None else len(bag_ids)
+    if bag_ids is not None and not config.overwrite:
+        n_sources = len(set(bag_ids) - find_bags(bags_dir, may_be_empty=True).keys())
     factory = EmbeddingWorkerFactory(
         bags_dir=bags_dir, config=config, n_tiles_expected=n_tiles_expected, n_sources=n_sources
     )

@@ -210,7 +210,7 @@ def _encode_by_torch(
         inputs_per_s=forecast.tiles_per_s * n_views, dim=encoder.dim,
         on_cpu=encoder.device.type == "cpu", runtime=str(forecast.runtime),
         n_processes=reading_processes(
-            encoder, config, n_tiles_expected=sample.n_tiles, n_sources=sample.n_slides
+            encoder.device.type, config, n_tiles_expected=sample.n_tiles, n_sources=sample.n_slides
         ),
     )  # fmt: skip
 

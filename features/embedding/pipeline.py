@@ -233,8 +233,8 @@ def embed_sources(
         if executor is None:
             executor = stack.enter_context(
                 open_executor(
-                    config, bags_dir, n_tiles_expected=n_tiles_expected, n_sources=len(sources),
-                    on_warning=progress.warn,
+                    config, bags_dir, n_tiles_expected=n_tiles_expected,
+                    bag_ids=[source.bag_id for source in sources], on_warning=progress.warn,
                 )
             )  # fmt: skip
         locks = stack.enter_context(shared_locks(make_folder(bags_dir) / ".claims"))

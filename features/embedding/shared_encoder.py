@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,14 +38,14 @@ _FEW_TILES = 1_000
 
 
 def reading_processes(
-    encoder: Encoder,
+    device_type: str,
     config: BaseEmbedConfig,
     *,
     n_tiles_expected: int | None,
     n_sources: int | None = None,
     n_workers: int = 1,
 ) -> int:
-    """Return how many processes should read tiles for an encoder; 1 for this one's threads alone.
+    """Return how many processes should read tiles for a device; 1 for this one's threads alone.
 
     Threads of one process wait for its interpreter, so that two of them hardly read more tiles than
     one. Beside an encoder on the CPU, which takes nearly all of the time, there is nothing to gain,
@@ -53,10 +53,10 @@ def reading_processes(
     there are no more than ``n_sources``; ``n_workers`` share them and the memory.
     """
     is_small = n_tiles_expected is not None and n_tiles_expected < _FEW_TILES
-    if encoder.device.type == "cpu" or is_small:
+    if device_type == "cpu" or is_small:
         return 1
     shared_bytes = min(_MAX_SHARED_BYTES, available_shared_memory() // n_workers)
-    n_shared = shared_bytes // EncoderServer.shared_bytes(_batch_shape(encoder, config))
+    n_shared = shared_bytes // EncoderServer.shared_bytes(_batch_shape(config))
     n_in_memory = available_memory() // n_workers // _PROCESS_BYTES
     n_parts = _MAX_PROCESSES if n_sources is None else -(-n_sources // n_workers)
     return max(1, min(config.n_threads, _MAX_PROCESSES, n_parts, n_shared, n_in_memory))
@@ -66,21 +66,19 @@ class SharedEncoderWorker:
     """Worker with ``n_processes`` further processes, which read tiles and write bags.
 
     They are embedding workers, each with slides of its own, whose batches the encoder of this
-    process embeds. One that dies is replaced, and its slides are read again.
+    process embeds. They start while ``load_encoder`` loads it. One that dies is replaced, and its
+    slides are read again.
     """
 
     def __init__(
-        self, bags_dir: Path, encoder: Encoder, config: BaseEmbedConfig, *, n_processes: int,
-        n_workers: int = 1,
+        self, bags_dir: Path, load_encoder: Callable[[], Encoder], config: BaseEmbedConfig, *,
+        n_processes: int, n_workers: int = 1,
     ) -> None:  # fmt: skip
-        self.info = WorkerInfo.of(encoder, config)
         self._warnings: list[str] = []
-        config = config.without_encoder()
+        remote = config.without_encoder()
         n_threads, n_more = divmod(config.n_threads, n_processes)
         try:
-            server = EncoderServer(
-                encoder, batch_shape=_batch_shape(encoder, config), n_clients=n_processes
-            )
+            server = EncoderServer(batch_shape=_batch_shape(config), n_clients=n_processes)
         except OSError as error:
             raise no_room_error(
                 "reading processes", "the encoder cannot be shared with them", error
@@ -90,17 +88,19 @@ class SharedEncoderWorker:
             factories = {
                 f"reading process {address.client + 1}": _ReadingWorkerFactory(
                     bags_dir=bags_dir, address=address, n_workers=n_workers * n_processes,
-                    config=replace(config, n_workers=n_threads + (address.client < n_more)),
+                    config=replace(remote, n_workers=n_threads + (address.client < n_more)),
                 )
                 for address in self._server.addresses
             }  # fmt: skip
             self._pool = stack.enter_context(
                 WorkerPool(
                     ProcessTransport(factories, import_main=False),
-                    start_first_only=False, on_warning=self._warnings.append,
+                    start_first_only=False, on_warning=self._warnings.append, wait_for_first=False,
                 )
             )  # fmt: skip
-            self._warnings.clear()  # that they start slowly is no news any more
+            encoder = load_encoder()
+            server.serve(encoder)
+            self.info = WorkerInfo.of(encoder, config)
             self._stack = stack.pop_all()
 
     def run(self, queue: JobQueue) -> None:
@@ -120,10 +120,9 @@ class SharedEncoderWorker:
         self._stack.close()
 
 
-def _batch_shape(encoder: Encoder, config: BaseEmbedConfig) -> tuple[int, int, int, int]:
+def _batch_shape(config: BaseEmbedConfig) -> tuple[int, int, int, int]:
     """Shape of a batch, (n, height, width, 3) in px."""
-    side_px = config.make_fingerprint(encoder).tile_px
-    return config.batch_tiles, side_px, side_px, 3
+    return config.batch_tiles, config.side_px, config.side_px, 3
 
 
 @dataclass(frozen=True, kw_only=True)

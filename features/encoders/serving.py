@@ -55,6 +55,16 @@ class EncoderAddress:
     client: int
     pixels: Any
     batch_shape: tuple[int, int, int, int]
+
+    @property
+    def slots(self) -> npt.NDArray[np.uint8]:
+        """Memory of the client's batches, shape (slots, n, height, width, 3), uint8."""
+        return np.frombuffer(self.pixels, np.uint8).reshape(_N_SLOTS, *self.batch_shape)
+
+
+class _Description(NamedTuple):
+    """What a client learns of the encoder when it is served."""
+
     name: str
     weights_sha256: str
     preprocessing: Preprocessing | ConcatPreprocessing
@@ -62,11 +72,6 @@ class EncoderAddress:
     dim: int
     device_name: str
     execution: str
-
-    @property
-    def slots(self) -> npt.NDArray[np.uint8]:
-        """Memory of the client's batches, shape (slots, n, height, width, 3), uint8."""
-        return np.frombuffer(self.pixels, np.uint8).reshape(_N_SLOTS, *self.batch_shape)
 
 
 class _Request(NamedTuple):
@@ -88,13 +93,11 @@ class EncoderServer:
 
     Pixels come through shared memory of ``batch_shape`` (n, height, width, 3) in px per batch,
     uint8, which each of ``n_clients`` has for itself; embeddings go back through a socket. A client
-    may die and another take its place. Raises OSError without room for its memory or socket.
+    may die and another take its place. Clients may be started before there is an encoder: they wait
+    until :meth:`serve` has it. Raises OSError without room for its memory or socket.
     """
 
-    def __init__(
-        self, encoder: Encoder, *, batch_shape: tuple[int, int, int, int], n_clients: int
-    ) -> None:
-        self._encoder, self._timed = encoder, TimedEncoder(encoder)
+    def __init__(self, *, batch_shape: tuple[int, int, int, int], n_clients: int) -> None:
         self._memory = PinnedBufferPool(pinned=True)
         self._on_device = BoundedSemaphore(_BATCHES_ON_DEVICE)
         self._closed = Event()
@@ -106,10 +109,7 @@ class EncoderServer:
         self.addresses = tuple(
             EncoderAddress(
                 address=self._listener.address, authkey=authkey, client=client,
-                pixels=pixels, batch_shape=batch_shape, name=encoder.name,
-                weights_sha256=encoder.weights_sha256, preprocessing=encoder.preprocessing,
-                preprocessing_source=encoder.preprocessing_source, dim=encoder.dim,
-                device_name=str(encoder.device), execution=encoder.execution,
+                pixels=pixels, batch_shape=batch_shape,
             )
             for client, pixels in enumerate(memory)
         )  # fmt: skip
@@ -117,6 +117,11 @@ class EncoderServer:
         self._embedding = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._answering = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._accepting = Thread(target=self._accept, name="clients", daemon=True)
+
+    def serve(self, encoder: Encoder) -> None:
+        """Embed the batches of clients with an encoder from now on; to be called once."""
+        self._encoder, self._timed = encoder, TimedEncoder(encoder)
+        self._accepting.start()
 
     def restart_clock(self) -> None:
         """Let the device's time without a batch begin now."""
@@ -128,15 +133,15 @@ class EncoderServer:
         return _N_SLOTS * math.prod(batch_shape)
 
     def __enter__(self) -> Self:
-        self._accepting.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        with suppress(OSError):
-            # Closing a socket does not wake a thread that waits for connections.
-            Client(self._listener.address).close()
-        self._accepting.join()
+        if self._accepting.is_alive():
+            with suppress(OSError):
+                # Closing a socket does not wake a thread that waits for connections.
+                Client(self._listener.address).close()
+            self._accepting.join()
         self._listener.close()
         for connection in self._threads:
             _hang_up(connection)
@@ -163,6 +168,15 @@ class EncoderServer:
             deliver_challenge(connection, authkey)
             answer_challenge(connection, authkey)
             slots = self.addresses[connection.recv()].slots
+            encoder = self._encoder
+            connection.send(
+                _Description(
+                    name=encoder.name, weights_sha256=encoder.weights_sha256,
+                    preprocessing=encoder.preprocessing,
+                    preprocessing_source=encoder.preprocessing_source, dim=encoder.dim,
+                    device_name=str(encoder.device), execution=encoder.execution,
+                )
+            )  # fmt: skip
             while True:
                 request: _Request = connection.recv()
                 self._on_device.acquire()
@@ -262,22 +276,29 @@ class _Arrival:
 
 
 class RemoteEncoder(Encoder):
-    """Encoder in another process of this machine, which holds an :class:`EncoderServer`."""
+    """Encoder in another process of this machine, which holds an :class:`EncoderServer`.
+
+    Waits until the encoder is served; raises EncoderError if the server is closed before.
+    """
 
     def __init__(self, address: EncoderAddress) -> None:
-        self.name, self.weights_sha256 = address.name, address.weights_sha256
-        self.preprocessing = address.preprocessing
-        self.preprocessing_source = address.preprocessing_source
-        self.dim, self.device = address.dim, _RemoteDevice(address.device_name)
-        self._execution = address.execution
+        try:
+            self._connection = Client(address.address, authkey=address.authkey)
+            self._connection.send(address.client)
+            described: _Description = self._connection.recv()
+        except (OSError, EOFError) as error:
+            raise _ended() from error
+        self.name, self.weights_sha256 = described.name, described.weights_sha256
+        self.preprocessing = described.preprocessing
+        self.preprocessing_source = described.preprocessing_source
+        self.dim, self.device = described.dim, _RemoteDevice(described.device_name)
+        self._execution = described.execution
         self._slots = address.slots
         self._ended = Event()
         self._free: SimpleQueue[int] = SimpleQueue()
         for slot in range(_N_SLOTS):
             self._free.put(slot)
         self._pending: deque[_Arrival] = deque()
-        self._connection = Client(address.address, authkey=address.authkey)
-        self._connection.send(address.client)
         Thread(target=self._receive, name="embeddings", daemon=True).start()
 
     @property

@@ -10,7 +10,7 @@ from features.utils.hardware import are_gpus_hidden, may_have_gpu
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["choose_device", "parse_devices"]
+__all__ = ["choose_device", "device_type", "parse_devices"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,6 +34,16 @@ def choose_device(name: str) -> torch.device:
             hint=_hint_for(name),
         ) from error
     return device
+
+
+def device_type(name: str) -> str:
+    """Return the type of the device of a name, such as ``cuda``, which need not be there.
+
+    Torch is not loaded where it surely finds no GPU for ``auto``.
+    """
+    if name == "auto":
+        return "cpu" if not may_have_gpu() else choose_device(name).type
+    return name.partition(":")[0]
 
 
 def parse_devices(text: str) -> tuple[str, ...]:

@@ -55,16 +55,18 @@ class WorkerPool:
     started is given up.
 
     Use it as a context manager: workers start on entry; with ``start_first_only``, the others after
-    the first is ready, which makes a choice that they take over. ``on_warning`` receives text for
-    the user, e.g. that a worker died, or that none was ready after 30 seconds. Raises MilError on
-    entry, if no worker can start, and while running, if none is left.
+    the first is ready, which makes a choice that they take over. Entry waits for the first, unless
+    ``wait_for_first`` is False: then jobs wait for it. ``on_warning`` receives text for the user,
+    e.g. that a worker died, or that none was ready after 30 seconds. Raises MilError on entry, if
+    no worker can start, and while running, if none is left.
     """
 
     def __init__(
-        self, transport: Transport, *, start_first_only: bool, on_warning: Callable[[str], None]
-    ) -> None:
+        self, transport: Transport, *, start_first_only: bool, on_warning: Callable[[str], None],
+        wait_for_first: bool = True,
+    ) -> None:  # fmt: skip
         self._transport = transport
-        self._start_first_only = start_first_only
+        self._start_first_only, self._wait_on_entry = start_first_only, wait_for_first
         self._warn = on_warning
         self.info: object = None
         self._active = set(transport.worker_ids)
@@ -80,7 +82,8 @@ class WorkerPool:
                 self._wait_for_first()
             for worker_id in others:
                 self._transport.start(worker_id)
-            self._wait_for_first()
+            if self._wait_on_entry:
+                self._wait_for_first()
         except BaseException:
             self._transport.close(shutdown=())
             raise

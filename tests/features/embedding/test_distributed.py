@@ -168,7 +168,7 @@ def encoder(world: Path) -> Encoder:
 def shared(
     bags: Path, encoder: Encoder, config: EmbedConfig, *, n_processes: int = 2
 ) -> closing[SharedEncoderWorker]:
-    return closing(SharedEncoderWorker(bags, encoder, config, n_processes=n_processes))
+    return closing(SharedEncoderWorker(bags, lambda: encoder, config, n_processes=n_processes))
 
 
 @pytest.mark.parametrize("n_left", [0, 2, 3])
@@ -203,6 +203,46 @@ def test_processes_that_share_an_encoder_make_the_same_bags_though_one_is_killed
     assert len(progress.warnings) == 1
     assert "SIGKILL" in progress.warnings[0]
     assert all(times.as_dict()[stage] > 0 for stage in ("mask", "decode", "device", "write"))
+
+
+@pytest.mark.parametrize("error", [EncoderError("resnet", actual="no file"), KeyboardInterrupt()])
+def test_processes_start_before_their_encoder_is_loaded_and_end_if_it_cannot_be(
+    world: Path, tmp_path: Path, error: BaseException
+) -> None:
+    readers: list[psutil.Process] = []
+
+    def load_encoder() -> Encoder:
+        readers.extend(
+            child
+            for child in psutil.Process().children()
+            if "spawn_main" in " ".join(child.cmdline())
+        )
+        raise error
+
+    with pytest.raises(type(error)):
+        SharedEncoderWorker(tmp_path, load_encoder, config_for(world), n_processes=2)
+    assert len(readers) >= 2
+    assert not any(reader.is_running() for reader in readers)
+
+
+def test_no_process_is_started_for_slides_that_have_a_bag(
+    world: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int | None] = []
+
+    def count(*_: object, n_sources: int | None, **__: object) -> int:
+        counted.append(n_sources)
+        return 1
+
+    monkeypatch.setattr("features.embedding.distributed.reading_processes", count)
+    (tmp_path / "s0.h5").touch()
+    config = replace(config_for(world), encoder=encoder)
+    for some in (config, replace(config, overwrite=True)):
+        with open_executor(some, tmp_path, bag_ids=["s0", "s1", "s2"]):
+            pass
+    with open_executor(config, tmp_path):
+        pass
+    assert counted == [2, 3, None]
 
 
 @pytest.mark.parametrize(
@@ -260,26 +300,26 @@ def test_only_many_tiles_before_a_device_of_their_own_are_read_by_processes(
     monkeypatch.setattr("features.embedding.shared_encoder.available_memory", lambda: 99 << 30)
     config = replace(config_for(world), n_workers=3)
     remote: Any = RemoteDevice(encoder)
-    assert reading_processes(remote, config, n_tiles_expected=None) == 3
-    assert reading_processes(remote, config, n_tiles_expected=10_000) == 3
-    assert reading_processes(remote, config, n_tiles_expected=100) == 1
-    assert reading_processes(encoder, config, n_tiles_expected=None) == 1
-    assert reading_processes(remote, replace(config, n_workers=1), n_tiles_expected=None) == 1
-    assert 1 < reading_processes(remote, replace(config, n_workers=99), n_tiles_expected=None) < 99
+    assert reading_processes("cuda", config, n_tiles_expected=None) == 3
+    assert reading_processes("cuda", config, n_tiles_expected=10_000) == 3
+    assert reading_processes("cuda", config, n_tiles_expected=100) == 1
+    assert reading_processes("cpu", config, n_tiles_expected=None) == 1
+    assert reading_processes("cuda", replace(config, n_workers=1), n_tiles_expected=None) == 1
+    assert 1 < reading_processes("cuda", replace(config, n_workers=99), n_tiles_expected=None) < 99
     for n_sources, n_workers, n_processes in ((1, 1, 1), (2, 1, 2), (9, 1, 3), (3, 2, 2)):
         assert n_processes == reading_processes(
-            remote, config, n_tiles_expected=None, n_sources=n_sources, n_workers=n_workers
+            "cuda", config, n_tiles_expected=None, n_sources=n_sources, n_workers=n_workers
         )
     large = replace(config, batch_tiles=16_384)
-    assert reading_processes(remote, large, n_tiles_expected=None) == 2
+    assert reading_processes("cuda", large, n_tiles_expected=None) == 2
     memory = "features.embedding.shared_encoder.available_{}"
     monkeypatch.setattr(memory.format("memory"), lambda: 5 << 29)
-    assert reading_processes(remote, config, n_tiles_expected=None) == 2
-    assert reading_processes(remote, config, n_tiles_expected=None, n_workers=2) == 1
+    assert reading_processes("cuda", config, n_tiles_expected=None) == 2
+    assert reading_processes("cuda", config, n_tiles_expected=None, n_workers=2) == 1
     monkeypatch.setattr(memory.format("memory"), lambda: 99 << 30)
     monkeypatch.setattr(memory.format("shared_memory"), lambda: 2 * 2 * 8 * 64 * 64 * 3)
-    assert reading_processes(remote, config, n_tiles_expected=None) == 2
-    assert reading_processes(remote, config, n_tiles_expected=None, n_workers=2) == 1
+    assert reading_processes("cuda", config, n_tiles_expected=None) == 2
+    assert reading_processes("cuda", config, n_tiles_expected=None, n_workers=2) == 1
     few = EmbeddingWorkerFactory(
         bags_dir=tmp_path, config=replace(config, encoder=remote), n_tiles_expected=100
     )

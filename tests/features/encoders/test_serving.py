@@ -84,7 +84,9 @@ def no_threads_left() -> Iterator[None]:
 
 
 def serve(encoder: Any, *, n_clients: int = 2) -> EncoderServer:
-    return EncoderServer(encoder, batch_shape=SHAPE, n_clients=n_clients)
+    server = EncoderServer(batch_shape=SHAPE, n_clients=n_clients)
+    server.serve(encoder)
+    return server
 
 
 def check_client(address: EncoderAddress, seed: int) -> RemoteEncoder:
@@ -109,6 +111,33 @@ def test_each_client_gets_the_embeddings_of_its_own_batches() -> None:
             assert described == ("sum", "0" * 64, 3, encoder.preprocessing)
             assert (str(remote.device), remote.device.type) == ("meta", "remote")
             assert remote.execution.startswith("eager batch ")
+
+
+@pytest.mark.usefixtures("no_threads_left")
+def test_clients_that_come_before_the_encoder_wait_for_it() -> None:
+    with (
+        EncoderServer(batch_shape=SHAPE, n_clients=2) as server,
+        ThreadPoolExecutor(2) as clients,
+    ):
+        checks = [
+            clients.submit(check_client, address, seed=address.client)
+            for address in server.addresses
+        ]
+        time.sleep(0.1)
+        assert not any(check.done() for check in checks)
+        server.serve(SumEncoder())
+        for check in checks:
+            check.result()
+
+
+@pytest.mark.usefixtures("no_threads_left")
+def test_clients_of_an_encoder_that_never_came_are_told() -> None:
+    with ThreadPoolExecutor(1) as clients:
+        with EncoderServer(batch_shape=SHAPE, n_clients=1) as server:
+            waiting = clients.submit(RemoteEncoder, server.addresses[0])
+            time.sleep(0.1)
+        with pytest.raises(EncoderError, match="its process has ended"):
+            waiting.result()
 
 
 @pytest.mark.usefixtures("no_threads_left")

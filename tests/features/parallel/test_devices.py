@@ -5,7 +5,7 @@ import torch
 
 from features.errors import MilError
 from features.parallel import devices
-from features.parallel.devices import choose_device, parse_devices
+from features.parallel.devices import choose_device, device_type, parse_devices
 from features.utils import hardware
 
 
@@ -35,6 +35,15 @@ def test_auto_is_cuda_or_the_processor_and_nothing_that_was_never_tried(
     assert choose_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(("has_gpu", "auto"), [(True, "cuda"), (False, "cpu")])
+def test_the_type_of_a_device_is_known_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, auto: str
+) -> None:
+    monkeypatch.setattr(devices, "may_have_gpu", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device_type(name) for name in ("auto", "cuda:1", "cpu")] == [auto, "cuda", "cpu"]
 
 
 def test_lists_of_devices_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
