@@ -22,7 +22,9 @@ both share the cores and each was measured with all of them: 1 / (1 / backbone +
 With ``--stand-in TILES_PER_S`` a device that sleeps takes the place of the backbone: it answers at
 that rate without using the cores, as an accelerator would. Over slides of unequal size,
 ``efficiency`` is then the time of the slower of the device and of (mask + decoding) on all cores,
-over that of the whole command; ``idle_share`` is how long the device had nothing to do.
+over that of the whole command once the encoder is loaded; ``efficiency_with_start`` adds by how
+much starting processes prolongs the loading, and ``idle_share`` is how long the device had nothing
+to do. ``--side-scale 2`` makes slides of twice the side.
 
     python -m tests.benchmarks.embedding --stand-in 500 --stand-in 50000
 """
@@ -32,6 +34,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -150,18 +153,21 @@ def measure_round(
 
 
 def compare_stand_ins(
-    settings: EmbedConfig, rates: list[float], n_rounds: int
+    settings: EmbedConfig, rates: list[float], n_rounds: int, *, side_scale: int
 ) -> dict[str, object]:
     """Medians over rounds, for each rate of the device."""
-    report: dict[str, object] = {"n_cores": CPU_COUNT, "n_rounds": n_rounds}
+    report: dict[str, object] = {
+        "n_cores": CPU_COUNT, "n_rounds": n_rounds, "side_scale": side_scale,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
-        slides = unequal_slides(Path(name), _N_UNEQUAL)
+        slides = unequal_slides(Path(name), _N_UNEQUAL, side_scale=side_scale)
         measure_stand_in(slides[:4], Path(name) / "warm", settings, 1e6)
         for rate in rates:
-            rounds = [
-                measure_stand_in(slides, Path(name) / f"{rate:g}-{number}", settings, rate)
-                for number in range(n_rounds)
-            ]
+            rounds = []
+            for number in range(n_rounds):
+                bags = Path(name) / f"{rate:g}-{number}"
+                rounds.append(measure_stand_in(slides, bags, settings, rate))
+                print(rate, rounds[-1], file=sys.stderr, flush=True)  # noqa: T201
             report[f"{rate:g} tiles/s"] = {
                 key: round(median(one[key] for one in rounds), 3) for key in rounds[0]
             }
@@ -178,12 +184,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--stand-in", type=float, action="append", metavar="TILES_PER_S")
+    parser.add_argument("--side-scale", type=int, default=1, help="of slides before the stand-in")
     asked = parser.parse_args()
     settings = EmbedConfig(
         tiles=TileSettings(), tissue=TissueSettings(), batch_tiles=asked.batch, n_workers=CPU_COUNT
     )
     if asked.stand_in:
-        print(json.dumps(compare_stand_ins(settings, asked.stand_in, asked.rounds), indent=2))  # noqa: T201
+        report = compare_stand_ins(
+            settings, asked.stand_in, asked.rounds, side_scale=asked.side_scale
+        )
+        print(json.dumps(report, indent=2))  # noqa: T201
         return
     started = time.perf_counter()
     encoder = EncoderConfig(
