@@ -117,7 +117,7 @@ def _print(described: dict[str, Any]) -> None:
         "slide id": described["slide_id"],
         "reader": described["reader"],
         "size": f"{described['width_px0']:,} x {described['height_px0']:,} px "
-        f"({described['gigapixels']:.3g} gigapixels, "
+        f"({_count_pixels(described['gigapixels'])}, "
         f"{described['width_mm']:.3g} x {described['height_mm']:.3g} mm)",
         "µm/px in the file": "none"
         if in_file is None
@@ -138,6 +138,13 @@ def _print(described: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     stdout.print(table)
+
+
+def _count_pixels(gigapixels: float) -> str:
+    """Return a number of pixels in the larger unit that leaves no row of zeros."""
+    if gigapixels >= 0.1:
+        return f"{gigapixels:.3g} gigapixels"
+    return f"{1000 * gigapixels:.3g} megapixels"
 
 
 def _pair(mpp: list[float]) -> str:

@@ -246,12 +246,13 @@ def _score_files(
         for kind, described in report.reliability.items():
             print_reliability(name, kind, described)
     _print_notes(labelled, settings, prior=prior)
-    print_next(
-        "mil compare {files} --cohort {cohort}"
-        if len(files) > 1
-        else "mil evaluate RUN --cohort {cohort} --bags BAGS",
-        files=files, cohort=cohort,
-    )  # fmt: skip
+    page = files[0].parent / "report.html"
+    if len(files) > 1:
+        print_next("mil compare {files} --cohort {cohort}", files=files, cohort=cohort)
+    elif page.is_file():  # The labels of a run's own file are those that it was trained on.
+        print_next("open {page}", page=page)
+    else:
+        print_next("mil evaluate RUN --cohort {cohort} --bags BAGS", cohort=cohort)
 
 
 def _print_warnings(files: Sequence[Path], tables: Sequence[Predictions]) -> None:
@@ -298,4 +299,7 @@ def _print_notes(cohort: Cohort, settings: ScoreSettings, *, prior: str) -> None
         f"at a prior of {shares} ({prior}); all else at the balanced one."
     )
     stdout.print(f"{INTERVAL_NOTE}.")
+    stdout.print(
+        "The calibration error has no interval, as chance raises it; --reliability says how far."
+    )
     print_calibration_note(settings)

@@ -198,7 +198,10 @@ def infer_combination(
         })  # fmt: skip
     else:
         stdout.print(f"{pluralize(len(predictions), 'patients')} into {out} (run {run})")
-        stdout.print(f"The probabilities are for a prior of {prior}.")
+        stated = ", ".join(
+            f"{name} {share:.3f}" for name, share in zip(model.classes, shares, strict=True)
+        )
+        stdout.print(f"The probabilities are for a prior of {stated} ({prior}).")
         for name, folder in bags.items():
             stdout.print(f"  {name}, weight {model.weights[name]:.3f}: bags {folder}")
         counts = ", ".join(f"{n} {name}" for name, n in sets.items())

@@ -148,7 +148,8 @@ def print_scores(
         for scores in kinds.values():
             score = scores[key]
             span = f"{score.low:.4f} to {score.high:.4f}"
-            cells += [f"{score.value:.4f}", "not estimable" if isnan(score.low) else span]
+            absent = "" if key == "calibration_error" else "not estimable"
+            cells += [f"{score.value:.4f}", absent if isnan(score.low) else span]
         table.add_row(title, *cells)
     stdout.print(table)
 

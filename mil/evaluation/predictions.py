@@ -35,6 +35,9 @@ _NOT_CLASSES = frozenset({
     "center_id", "image_num", "label", "fold", "repeat", "seed", *_ID_COLUMNS,
 })  # fmt: skip
 _PROBABILITY_NAMES = ("prediction", "predictions", "probability", "proba", "p", "score")
+_DETAILS_COLUMNS = frozenset({"n_slides_used", "seen_in_training"})
+"""Columns that only the table of details of ``mil infer`` has."""
+
 _MIN_PROBABILITY = 1e-15
 _LEAST_PROBABILITY, _MAX_PROBABILITY = -1e-6, 1 + 1e-6  # 0 and 1 may have been rounded.
 _ROUNDED_SUM = 0.02
@@ -95,6 +98,7 @@ def read_predictions(
         If its last row is one of totals, and the cohort is no part.
     """
     table = read_table(path)
+    _refuse_details(path, table)
     ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path, has_others=is_part)
     wanted = ids.isin(list(patient_of)) | (not is_part)
     table, ids = table[wanted], ids[wanted]
@@ -168,6 +172,22 @@ def average_predictions(
         return np.asarray(stacked.mean(axis=0))
     product = np.exp(np.log(np.clip(stacked, _MIN_PROBABILITY, None)).mean(axis=0))
     return np.asarray(product / product.sum(axis=1, keepdims=True))
+
+
+def _refuse_details(path: Path, table: pd.DataFrame) -> None:
+    """Raise if a table is that of the details of ``mil infer``, without the probabilities."""
+    if not _DETAILS_COLUMNS.issubset(table.columns):
+        return
+    beside = path.with_name(re.sub(r"\.details\.csv$", ".csv", path.name))
+    raise PredictionsError(
+        path,
+        actual="the details of 'mil infer': slides, tiles and status",
+        expected="a table of probabilities",
+        hint=f"They are in {beside}."
+        if beside != path and beside.is_file()
+        else "They are in the table that 'mil infer' wrote beside it, without '.details' in the "
+        "name.",
+    )
 
 
 def _find_classes(

@@ -193,8 +193,9 @@ def score_predictions(proba: Floats, labels: Ints, settings: ScoreSettings) -> d
 
     Weighted log loss, AUROC, balanced accuracy, calibration slope and intercept are for the
     balanced prior; Brier score, calibration error and accuracy for ``settings.prior``, after the
-    exact shift and with patients weighted so that the sample represents it. ``proba`` has shape
-    (patients, classes), or (repeats, patients, classes) as for
+    exact shift and with patients weighted so that the sample represents it. The limits of the
+    calibration error are NaN; :func:`describe_reliability` says what chance gives. ``proba`` has
+    shape (patients, classes), or (repeats, patients, classes) as for
     :func:`mil.evaluation.bootstrap.stratified_bootstrap`; ``labels`` has shape (patients,).
 
     Columns after those of the classes of the priors are classes that no patient has. What was
@@ -220,17 +221,24 @@ def score_predictions(proba: Floats, labels: Ints, settings: ScoreSettings) -> d
         at_even = _with_other_classes(at_even, n_classes, n_columns=proba.shape[-1])
     at_prior: dict[str, Metric] = {
         "brier_score": lambda p, y: brier_score(p, y, weights=weights(y)),
-        "calibration_error": lambda p, y: expected_calibration_error(p, y, weights=weights(y)),
         "accuracy": lambda p, y: accuracy(p, y, weights=weights(y)),
+    }
+    # Chance raises the error of a resample a second time: its limits may lie above the error.
+    without_interval: dict[str, Metric] = {
+        "calibration_error": lambda p, y: expected_calibration_error(p, y, weights=weights(y)),
     }
     return {
         name: score
-        for shares, metrics in ((even, at_even), (settings.prior, at_prior))
+        for shares, metrics, n_resamples in (
+            (even, at_even, settings.n_resamples),
+            (settings.prior, at_prior, settings.n_resamples),
+            (settings.prior, without_interval, 0),
+        )
         for name, score in stratified_bootstrap(
             metrics,
             _at_prior(proba, old=settings.file_prior, new=shares),
             labels,
-            n_resamples=settings.n_resamples,
+            n_resamples=n_resamples,
             seed=settings.seed,
         ).items()
     }

@@ -17,6 +17,7 @@ from mil.data.splits import can_leave_centres_out
 from tests.cli.running import follow_advice, mil, mil_ok
 from tests.fakes import write_cohort
 
+DETAILS = "patient_id,n_slides_used,seen_in_training"
 SCORE = "--cohort train.csv --resamples 100"
 ROLES = "with one of the roles slide, patient, label, center"
 
@@ -59,6 +60,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logits = [[f"{4 * float(cell) - 3:.2f}" for cell in column] for column in both]
     write("logits.csv", "patient_id,CE,LAA", patients, *logits)
     for name, header in (
+        ("p.details", DETAILS), ("moved.details", DETAILS),
         ("prefixed", "patient_id,prob_CE,prob_LAA"), ("suffixed", "patient_id,CE_prob,LAA_prob"),
         ("numbered", "patient_id,class_0,class_1"), ("nameless", "id,CE,LAA"),
     ):  # fmt: skip
@@ -220,6 +222,9 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("logits.csv", "If these are logits, turn each row into probabilities by the softmax.",
          "p.csv"),
         ("prefixed.csv", "If 'prob_CE' holds its probability, rename it to 'CE'.", "p.csv"),
+        ("p.details.csv", "expected a table of probabilities. They are in p.csv.", "p.csv"),
+        ("moved.details.csv", "They are in the table that 'mil infer' wrote beside it, without",
+         "p.csv"),
         ("suffixed.csv", "If 'CE_prob' holds its probability, rename it to 'CE'.", "p.csv"),
         ("numbered.csv", "Name the columns of probabilities after their classes.", "p.csv"),
         ("nameless.csv", "Name the column of ids 'patient_id' or 'slide_id'.", "p.csv"),

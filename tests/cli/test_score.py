@@ -64,6 +64,15 @@ def test_tables_state_that_scores_are_cross_fitted(tables: tuple[Path, Path]) ->
         assert words in result.output
 
 
+def test_the_file_of_a_run_leads_to_its_report_and_others_to_new_patients(
+    tables: tuple[Path, Path],
+) -> None:
+    page = tables[0].parent / "report.html"
+    assert f"Next: mil evaluate RUN --cohort {tables[1]}" in score(tables).output
+    page.touch()
+    assert f"Next: open {page}" in score(tables).output
+
+
 def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> None:
     printed = score(tables, "--reliability").output
     for words in ("reliability of LAA", "promised", "biased upwards", "Brier of LAA"):

@@ -38,7 +38,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inspect_prints_what_was_understood(slides: Path) -> None:
     result = mil_ok("inspect", slides / "clot.tif")
-    for words in ("clot", "tiff", "2,000 x 2,000 px", "0.25 x 0.25 (assumed)"):
+    for words in ("clot", "tiff", "2,000 x 2,000 px (4 megapixels", "0.25 x 0.25 (assumed)"):
         assert words in result.stdout
     data = json.loads(mil("inspect", slides, "--json").stdout)
     assert [slide["slide_id"] for slide in data["slides"]] == ["blank", "clot"]

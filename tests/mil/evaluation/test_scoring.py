@@ -8,7 +8,8 @@ import pytest
 from mil.calibration.priors import shift_prior
 from mil.data.cohort import Cohort, Patient, read_cohort
 from mil.errors import CalibrationError
-from mil.evaluation.metrics import weighted_log_loss
+from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.metrics import expected_calibration_error, weighted_log_loss
 from mil.evaluation.predictions import average_predictions, read_predictions
 from mil.evaluation.scoring import (
     ScoreSettings,
@@ -77,7 +78,8 @@ def test_calibrated_scores_accompany_raw_ones() -> None:
     assert raw["calibration_slope"].value < 0.5
     assert 0.7 < calibrated["calibration_slope"].value < 1.4
     assert abs(calibrated["calibration_intercept"].value) < 0.3
-    for score in calibrated.values():
+    for name in calibrated.keys() - {"calibration_error"}:
+        score = calibrated[name]
         assert score.low <= score.value <= score.high
     plain = report.as_dict()
     assert set(plain) == {"raw", "calibrated", "calibrators", "reliability"}
@@ -126,6 +128,20 @@ def test_of_two_classes_the_second_is_described() -> None:
     assert sum(row["n_patients"] for row in described["classes"]["LAA"]["bins"]) == 60
     error = described["calibration_error"]
     assert error["value"] > error["if_perfect_high"] > error["if_perfect"] > 0
+
+
+def test_the_calibration_error_has_no_interval_as_resampling_raises_it() -> None:
+    labels = np.array([0, 0, 0, 1] * 5 + [1, 1, 1, 0] * 5)
+    second = np.repeat([0.25, 0.75], 20)
+    proba = np.stack([1 - second, second], axis=1)
+    resampled = stratified_bootstrap(
+        {"error": expected_calibration_error}, proba, labels, n_resamples=200, seed=0
+    )["error"]
+    assert resampled.low > resampled.value
+    scores = score_predictions(proba, labels, settings_of())
+    assert scores["calibration_error"].value == pytest.approx(resampled.value)
+    assert np.isnan(scores["calibration_error"].low)
+    assert all(np.isfinite(scores[name].low) for name in ("brier_score", "accuracy"))
 
 
 def test_nothing_is_calibrated_or_described_unasked() -> None:
