@@ -194,7 +194,8 @@ def read_table(path: Path) -> pd.DataFrame:
             hint="Delete the row.",
         )
     named = table.columns[~np.array(unnamed)].tolist()
-    _check_separators(path, plain.loc[stripped.index], separator)
+    alone = _rows_of_one_cell(text, plain.loc[stripped.index], separator, n_lines_before)
+    _check_separators(path, plain.loc[alone], len(stripped), separator)
     if row := _find_repeated_header(plain.loc[stripped.index, stripped.columns], named):
         raise TableError(
             f"{path}, row {row}",
@@ -206,25 +207,39 @@ def read_table(path: Path) -> pd.DataFrame:
     return _map_cells(stripped, _unescape_formula) if is_escaped else stripped
 
 
-def _check_separators(path: Path, table: pd.DataFrame, separator: str) -> None:
-    """Raise for rows of one cell, shape (rows, columns), that another separator would part.
+def _rows_of_one_cell(
+    text: str, table: pd.DataFrame, separator: str, n_lines_before: int
+) -> list[int]:
+    """Return the index of rows, shape (rows, columns), that have no separator at all.
 
-    A single one may be a text with commas, and so may some of a table of two columns.
+    Empty cells with the separator of the header are a row's own, whatever its first cell holds.
     """
-    n_columns = table.shape[1]
-    others = table.iloc[:, 1:]
-    if n_columns < 2 or not len(alone := table.iloc[:, 0][(others == "").all(axis=1)]):
-        return
+    if not (table.iloc[:, 1:] == "").all(axis=1).any() or table.shape[1] < 2:
+        return []
+    rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    numbers = [
+        row - 1 + n_lines_before for row, cells in enumerate(rows) if row and len(cells) == 1
+    ]
+    return [number for number in numbers if number in table.index]
+
+
+def _check_separators(path: Path, alone: pd.DataFrame, n_rows: int, separator: str) -> None:
+    """Raise for rows of one cell, of ``n_rows``, that another separator would part.
+
+    A single row of several may be a text with commas, and so may some of a table of two columns.
+    """
+    n_columns = alone.shape[1]
     for mark in ",;\t|":
-        parted = alone[alone.str.count(re.escape(mark)) == n_columns - 1]
-        if len(parted) > 1 and (n_columns > 2 or len(parted) == len(table)):
-            is_quoted = mark == separator
+        first = alone.iloc[:, 0]
+        parted = first[first.str.count(re.escape(mark)) == n_columns - 1]
+        is_all = len(parted) == n_rows
+        if (n_columns > 2 and (is_all or len(parted) > 1)) or (is_all and len(parted) > 1):
             raise TableError(
                 f"{path}, row {parted.index[0] + 2}",
                 actual=f"one cell, {parted.iloc[0][:40]!r}",
                 expected=f"{n_columns}, as in the header",
                 hint="Delete the quotation marks around the row."
-                if is_quoted
+                if mark == separator
                 else f"Put {separator!r} between its cells, as in the header, or {mark!r} into "
                 "the header.",
             )

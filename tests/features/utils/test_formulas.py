@@ -28,6 +28,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
 @example(rows=[("", "\t"), ("", "\t=x"), ("", " =x"), ("", "'\t"), ("", "'\t=x")])
 @example(rows=[("", "\x1a")])
+@example(rows=[("\t0", ""), (";0", "")])
+@example(rows=[("\t0", ""), ("\t0", "")])
 def test_whatever_is_typed_comes_back_to_the_letter(
     path: Path, rows: list[tuple[str, str]]
 ) -> None:

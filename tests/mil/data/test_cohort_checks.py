@@ -187,6 +187,7 @@ def test_two_columns_of_centres_are_not_passed_over(tmp_path: Path) -> None:
         ("image_id,patient_id,2019", ["a,p1,A"], "Name it with --column label=NAME"),
         ("patient#", ["p1"], "patient#; expected slide ids. (?!Put commas)"),
         (HEADER, ["a;p1;A;Bern", "b;p2;B;Ulm"], "row 2: one cell, 'a;p1;A;Bern'; expected 4"),
+        (HEADER, ["a;p1;A;Bern"], "row 2: one cell, 'a;p1;A;Bern'; expected 4"),
         (
             HEADER,
             [*ROWS, "a\tp1\tA\tBern", "b\tp2\tB\tUlm"],
