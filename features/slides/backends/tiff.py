@@ -44,6 +44,7 @@ from features.slides.backends.tiff_tags import (
     check_declared_size,
     conversion_hint,
     count_images,
+    decodes_as_rgb,
     directory_fault,
     is_ndpi,
     orientation_warning,
@@ -63,7 +64,7 @@ from features.slides.pixels import (
 )
 from features.slides.resolution import choose_mpp
 from features.slides.zeroed import ZEROED, RawPixels, has_zeroed_data, is_zeroed_jpeg
-from features.utils.image_headers import jpeg_precision
+from features.utils.image_headers import jpeg_precision, jpeg_stores_rgb
 
 __all__ = ["TiffSlide"]
 
@@ -267,7 +268,8 @@ class TiffSlide(BlockReader):
         page: Any = self._grids[0].page
         alpha = alpha_index(page)
         is_coded = page.compression in PLAIN_JPEGS | ENTROPY_CODED
-        may_be_ycbcr = page.compression in JPEG_2000 and page.samplesperpixel == 3
+        is_rgb_jpeg = decodes_as_rgb(page)
+        may_be_ycbcr = is_rgb_jpeg or (page.compression in JPEG_2000 and page.samplesperpixel == 3)
         n_sampled = 1 if is_coded and alpha is None and not may_be_ycbcr else _N_CHECKED
         reason: Exception | None = None
         for level in range(len(self._grids)):
@@ -289,7 +291,10 @@ class TiffSlide(BlockReader):
                 self.path, actual=cause, expected="a picture", hint="Copy or export it again."
             )
         if may_be_ycbcr and page.dtype == np.uint8:
-            self._is_ycbcr = 2 * sum(map(is_ycbcr, samples)) > len(samples)
+            stored = self._stored_as_rgb() if is_rgb_jpeg else None
+            self._is_ycbcr = (
+                2 * sum(map(is_ycbcr, samples)) > len(samples) if stored is None else not stored
+            )
             if self._is_ycbcr and not states_ycbcr(page):
                 self.warnings += ("its tags state RGB, its samples are YCbCr: read as YCbCr",)
         hidden = [] if alpha is None else [hides_picture(p[..., : alpha + 1]) for p in samples]
@@ -322,6 +327,17 @@ class TiffSlide(BlockReader):
             if len(samples) == n_sampled:
                 break
         return samples, None if samples else first_error
+
+    def _stored_as_rgb(self) -> bool | None:
+        """Whether the JPEG streams of the longest segments are RGB; None if they do not say."""
+        grid = self._grids[0]
+        longest = np.argsort(grid.byte_counts, kind="stable")[-_N_CHECKED:].tolist()
+        said = set[bool | None]()
+        for index in longest:
+            with suppress(Exception):  # a damaged segment is reported where it is read
+                stream = self._read_stream(grid, grid.planes[0], index, self._descriptor)
+                said.add(jpeg_stores_rgb(stream))
+        return said.pop() if len(said) == 1 else None
 
     def _describe_gaps(self) -> tuple[str, ...]:
         """Sentences on TIFF tiles that the file does not hold, by level."""

@@ -30,6 +30,7 @@ __all__ = [
     "check_declared_size",
     "conversion_hint",
     "count_images",
+    "decodes_as_rgb",
     "directory_fault",
     "is_ndpi",
     "largest_byte_count",
@@ -195,6 +196,22 @@ def unsupported_samples(page: Any) -> str:
         return f"YCbCr in {compression.name}"
     is_planar = page.planarconfig != tifffile.PLANARCONFIG.CONTIG
     return "YCbCr in separate planes" if is_ycbcr and is_planar else ""
+
+
+def decodes_as_rgb(page: Any) -> bool:
+    """Return whether the samples of a JPEG page are taken for RGB, whatever its streams say.
+
+    tifffile takes them so for the tag's sake, as in an Aperio SVS, unless the first has JFIF's
+    marker.
+    """
+    return bool(
+        page.compression in PLAIN_JPEGS
+        and page.photometric == tifffile.PHOTOMETRIC.RGB
+        and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+        and page.samplesperpixel == 3
+        and not page.extrasamples
+        and not page.is_jfif
+    )
 
 
 def states_ycbcr(page: Any) -> bool:

@@ -387,6 +387,50 @@ def test_colours_of_jpeg_2000_are_those_of_its_samples_whatever_its_tags_say(
         assert any("its samples are YCbCr" in text for text in slide.warnings) == is_denied
 
 
+def without_markers(stream: bytes) -> bytes:
+    """A JPEG stream without the segments of applications, which state its colours."""
+    kept, position = stream[:2], 2
+    while stream[position + 1] != 0xDA:  # start of scan
+        end = position + 2 + int.from_bytes(stream[position + 2 : position + 4], "big")
+        if stream[position + 1] not in range(0xE0, 0xF0):
+            kept += stream[position:end]
+        position = end
+    return kept + stream[position:]
+
+
+@pytest.mark.parametrize(
+    ("stored", "subsampling", "marked"),
+    [("ycbcr", "444", False), ("ycbcr", "422", False), ("ycbcr", "420", True), ("rgb", "444", True),
+     ("rgb", "444", False)],
+)  # fmt: skip
+def test_jpeg_tagged_as_rgb_is_read_in_the_colours_that_it_has(
+    tmp_path: Path, stored: str, subsampling: str, marked: bool
+) -> None:
+    pixels = np.pad(
+        stained((186, 110, 160), 192), ((30, 34), (40, 24), (0, 0)), constant_values=243
+    )
+    streams = [
+        imagecodecs.jpeg_encode(
+            np.ascontiguousarray(pixels[y : y + 128, x : x + 128]),
+            level=95, subsampling=subsampling, colorspace="rgb", outcolorspace=stored,
+        )
+        for y in (0, 128)
+        for x in (0, 128)
+    ]  # fmt: skip
+    streams = streams if marked else [without_markers(stream) for stream in streams]
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(
+        path, iter(streams), shape=pixels.shape, dtype=np.uint8, photometric="ycbcr",
+        tile=(128, 128), compression="jpeg",
+    )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(2)
+    assert np.abs(pixels_of(path).astype(int) - pixels).mean() < 4
+    with closing(TiffSlide(path)) as slide:
+        is_denied = stored == "ycbcr" and not marked
+        assert any("its samples are YCbCr" in text for text in slide.warnings) == is_denied
+
+
 @pytest.mark.parametrize("compression", ["webp", "jpegxl"])
 def test_a_tag_of_ycbcr_changes_no_colours_that_the_stream_states(
     tmp_path: Path, compression: str
