@@ -70,49 +70,31 @@ class Slide(Protocol):
     do not depend on the reader.
     """
 
-    @property
-    def path(self) -> Path:
-        """The file or folder that was opened."""
-
-    @property
-    def reader(self) -> str:
-        """Short name of the reader: ``tiff``, ``openslide``, ``image`` or ``ome-zarr``."""
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """Shape and downsample of all resolutions, the finest (level 0) first."""
+    path: Path
+    """The file or folder that was opened."""
+    reader: str
+    """Short name of the reader: ``tiff``, ``openslide``, ``image`` or ``ome-zarr``."""
+    levels: tuple[Level, ...]
+    """Shape and downsample of all resolutions, the finest (level 0) first."""
+    stated_mpp: StatedMpp | None = None
+    """µm per level-0 px and its place in the file, plausible or not; None if it has none."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the file although it can be read, a sentence each; mostly none."""
+    scene: int = 1
+    """Number of the picture that is read, from 1 in the file's order without companions."""
+    other_scenes: tuple[Scene, ...] = ()
+    """Other pictures of the file that could be the slide, with their size in px."""
+    associated_images: tuple[str, ...] = ()
+    """Names and sizes, px, of pictures that were set aside, such as label and macro."""
+    unreadable_px0: tuple[tuple[int, int, int, int], ...] = ()
+    """Left, top, width and height, level-0 px, of what the last overview could not read."""
+    background_rgb: tuple[int, int, int] = (255, 255, 255)
+    """Colour behind transparent pixels and outside the slide."""
 
     @property
     def mpp_xy(self) -> tuple[float, float] | None:
         """µm per level-0 px along x and y from the file, plausible or not; None if it has none."""
-
-    @property
-    def stated_mpp(self) -> StatedMpp | None:
-        """The mpp with its place in the file; None if it has none."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is wrong with the file although it can be read, a sentence each; mostly none."""
-
-    @property
-    def scene(self) -> int:
-        """Number of the picture that is read, from 1 in the file's order without companions."""
-
-    @property
-    def other_scenes(self) -> tuple[Scene, ...]:
-        """Other pictures of the file that could be the slide, with their size in px."""
-
-    @property
-    def associated_images(self) -> tuple[str, ...]:
-        """Names and sizes, px, of pictures that were set aside, such as label and macro."""
-
-    @property
-    def unreadable_px0(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Left, top, width and height, level-0 px, of what the last overview could not read."""
-
-    @property
-    def background_rgb(self) -> tuple[int, int, int]:
-        """Colour behind transparent pixels and outside the slide."""
+        return None if self.stated_mpp is None else (self.stated_mpp.x, self.stated_mpp.y)
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Read a rectangle of one level.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from features.errors import SlideError, TileError
 from features.slides.backends.level_content import AREA_PX, shows_something_else
 from features.slides.backends.unstored import UnstoredBlocks
-from features.slides.base import Level, RgbArray, Scene, StatedMpp
+from features.slides.base import Level, RgbArray, Slide
 from features.slides.cache import TileCache
 from features.slides.pixels import filled_image
 from features.slides.resampling import AreaAccumulator, overview_level, thumbnail_accumulator
@@ -51,25 +51,8 @@ GOLDEN_RATIO = 0.618
 _USUAL_BLOCK_PX = 512
 
 
-class RegionReader(ABC):
+class RegionReader(Slide, ABC):
     """Base of the readers of regions, shape (height, width, 3) in px, that are inside a level."""
-
-    path: Path
-    levels: tuple[Level, ...]
-    background_rgb: tuple[int, int, int] = (255, 255, 255)
-    stated_mpp: StatedMpp | None = None
-    warnings: tuple[str, ...] = ()
-    unreadable_px0: tuple[tuple[int, int, int, int], ...] = ()
-
-    @property
-    def mpp_xy(self) -> tuple[float, float] | None:
-        """µm per level-0 px along x and y that the file states, plausible or not."""
-        stated = self.stated_mpp
-        return None if stated is None else (stated.x, stated.y)
-
-    scene: int = 1
-    other_scenes: tuple[Scene, ...] = ()
-    associated_images: tuple[str, ...] = ()
 
     def read(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> RgbArray:
         """Read a rectangle of one level, shape (height, width, 3) in px, uint8.
