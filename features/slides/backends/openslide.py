@@ -85,8 +85,16 @@ class OpenSlideSlide(RegionReader):
         self.path = path
         self._lock = Lock()
         self._handle = self._open()
+        try:
+            self._read_header(more_mpp)
+        except SlideError:
+            self.close()
+            raise
+
+    def _read_header(self, more_mpp: Iterable[StatedMpp]) -> None:
+        """Read what the slide states of itself; an error for what OpenSlide would read wrongly."""
         properties = read_properties(self._handle)
-        self._check_illumination(properties)
+        check_names(illumination_in(properties), where=self.path)
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
         self.levels = tuple(
             Level(width_px=width, height_px=height, downsample=downsample)
@@ -95,10 +103,10 @@ class OpenSlideSlide(RegionReader):
             )
         )
         self.streams = (
-            mirax_streams(path, properties, self._handle.level_dimensions)
+            mirax_streams(self.path, properties, self._handle.level_dimensions)
             if self.vendor == "mirax"
-            else tiff_streams(path, self.vendor, self._handle.level_dimensions)
-            or vms_streams(path, properties)
+            else tiff_streams(self.path, self.vendor, self._handle.level_dimensions)
+            or vms_streams(self.path, properties)
         )
         self._numbers: tuple[int, ...] = tuple(range(len(self.levels)))
         self._small_levels: dict[int, RgbArray | None] = {}
@@ -110,10 +118,10 @@ class OpenSlideSlide(RegionReader):
             for name, (width, height) in self._associated_sizes()
         )
         if self.vendor == LEICA:
-            more_mpp = scn_mpp(path)
+            more_mpp = scn_mpp(self.path)
         self.stated_mpp, self.warnings = choose_mpp([*mpp_in_properties(properties), *more_mpp])
-        parts = path.with_suffix("").glob("*.dat") if self.vendor == "mirax" else ()
-        self.warnings += hole_warning(path, *sorted(parts))
+        parts = self.path.with_suffix("").glob("*.dat") if self.vendor == "mirax" else ()
+        self.warnings += hole_warning(self.path, *sorted(parts))
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         red, green, blue = bytes.fromhex(colour)[:3]
         self.background_rgb = (red, green, blue)
@@ -192,14 +200,6 @@ class OpenSlideSlide(RegionReader):
     def _read_inside(self, level: int, x_px: int, y_px: int, *, out: RgbArray) -> None:
         out[:] = self._read_region(level, x_px, y_px, out.shape[1], out.shape[0])
 
-    def _check_illumination(self, properties: Mapping[str, str]) -> None:
-        """Raise an error for fluorescence."""
-        try:
-            check_names(illumination_in(properties), where=self.path)
-        except UnsupportedFormatError:
-            self._handle.close()
-            raise
-
     def _check_sizes(self) -> None:
         """Raise an error for absurd sizes, as OpenSlide ends the process when memory runs out."""
         properties = self._handle.properties
@@ -211,7 +211,6 @@ class OpenSlideSlide(RegionReader):
             sides = (size.width_px, size.height_px)
             is_absurd = min(sides) < 1 or max(sides) > MAX_SIDE_PX
             if is_absurd or tile_width * tile_height > _MAX_TILE_PX:
-                self._handle.close()
                 raise SlideError(
                     self.path,
                     actual=f"{size.width_px} × {size.height_px} px in tiles of "
@@ -291,7 +290,6 @@ class OpenSlideSlide(RegionReader):
         """Raise an error for TIFF tiles longer than the file, which OpenSlide would allocate."""
         n_bytes = self.path.stat().st_size
         if (largest := largest_byte_count(self.path)) > n_bytes:
-            self._handle.close()
             raise SlideError(
                 self.path,
                 actual=f"a TIFF tile of {largest:,} bytes",
@@ -304,7 +302,6 @@ class OpenSlideSlide(RegionReader):
         first = (self.levels[0].width_px, self.levels[0].height_px)
         expected = slide_size_px(self.path) if self.vendor == "generic-tiff" else None
         if expected is not None and expected != first:
-            self._handle.close()
             raise SlideError(
                 self.path,
                 actual=f"OpenSlide reads the first picture only, {first[0]:,} × {first[1]:,} px",
@@ -325,7 +322,6 @@ class OpenSlideSlide(RegionReader):
                     errors.append(error)
                 else:
                     return
-        self._handle.close()
         raise SlideError(
             self.path, actual=f"none of {len(errors)} places can be read, first: "
             f"{errors[0].actual}", expected="pixels", hint="Copy it again.",
@@ -340,7 +336,6 @@ class OpenSlideSlide(RegionReader):
             if isinstance(streams, TiffStreams | JoinedStreams):
                 taken = streams.mistaken_for()
         if taken:
-            self._handle.close()
             stored, value = ("RGB", 2) if taken == "YCbCr" else ("YCbCr", 6)
             raise UnsupportedFormatError(
                 self.path, actual=f"JPEG tiles in {stored}, which OpenSlide takes for {taken}, as "
