@@ -29,6 +29,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from features.errors import TileError
+from features.slides.dicom_series import is_dicom
 from features.utils.image_headers import jpeg_dimensions
 
 __all__ = ["SliceHeader", "is_dicom", "read_hu", "read_slice_headers"]
@@ -38,8 +39,6 @@ _LARGEST_PX = 1 << 25
 """Largest number of pixels of a slice, 34 Mpx; a CT slice has 0.26."""
 _MOST_FRAMES = 4096
 _LARGEST_HU = 1e6
-_MAGIC = b"DICM"
-_MAGIC_AT = 128
 
 _GEOMETRY_TAGS = [
     "ImageOrientationPatient", "ImagePositionPatient", "ImageType", "InstanceNumber", "Modality",
@@ -80,15 +79,6 @@ class SliceHeader:
     position_mm: tuple[float, float, float] | None
     normal: tuple[float, float, float] | None
     spacing_um: tuple[float, float] | None
-
-
-def is_dicom(path: Path) -> bool:
-    """Return True if bytes 128 to 131 of a file are those of DICOM, whatever its name."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
-    except OSError:
-        return False
 
 
 def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SPLIT_SERIES", "group_dicom_files", "is_dicom"]
+__all__ = ["COMPANIONS", "SPLIT_SERIES", "group_dicom_files", "is_dicom"]
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -21,9 +21,8 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class Media Storage Directory Storage."""
 _IMAGE_TYPE, _SOP_CLASS, _UID, _SERIES = 0x00080008, 0x00080016, 0x00080018, 0x0020000E
 _COLUMNS, _ROWS = 0x00480006, 0x00480007
-_COMPANIONS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
-
-
+COMPANIONS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
+"""Words of ImageType for pictures that accompany a slide."""
 SPLIT_SERIES = "a part of the DICOM series of"
 """Beginning of the reason for files whose slide lies in another folder."""
 
@@ -73,7 +72,7 @@ def group_dicom_files(paths: Iterable[Path]) -> dict[Path, str | None]:
             series.setdefault(key, []).append((path, instance))
     slides: dict[str, list[Sequence[_Member]]] = {}
     for (uid, _), members in series.items():
-        kinds = [instance.image_type & _COMPANIONS for _, instance in members]
+        kinds = [instance.image_type & COMPANIONS for _, instance in members]
         if all(kinds):
             for (path, _), kind in zip(members, kinds, strict=True):
                 result[path] = f"a DICOM {min(kind).lower()} without its slide"

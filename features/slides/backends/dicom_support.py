@@ -7,6 +7,7 @@ from typing import Any
 
 from features.errors import UnsupportedFormatError
 from features.slides.backends.dicom_frames import DicomInstance
+from features.slides.dicom_series import COMPANIONS
 from features.utils.file_kinds import BFCONVERT
 from features.utils.image_headers import jpeg2000_transforms_colours, jpeg_stores_rgb
 
@@ -24,7 +25,6 @@ _COLOURS = {
 _EXPECTED = "RGB of 8 bit in JPEG, in JPEG 2000 or uncompressed, in one plane"
 _CONVERT = f"Convert it to OME-TIFF with bfconvert of Bio-Formats: {BFCONVERT}"
 _ONE_PLANE = "Export one focal plane of one optical path."
-_COMPANIONS = {"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"}
 
 
 def check_format(instances: Sequence[DicomInstance]) -> None:
@@ -36,7 +36,7 @@ def check_format(instances: Sequence[DicomInstance]) -> None:
         actual, hint = _unsupported(instance.header)
         if actual:
             words = instance.header.get("ImageType") or ()
-            if _COMPANIONS & {str(word) for word in words}:
+            if COMPANIONS & {str(word) for word in words}:
                 hint = "Move it out of the folder: the slide is read without it."
             raise UnsupportedFormatError(
                 instance.path, actual=actual, expected=_EXPECTED, hint=hint
