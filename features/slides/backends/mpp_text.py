@@ -6,7 +6,7 @@ import html
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import product
 from operator import itemgetter
@@ -16,7 +16,7 @@ from features.slides.companion_words import CAMERA, COMPANION
 from features.slides.length_units import NUMBER, parse_number, um_per_unit
 from features.slides.resolution import is_plausible_mpp, mpp_of_magnification
 
-__all__ = ["mpp_in_ome", "mpp_in_text", "ome_channels", "ome_pixels"]
+__all__ = ["mpp_in_ome", "mpp_in_text", "read_ome_image"]
 
 _IS = r"""["']?(?:\s*[=:>]\s*["']?|\s*</name>\s*<value[^>]*>\s*)"""
 """Between a name and its value, as text, JSON, XML or a property of libvips."""
@@ -233,19 +233,23 @@ def mpp_in_text(text: str) -> Iterator[StatedMpp]:
     yield from _magnifications(text)
 
 
-def ome_pixels(
-    ome: str, *, width_px: int, height_px: int, name: str = ""
-) -> Mapping[str, str] | None:
-    """Return the attributes of ``Pixels`` of the image of that size, px; None if none has it.
+def read_ome_image(
+    ome: str, *, width_px: int, height_px: int, name: str | None = None
+) -> tuple[Mapping[str, str], Sequence[Mapping[str, str]]]:
+    """Return the attributes of ``Pixels`` and of each ``Channel`` of the image of that size, px.
 
-    Of several, the one whose ``Name`` is ``name`` is taken, else the first. ``Magnification`` is
-    added where the image names an objective, or there is only one.
+    Both are empty if none has it. Of several, the one whose ``Name`` is ``name`` is taken, else the
+    first. ``Magnification`` is added where the image names an objective, or there is only one.
     """
+    size = (str(width_px), str(height_px))
     image: dict[str, str] = {}
-    fitting: list[tuple[dict[str, str], dict[str, str]]] = []
+    channels: list[dict[str, str]] = []
+    fitting: list[tuple[dict[str, str], dict[str, str], list[dict[str, str]]]] = []
     objectives: dict[str, str] = {}
     settings: dict[str, str] = {}
     for tag, attributes in _ome_elements(ome):
+        if tag in {"Image", "Pixels"}:
+            channels = []
         if tag == "Image":
             image = attributes
         elif tag == "Objective":
@@ -255,37 +259,19 @@ def ome_pixels(
             objectives[attributes.get("ID", "")] = power
         elif tag == "ObjectiveSettings":
             settings[image.get("ID", "")] = attributes.get("ID", "")
-        elif tag == "Pixels" and _is_of_size(attributes, width_px, height_px):
-            fitting.append((image, attributes))
+        elif tag == "Channel":
+            channels.append(attributes)
+        elif (attributes.get("SizeX"), attributes.get("SizeY")) == size:
+            fitting.append((image, attributes, channels))
     if not fitting:
-        return None
-    image, pixels = next((pair for pair in fitting if pair[0].get("Name") == name), fitting[0])
+        return {}, ()
+    image, pixels, channels = next(
+        (each for each in fitting if each[0].get("Name", "") == name), fitting[0]
+    )
     power = objectives.get(settings.get(image.get("ID", ""), ""), "")
     if not power and len(objectives) == 1 and not settings:
         (power,) = objectives.values()
-    return {**pixels, "Magnification": power} if power else pixels
-
-
-def ome_channels(
-    ome: str, *, width_px: int, height_px: int, name: str = ""
-) -> list[Mapping[str, str]]:
-    """Return the attributes of each ``Channel`` of the image that :func:`ome_pixels` takes, px."""
-    image_name = ""
-    fitting: list[tuple[str, list[Mapping[str, str]]]] = []
-    is_fitting = False
-    for tag, attributes in _ome_elements(ome):
-        if tag == "Image":
-            image_name, is_fitting = attributes.get("Name", ""), False
-        elif tag == "Pixels":
-            is_fitting = _is_of_size(attributes, width_px, height_px)
-            if is_fitting:
-                fitting.append((image_name, []))
-        elif tag == "Channel" and is_fitting:
-            fitting[-1][1].append(attributes)
-    found = [channels for own, channels in fitting if own == name] or [
-        channels for _, channels in fitting
-    ]
-    return found[0] if found else []
+    return {**pixels, "Magnification": power} if power else pixels, channels
 
 
 def _ome_elements(ome: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -294,12 +280,8 @@ def _ome_elements(ome: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield tag, {key: html.unescape(a or b) for key, a, b in _ATTRIBUTE.findall(inner)}
 
 
-def _is_of_size(pixels: Mapping[str, str], width_px: int, height_px: int) -> bool:
-    return (pixels.get("SizeX"), pixels.get("SizeY")) == (str(width_px), str(height_px))
-
-
 def mpp_in_ome(pixels: Mapping[str, str]) -> Iterator[StatedMpp]:
-    """Yield the resolution that :func:`ome_pixels` states, µm per px; the default unit is µm."""
+    """Yield the resolution that :func:`read_ome_image` finds, µm per px; the default unit is µm."""
     sizes = {
         axis: parse_number(pixels[f"PhysicalSize{axis}"])
         * (um_per_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm")) or float("nan"))

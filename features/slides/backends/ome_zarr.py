@@ -23,7 +23,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 from features.errors import CONTENT_ERRORS, SlideError, TileError
 from features.slides.backends.base import MAX_SIDE_PX, BlockGrid, BlockReader
 from features.slides.backends.fluorescence import check_names
-from features.slides.backends.mpp_text import mpp_in_ome, ome_pixels
+from features.slides.backends.mpp_text import mpp_in_ome, read_ome_image
 from features.slides.backends.sample_bits import bits_of_maximum, resolve_bits, to_eight_bits
 from features.slides.backends.samples import rgb_order
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
@@ -233,7 +233,7 @@ class OmeZarrSlide(BlockReader):
         first = self._grids[0]
         with suppress(Exception):  # most have no such file; a damaged one costs nothing else
             ome = _read_text(self.path, f"{folder}/{_OME_XML}".lstrip("/"))
-            return ome_pixels(ome, width_px=first.width_px, height_px=first.height_px) or {}
+            return read_ome_image(ome, width_px=first.width_px, height_px=first.height_px)[0]
         return {}
 
     def _read_bits(self, attributes: Mapping[str, Any], folder: str) -> tuple[int, tuple[str, ...]]:

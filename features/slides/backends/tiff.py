@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from features.slides.backends.fluorescence import (
     check_names,
     check_ome_channels,
 )
-from features.slides.backends.mpp_text import ome_channels, ome_pixels
+from features.slides.backends.mpp_text import read_ome_image
 from features.slides.backends.openslide_properties import PHILIPS, read_vendor_slide
 from features.slides.backends.sample_bits import resolve_bits
 from features.slides.backends.samples import is_ycbcr, misread_reason, rgb_order
@@ -124,7 +124,8 @@ class TiffSlide(BlockReader):
     reader = "tiff"
     _block_noun = "TIFF tile"
     _channels: Sequence[Mapping[str, str]] = ()
-    """Attributes of the channels of an OME-TIFF."""
+    _ome_pixels: Mapping[str, str] = MappingProxyType({})
+    """Attributes of the channels and of the pixels of an OME-TIFF."""
     _has_alpha = True
     _leaves_out_glass = False
     """Whether its scanner stores no tiles of glass."""
@@ -154,7 +155,7 @@ class TiffSlide(BlockReader):
             self.warnings += notes
             self._descriptor = os.open(path, os.O_RDONLY)
             self._n_bytes = os.fstat(self._descriptor).st_size
-            self._bits, notes = self._read_bits(chosen.levels[0])
+            self._bits, notes = self._read_bits()
             self.warnings += notes + self._describe_gaps()
             self._check_samples()
             self.warnings += orientation_warning(chosen.levels[0].keyframe.tags.valueof(274))
@@ -197,7 +198,7 @@ class TiffSlide(BlockReader):
         page: Any = level.keyframe
         ome = self._file.ome_metadata
         if ome:
-            self._channels = ome_channels(
+            self._ome_pixels, self._channels = read_ome_image(
                 ome, width_px=page.imagewidth, height_px=page.imagelength, name=level.name
             )
             check_ome_channels(self._channels, where=self.path)
@@ -232,7 +233,7 @@ class TiffSlide(BlockReader):
         with suppress(Exception):  # a damaged tag may hold anything, and costs the resolution alone
             yield from mpp_in_tiff(series, self._file.ome_metadata)
 
-    def _read_bits(self, series: tifffile.TiffPageSeries) -> tuple[int, tuple[str, ...]]:
+    def _read_bits(self) -> tuple[int, tuple[str, ...]]:
         """Bits that samples of 16 bit use, and warnings; some segments are decoded for it."""
         grid = self._grids[0]
         page: Any = grid.page
@@ -242,11 +243,7 @@ class TiffSlide(BlockReader):
         n_bytes, offset = grid.planes[0].byte_counts, grid.planes[0].offsets
         first = int(np.argmax(n_bytes > 0))
         stream = os.pread(self._descriptor, min(int(n_bytes[first]), 1 << 16), offset[first])
-        ome = ome_pixels(
-            self._file.ome_metadata or "", width_px=grid.width_px, height_px=grid.height_px,
-            name=series.name,
-        )  # fmt: skip
-        stated, field = stated_bits(page, ome or {}, stream)
+        stated, field = stated_bits(page, self._ome_pixels, stream)
         largest = 0
         if grid.block_width_px * grid.block_height_px <= _MAX_SAMPLED_PX:
             stored = np.flatnonzero(counts)
@@ -358,15 +355,6 @@ class TiffSlide(BlockReader):
                 )
         return tuple(texts)
 
-    def _check_single(self, n_images: int) -> None:
-        if n_images > 1:
-            raise MultiImageError(
-                self.path,
-                actual=f"{n_images} images of one size, one after another",
-                expected="one image, or three channels of an OME-TIFF: red, green and blue",
-                hint="Export the slide in colours, as one image.",
-            )
-
     def _read_grids(self, levels: Sequence[tifffile.TiffPageSeries]) -> Iterator[_SegmentGrid]:
         """Segments of all levels, without coarser ones that cannot be served."""
         yield self._read_grid(levels[0])
@@ -390,10 +378,14 @@ class TiffSlide(BlockReader):
             raise self._unsupported(reason)
         pages = channel_pages(level)
         width, height = page.imagewidth, page.imagelength
-        if len(pages) == 1:
-            self._check_single(count_images(level))
-        else:
+        if len(pages) > 1:
             pages = self._in_rgb_order(pages)
+        elif (n_images := count_images(level)) > 1:
+            raise MultiImageError(
+                self.path, actual=f"{n_images} images of one size, one after another",
+                expected="one image, or three channels of an OME-TIFF: red, green and blue",
+                hint="Export the slide in colours, as one image.",
+            )  # fmt: skip
         if not 0 < width <= MAX_SIDE_PX or not 0 < height <= MAX_SIDE_PX:
             raise self._unsupported(f"{width} × {height} px")
         block_width = page.tilewidth if page.is_tiled else width
@@ -555,7 +547,7 @@ class TiffSlide(BlockReader):
                 raise ValueError(message)
             shown_rows = grid.height_px - index // grid.columns * grid.block_height_px
             shown = stream[: shown_rows * plane.raw.row_bytes]
-            if plane.raw.are_zeroed(partial(_read_at, descriptor), offset, shown):
+            if plane.raw.are_zeroed(lambda n, at: os.pread(descriptor, n, at), offset, shown):
                 raise EOFError(ZEROED)
         return stream
 
@@ -653,7 +645,3 @@ def _raw_pixels(
         pixel_bytes=pixel_bytes, row_bytes=width_px * pixel_bytes,
         is_zero_black=getattr(page.photometric, "name", "") not in {"MINISWHITE", "PALETTE"},
     )  # fmt: skip
-
-
-def _read_at(descriptor: int, n_bytes: int, offset: int) -> bytes:
-    return os.pread(descriptor, n_bytes, offset)

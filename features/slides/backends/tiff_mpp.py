@@ -11,7 +11,7 @@ from typing import Any
 import tifffile
 
 from features.errors import CONTENT_ERRORS
-from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, ome_pixels
+from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, read_ome_image
 from features.slides.base import StatedMpp
 from features.slides.length_units import um_per_unit
 
@@ -37,10 +37,10 @@ def mpp_in_tiff(series: tifffile.TiffPageSeries, ome: str | None) -> Iterator[St
     page: Any = series.keyframe
     description = _text(page, "ImageDescription")
     if ome:
-        pixels = ome_pixels(
+        pixels, _ = read_ome_image(
             ome, width_px=page.imagewidth, height_px=page.imagelength, name=series.name
         )
-        yield from mpp_in_ome(pixels or {})
+        yield from mpp_in_ome(pixels)
     else:
         if description.startswith("ImageJ="):
             yield from _imagej(page, description)

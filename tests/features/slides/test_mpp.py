@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from features.slides.backends import mpp_text
-from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, ome_pixels
+from features.slides.backends.mpp_text import mpp_in_ome, mpp_in_text, read_ome_image
 from features.slides.backends.openslide_properties import mpp_in_properties
 from features.slides.base import StatedMpp
 from features.slides.length_units import um_per_unit
@@ -311,11 +311,11 @@ def test_sizes_of_ome_xml_are_those_of_the_image_in_the_unit_stated(
         '<OME><Image Name="macro"><Pixels SizeX="40" SizeY="30" PhysicalSizeX="6"/></Image>'
         f'<Image Name="slide"><Pixels SizeX="420" SizeY="300" {attributes}/></Image></OME>'
     )
-    pixels = ome_pixels(ome, width_px=420, height_px=300)
-    assert pixels is not None
+    pixels, _ = read_ome_image(ome, width_px=420, height_px=300)
+    assert pixels
     result, _ = choose_mpp(mpp_in_ome(pixels))
     assert (result and (result.x, result.y)) == (expected and pytest.approx(expected))
-    assert ome_pixels(ome, width_px=421, height_px=300) is None
+    assert read_ome_image(ome, width_px=421, height_px=300) == ({}, ())
 
 
 def test_of_two_images_of_one_size_the_name_decides_and_its_objective_is_the_last_resort() -> None:
@@ -326,7 +326,7 @@ def test_of_two_images_of_one_size_the_name_decides_and_its_objective_is_the_las
         '<Image ID="I:1" Name="b"><ObjectiveSettings ID="O:1"/><Pixels SizeX="9" SizeY="9"/>'
         "</Image></OME>"
     )
-    result, _ = choose_mpp(mpp_in_ome(ome_pixels(ome, width_px=9, height_px=9, name="b") or {}))
+    result, _ = choose_mpp(mpp_in_ome(read_ome_image(ome, width_px=9, height_px=9, name="b")[0]))
     assert result is not None
     assert (result.x, result.kind) == (0.5, "derived")
 
