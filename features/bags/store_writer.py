@@ -112,16 +112,12 @@ def _check_target(store: Path, *, overwrite: bool) -> None:
     """Raise if the target holds anything, except a packed store that may be replaced."""
     url = parse_url(store)
     name = url or store
-    if url is None and (why := why_no_folder(store)):
-        raise OutputError(
-            name, actual=why, expected="a new or empty folder",
-            hint="Choose another target with --out.",
-        )  # fmt: skip
-    root = read_json(ObjectStore(store), "zarr.json")
+    why = why_no_folder(store) if url is None else ""
+    root = None if why else read_json(ObjectStore(store), "zarr.json")
     if root is None:
-        if _holds_anything(store):
+        if why or _holds_anything(store):
             raise OutputError(
-                name, actual="there is something already", expected="a new or empty folder",
+                name, actual=why or "there is something already", expected="a new or empty folder",
                 hint="Choose another target with --out.",
             )  # fmt: skip
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +13,7 @@ from features.encoders.names import split_model_args
 from features.encoders.preprocessing import Preprocessing, require_colours
 from features.errors import EncoderError
 
-__all__ = ["ENTRY_POINT_GROUP", "PluginEncoder", "find_plugin", "plugin_names"]
+__all__ = ["ENTRY_POINT_GROUP", "PluginEncoder", "find_plugin"]
 
 ENTRY_POINT_GROUP = "mil.encoders"
 """Group of entry points; the name of one is what ``--backbone`` takes."""
@@ -32,11 +32,6 @@ class PluginEncoder:
     source: str = "its package"
 
 
-def plugin_names() -> list[str]:
-    """Return the names of encoders that installed packages provide, sorted."""
-    return sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
-
-
 def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None:
     """Return the encoder of this name that a package provides; None if there is none.
 
@@ -51,7 +46,8 @@ def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None
     points = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name]
     if not points:
         return None
-    where = f"backbone {name!r} of {_package(points[0])}"
+    package = points[0].dist.name if points[0].dist is not None else points[0].value
+    where = f"backbone {name!r} of {package}"
     try:
         encoder = points[0].load()(weights_path=weights_path, **model_args)
     except EncoderError:
@@ -70,7 +66,3 @@ def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None
         )
     require_colours(where, vars(encoder.preprocessing), source=encoder.source)
     return encoder
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.value

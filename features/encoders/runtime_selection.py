@@ -156,7 +156,9 @@ def select_runtime(
         if not hopeful:
             return RuntimeChoice(runtime=EAGER, network=model, trials=())
         if 2 * _measuring_s(rate, len(example)) > _MOST_SHARE * n_tiles / rate:
-            return _start_unmeasured(model, hopeful[0], example, cache_key)
+            trial, network = _try(model, hopeful[0], example, cache_key, is_timed=False)
+            runtime = EAGER if trial.refused else trial.runtime
+            return RuntimeChoice(runtime=runtime, network=network, trials=(trial,))
     best, network = _try(model, EAGER, example, cache_key)
     trials = [best]
     for runtime in others:
@@ -189,21 +191,6 @@ def _start_stored(
     except EncoderError:
         return None
     return RuntimeChoice(runtime=runtime, network=network, trials=())
-
-
-def _start_unmeasured(
-    model: nn.Module, runtime: Runtime, example: Tensor, cache_key: str
-) -> RuntimeChoice:
-    """Start a runtime without timing it; eager where it fails."""
-    started = time.perf_counter()
-    try:
-        network, error = start_runtime(model, runtime, example, cache_key)
-    except EncoderError as refusal:
-        trial = RuntimeTrial(runtime=runtime, refused=refusal.actual)
-        return RuntimeChoice(runtime=EAGER, network=model, trials=(trial,))
-    seconds = time.perf_counter() - started
-    trial = RuntimeTrial(runtime=runtime, start_s=seconds, relative_error=error)
-    return RuntimeChoice(runtime=runtime, network=network, trials=(trial,))
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
@@ -336,15 +323,15 @@ def measure_network(network: Network, example: Tensor) -> float:
 
 
 def _try(
-    model: nn.Module, runtime: Runtime, example: Tensor, cache_key: str
+    model: nn.Module, runtime: Runtime, example: Tensor, cache_key: str, *, is_timed: bool = True
 ) -> tuple[RuntimeTrial, Network]:
-    """Start a runtime and time it; a runtime that fails is recorded with the reason."""
+    """Start a runtime and time it; where it fails, the trial has the reason, and eager is left."""
     started = time.perf_counter()
     try:
         network, error = start_runtime(model, runtime, example, cache_key)
     except EncoderError as refusal:
         return RuntimeTrial(runtime=runtime, refused=refusal.actual), model
     start_s = time.perf_counter() - started
-    rate = measure_network(network, example)
+    rate = measure_network(network, example) if is_timed else math.nan
     trial = RuntimeTrial(runtime=runtime, start_s=start_s, relative_error=error, tiles_per_s=rate)
     return trial, network

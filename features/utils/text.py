@@ -95,37 +95,12 @@ _SAME_WORDS = {
     word.translate(_CONFUSABLES): words[0]
     for words in (
         (
-            "yes",
-            "y",
-            "ja",
-            "oui",
-            "si",
-            "sim",
-            "tak",
-            "ano",
-            "igen",
-            "evet",
-            "да",
-            "так",
-            "是",
+            "yes", "y", "ja", "oui", "si", "sim", "tak", "ano", "igen", "evet", "да", "так", "是",
             "はい",
         ),
         (
-            "no",
-            "n",
-            "nein",
-            "non",
-            "nee",
-            "nei",
-            "nej",
-            "nao",
-            "nie",
-            "nem",
-            "hayir",
-            "нет",
-            "ні",
-            "否",
-            "いいえ",
+            "no", "n", "nein", "non", "nee", "nei", "nej", "nao", "nie", "nem", "hayir", "нет",
+            "ні", "否", "いいえ",
         ),
         ("true", "wahr", "vrai", "vero", "verdadero", "verdadeiro", "waar", "prawda", "истина"),
         ("false", "falsch", "faux", "falso", "onwaar", "falsz", "ложь"),
@@ -138,7 +113,7 @@ _SAME_WORDS = {
         ("tumour", "tumor", "tumeur", "tumore"),
     )
     for word in words
-}
+}  # fmt: skip
 """Words of one meaning, without accents, as several centres write them into one column."""
 _ROMAN = {
     "i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6", "vii": "7", "viii": "8",
