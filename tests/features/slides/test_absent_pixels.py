@@ -337,25 +337,24 @@ def test_a_table_of_tiles_shorter_than_the_level_lacks_the_last(tmp_path: Path, 
                 slide.read(level=0, x_px=300, y_px=560, width_px=9, height_px=9)
 
 
-def test_a_slide_that_lists_few_of_its_tiles_is_refused_and_not_white(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tag", "at", "value", "message"),
+    [
+        ("TileOffsets", 4, struct.pack("<I", 40), "40 TIFF tiles where 144 should be"),
+        ("TileByteCounts", 0, struct.pack("<H", 65_000), "no byte counts of its TIFF tiles"),
+    ],
+    ids=["too few", "a tag of nobody's"],
+)
+def test_a_slide_that_lists_few_of_its_tiles_or_no_byte_counts_is_refused_and_not_white(
+    tmp_path: Path, tag: str, at: int, value: bytes, message: str
+) -> None:
     path = write_tiff(tmp_path / "s.tif", LEVELS[:1])
     with tifffile.TiffFile(path) as file:
-        tag = file.pages[0].tags["TileOffsets"]
+        offset = file.pages[0].tags[tag].offset
     with path.open("r+b") as file:
-        file.seek(tag.offset + 4)
-        file.write(struct.pack("<I", 40))
-    with pytest.raises(SlideError, match="40 TIFF tiles where 144 should be"):
-        open_slide(path)
-
-
-def test_a_slide_without_byte_counts_is_refused_as_that(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "s.tif", LEVELS[:1])
-    with tifffile.TiffFile(path) as file:
-        offset = file.pages[0].tags["TileByteCounts"].offset
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(struct.pack("<H", 65_000))  # a tag of nobody's
-    with pytest.raises(SlideError, match="no byte counts of its TIFF tiles"):
+        file.seek(offset + at)
+        file.write(value)
+    with pytest.raises(SlideError, match=message):
         open_slide(path)
 
 

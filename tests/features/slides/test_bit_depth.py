@@ -13,6 +13,7 @@ from PIL import Image
 
 from features.slides.reader import open_slide
 from features.utils.image_headers import jpeg_precision
+from tests.features.slides.whole_levels import whole
 
 ROWS, COLUMNS = np.mgrid[0:256, 0:320]
 PIXELS = np.stack([(ROWS + COLUMNS) % 256, ROWS % 256, 255 - ROWS % 256], axis=-1).astype(np.uint8)
@@ -30,9 +31,7 @@ def write(path: Path, bits: int, pixels: np.ndarray | None = None, **options: ob
 
 def read(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     with closing(open_slide(path)) as slide:
-        size = slide.levels[0]
-        box = {"width_px": size.width_px, "height_px": size.height_px}
-        return slide.read(level=0, x_px=0, y_px=0, **box), slide.warnings
+        return whole(slide), slide.warnings
 
 
 def maximum(value: int) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,10 @@ from features.slides.backends.fluorescence import (
 )
 from features.slides.backends.openslide_properties import illumination_in
 from features.slides.reader import open_slide
+from tests.features.slides.whole_levels import whole
 
 PLANES = np.random.default_rng(0).integers(0, 256, (4, 256, 256), np.uint8)
 REFUSED = r"channels of fluorescence \(.*{}.*expected red, green and blue of a stained slide"
-
-
-def read_whole(path: Path) -> Any:
-    """Return the pixels of a slide of 256 x 256 px."""
-    with closing(open_slide(path)) as slide:
-        return slide.read(level=0, x_px=0, y_px=0, width_px=256, height_px=256)
 
 
 def write_ome(path: Path, names: list[str], **channel: Any) -> Path:
@@ -152,7 +146,7 @@ def test_a_picture_in_colours_is_read_whatever_marker_names_it(
         path, pixels, photometric="rgb", tile=(128, 128), ome=True,
         metadata={"axes": "YXS", "Channel": {key: [text] for key, text in channel.items()}},
     )  # fmt: skip
-    np.testing.assert_array_equal(read_whole(path), pixels)
+    np.testing.assert_array_equal(whole(path), pixels)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +161,7 @@ def test_a_grey_slide_with_no_fluorophore_in_a_field_of_channels_is_read(
     path = tmp_path / "s.tif"
     tifffile.imwrite(path, PLANES[0], photometric="minisblack", tile=(128, 128), metadata=None,
                      description=text)  # fmt: skip
-    np.testing.assert_array_equal(read_whole(path), np.repeat(PLANES[0, ..., None], 3, axis=2))
+    np.testing.assert_array_equal(whole(path), np.repeat(PLANES[0, ..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize(

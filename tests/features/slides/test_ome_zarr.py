@@ -26,6 +26,7 @@ from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.pixels import to_rgb
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.search import find_slides
+from tests.features.slides.whole_levels import whole
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 SMOOTH = np.stack(
@@ -95,11 +96,6 @@ def change(path: Path, edit: Any) -> None:
     attributes = json.loads(file.read_text())
     edit(attributes["multiscales"][0])
     file.write_text(json.dumps(attributes))
-
-
-def whole(slide: Any, level: int = 0) -> np.ndarray:
-    size = slide.levels[level]
-    return slide.read(level=level, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
 
 
 @pytest.fixture
@@ -760,6 +756,5 @@ def test_zeros_that_fast_settings_of_zstd_leave_are_no_damage(tmp_path: Path) ->
     group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
     if bytes(256) not in (path / "0/c/0/0/0").read_bytes():
         pytest.skip("this Zstd finds all zeros")
-    with closing(open_slide(path)) as slide:
-        result = slide.read(level=0, x_px=0, y_px=0, width_px=512, height_px=512)
+    result = whole(path)
     np.testing.assert_array_equal(result, pixels)

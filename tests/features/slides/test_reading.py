@@ -24,6 +24,7 @@ from features.slides.pixels import to_rgb
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.search import find_slides
 from tests.fakes import real_data
+from tests.features.slides.whole_levels import whole
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 SMOOTH = np.stack(
@@ -34,11 +35,6 @@ SMOOTH = np.stack(
 def write(path: Path, pixels: np.ndarray = PIXELS, **options: object) -> Path:
     tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
     return path
-
-
-def whole(slide: object, level: int = 0) -> np.ndarray:
-    size = slide.levels[level]
-    return slide.read(level=level, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
 
 
 @settings(max_examples=25)

@@ -21,6 +21,7 @@ from features.series.images import read_image
 from features.slides.backends.samples import misread_reason
 from features.slides.reader import open_slide
 from tests.features.slides.test_absent_pixels import PIXELS, SIDE
+from tests.features.slides.whole_levels import whole
 
 BLUE_FIRST = PIXELS[..., ::-1]
 
@@ -32,17 +33,12 @@ def write(path: Path, pixels: np.ndarray = PIXELS, **options: Any) -> Path:
     return path
 
 
-def read(path: Path) -> np.ndarray:
-    with closing(open_slide(path)) as slide:
-        return slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
-
-
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "zstd"])
 def test_differences_without_their_tag_are_refused_and_not_read_as_noise(
     tmp_path: Path, compression: str
 ) -> None:
     path = write(tmp_path / "s.tif", compression=compression, predictor=True)
-    np.testing.assert_array_equal(read(path), PIXELS)
+    np.testing.assert_array_equal(whole(path), PIXELS)
     with tifffile.TiffFile(path, mode="r+") as file:
         file.pages[0].tags["Predictor"].overwrite(1)
     with pytest.raises(UnsupportedFormatError, match=r"differences .* without the tag Predictor"):
@@ -68,7 +64,7 @@ def test_a_tag_of_differences_that_the_samples_deny_is_refused(tmp_path: Path) -
 def test_samples_in_the_other_byte_order_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     deep = (PIXELS.astype(np.uint16) << 8) + rng.integers(0, 256, PIXELS.shape, np.uint16)
-    np.testing.assert_array_equal(read(write(tmp_path / "s.tif", deep)), PIXELS)
+    np.testing.assert_array_equal(whole(write(tmp_path / "s.tif", deep)), PIXELS)
     path = write(tmp_path / "swapped.tif", deep.byteswap())
     with pytest.raises(UnsupportedFormatError, match="in another byte order"):
         open_slide(path)
@@ -89,7 +85,7 @@ def test_alpha_that_hides_the_whole_slide_is_not_used(
 ) -> None:
     pixels = np.dstack([PIXELS, np.full((SIDE, SIDE), opacity, np.uint8)])
     path = write(tmp_path / "s.tif", pixels, extrasamples=[kind], compression="zlib")
-    np.testing.assert_array_equal(read(path), PIXELS)
+    np.testing.assert_array_equal(whole(path), PIXELS)
     with closing(open_slide(path)) as slide:
         assert slide.warnings == ("its alpha channel hides the whole picture: it is not used",)
 
@@ -98,7 +94,7 @@ def test_alpha_that_hides_a_part_is_used(tmp_path: Path) -> None:
     alpha = np.full((SIDE, SIDE), 255, np.uint8)
     alpha[:300] = 0
     path = write(tmp_path / "s.tif", np.dstack([PIXELS, alpha]), extrasamples=["unassalpha"])
-    result = read(path)
+    result = whole(path)
     assert result[:300].min() == 255
     np.testing.assert_array_equal(result[300:], PIXELS[300:])
 
@@ -107,7 +103,7 @@ def test_alpha_that_hides_a_whole_picture_is_not_used(tmp_path: Path) -> None:
     pixels = np.dstack([PIXELS, np.zeros((SIDE, SIDE), np.uint8)])
     path = tmp_path / "s.png"
     Image.fromarray(pixels).save(path)
-    np.testing.assert_array_equal(read(path), PIXELS)
+    np.testing.assert_array_equal(whole(path), PIXELS)
     np.testing.assert_array_equal(read_image(path), PIXELS)
 
 
@@ -179,7 +175,7 @@ def test_an_ome_tiff_with_blue_first_is_read_in_its_colours(
         tile=(128, 128),
         metadata={"axes": "CYX", **channels},
     )
-    np.testing.assert_array_equal(read(path), PIXELS)
+    np.testing.assert_array_equal(whole(path), PIXELS)
 
 
 @pytest.mark.parametrize("axes", ["yxc", "cyx"])
@@ -202,7 +198,7 @@ def test_an_ome_zarr_with_blue_first_is_read_in_its_colours(
     described = [{"name": name, "type": "channel" if name == "c" else "space"} for name in axes]
     group.attrs["multiscales"] = [{"axes": described, "datasets": [{"path": "0"}]}]
     group.attrs["omero"] = {"channels": channels}
-    np.testing.assert_array_equal(read(path), PIXELS)
+    np.testing.assert_array_equal(whole(path), PIXELS)
 
 
 def trestle(path: Path, *, stored: str, tag: int, subsampling: str = "444") -> Path:

@@ -17,6 +17,7 @@ import zarr
 from features.errors import MultiImageError, SceneError, SlideError
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
 from features.slides.reader import open_slide
+from tests.features.slides.whole_levels import whole
 
 RNG = np.random.default_rng(0)
 SLIDE = RNG.integers(0, 256, (768, 1024, 3), np.uint8)
@@ -48,8 +49,7 @@ def write_ome(path: Path, *images: tuple[np.ndarray, str, float, bool]) -> Path:
 
 def shown(path: Path, scene: int | None = None) -> np.ndarray:
     with closing(open_slide(path, scene=scene)) as slide:
-        size = slide.levels[0]
-        return slide.read(level=0, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
+        return whole(slide)
 
 
 THUMBNAIL = SLIDE[::8, ::8]

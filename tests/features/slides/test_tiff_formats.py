@@ -17,6 +17,7 @@ from features.slides.backends.samples import is_ycbcr
 from features.slides.backends.tiff import TiffSlide
 from features.slides.reader import open_slide
 from tests.features.slides.test_absent_pixels import PIXELS
+from tests.features.slides.whole_levels import whole
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 SMOOTH = (128 + 12 * (ndimage.gaussian_filter(NOISE.astype(float), (5, 5, 0)) - 128)).astype(
@@ -52,11 +53,6 @@ LOSSLESS = {
 def write(path: Path, pixels: np.ndarray, **options: object) -> Path:
     tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
     return path
-
-
-def whole(slide: object, level: int = 0) -> np.ndarray:
-    size = slide.levels[level]
-    return slide.read(level=level, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
 
 
 def pixels_of(path: Path, reader: type = TiffSlide) -> np.ndarray:

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 from features.errors import TileError, UnsupportedFormatError
 from features.slides.backends import tiff_strips
 from features.slides.reader import open_slide
+from tests.features.slides.whole_levels import whole
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 
@@ -21,12 +22,6 @@ NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 def write(path: Path, pixels: np.ndarray, **options: object) -> Path:
     tifffile.imwrite(path, pixels, **{"photometric": "rgb", "metadata": None, **options})
     return path
-
-
-def whole(path: Path) -> np.ndarray:
-    with closing(open_slide(path)) as slide:
-        size = slide.levels[0]
-        return slide.read(level=0, x_px=0, y_px=0, width_px=size.width_px, height_px=size.height_px)
 
 
 @pytest.fixture
@@ -161,6 +156,5 @@ def test_the_command_that_converts_cielab_works(
     with pytest.raises(UnsupportedFormatError, match="with Pillow: python -c") as caught:
         open_slide(Path("IN.tif"))
     exec(str(caught.value).split('python -c "')[1].split('"')[0])  # noqa: S102 - our own advice
-    with closing(open_slide(Path("OUT.tif"))) as slide:
-        result = slide.read(level=0, x_px=0, y_px=0, width_px=64, height_px=64)
+    result = whole(Path("OUT.tif"))
     np.testing.assert_allclose(result.astype(int), pixels, atol=2)

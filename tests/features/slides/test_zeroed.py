@@ -40,6 +40,7 @@ from tests.features.slides.vendor_files import (
     write_trestle,
     write_vms,
 )
+from tests.features.slides.whole_levels import whole
 
 BLOCK = 256
 MIDDLE = {"x_px": BLOCK, "y_px": BLOCK, "width_px": BLOCK, "height_px": BLOCK}
@@ -201,8 +202,7 @@ def test_black_fill_beside_an_unused_fourth_channel_is_no_damage(tmp_path: Path)
     filled = np.dstack([PIXELS, np.zeros((SIDE, SIDE), np.uint8)])
     filled[:, 700:] = filled[600:] = 0
     path = write(tmp_path / "s.tif", filled, extrasamples=[0])
-    with closing(open_slide(path)) as slide:
-        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    result = whole(path)
     np.testing.assert_array_equal(result, filled[..., :3])
 
 
@@ -211,8 +211,7 @@ def test_a_black_seam_across_strips_is_no_damage(tmp_path: Path, rows_per_strip:
     filled = PIXELS.copy()
     filled[254:258] = 0
     path = write(tmp_path / "s.tif", filled, tile=None, rowsperstrip=rows_per_strip)
-    with closing(open_slide(path)) as slide:
-        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    result = whole(path)
     np.testing.assert_array_equal(result, filled)
 
 
@@ -225,8 +224,7 @@ def test_black_fill_beside_stain_or_ink_that_lacks_a_colour_is_no_damage(
     y, x = np.mgrid[:SIDE, :SIDE]
     filled[x + y // 3 > 600] = 0
     path = write(tmp_path / "s.tif", filled, tile=(64, 64))
-    with closing(open_slide(path)) as slide:
-        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    result = whole(path)
     np.testing.assert_array_equal(result, filled)
 
 
@@ -239,8 +237,7 @@ def test_glass_masked_to_black_along_curves_is_no_damage(tmp_path: Path) -> None
             kept |= (x - middle_x) ** 2 + (y - middle_y) ** 2 < radius**2
         filled = np.where(kept[..., np.newaxis], PIXELS, 0).astype(np.uint8)
         path = write(tmp_path / f"{number}.tif", filled, tile=(128, 128))
-        with closing(open_slide(path)) as slide:
-            result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+        result = whole(path)
         np.testing.assert_array_equal(result, filled)
 
 
@@ -250,8 +247,7 @@ def test_plain_tiles_are_no_damage_however_few_bytes_they_take(
 ) -> None:
     plain = np.full((1024, 1024, 3), 255, np.uint8)
     path = write(tmp_path / "s.tif", plain, compression=compression, tile=(1024, 1024))
-    with closing(open_slide(path)) as slide:
-        result = slide.read(level=0, x_px=0, y_px=0, width_px=1024, height_px=1024)
+    result = whole(path)
     assert result.min() >= 254
 
 
@@ -379,8 +375,7 @@ def test_stored_black_chunks_of_a_compressed_zarr_are_no_damage(tmp_path: Path) 
     filled = PIXELS.copy()
     filled[256:384, 256:320] = 0
     path = write_zarr(tmp_path / "s.zarr", (filled,), config={"write_empty_chunks": True})
-    with closing(open_slide(path)) as slide:
-        result = slide.read(level=0, x_px=0, y_px=0, width_px=SIDE, height_px=SIDE)
+    result = whole(path)
     np.testing.assert_array_equal(result, filled)
     for name in ("4.4.0", "5.4.0"):  # as writers leave them out, and as they get lost
         (path / "0" / name).unlink()
