@@ -41,41 +41,58 @@ __all__ = [
 ]
 
 
-class _BatchEncoder(Encoder):
-    """Network on a device, run with batches of one fixed shape; not thread-safe.
+class TimmEncoder(Encoder):
+    """Frozen timm model on a device, run with batches of one fixed shape; not thread-safe.
 
-    The network, which returns one vector per image, always receives tensors of one shape, the last
-    padded, so that an embedding does not depend on the other tiles of its batch.
-    When the device runs out of memory, the batch size is halved for good; ``execution`` reports it.
+    The network always receives tensors of one shape, the last padded, so that an embedding does not
+    depend on the other tiles of its batch. ``execution`` is ``eager``, ``compile``, ``onnx`` or
+    ``auto``, which tries the :mod:`features.encoders.runtime` whose start-up can pay off for
+    ``n_tiles_expected`` tiles; ``trials`` are its attempts, in order. When the device runs out of
+    memory, the batch size is halved for good; ``execution`` reports it.
+
+    Raises
+    ------
+    EncoderError
+        If the model does not return one vector per tile, shape (1, dim), or cannot run with the
+        given runtime.
     """
 
     device: torch.device
-    _network: Network
-    _runtime: Runtime
+    preprocessing: Preprocessing
 
     def __init__(
         self,
+        model: nn.Module,
         *,
         name: str,
-        weights_sha256: str,
         preprocessing: Preprocessing,
-        preprocessing_source: str,
         device: torch.device,
-        batch_tiles: int,
+        batch_tiles: int = BATCH_TILES,
+        execution: str = "eager",
+        n_tiles_expected: int | None = None,
+        preprocessing_source: str = "",
     ) -> None:
-        self.name, self.weights_sha256 = name, weights_sha256
-        self.preprocessing_source = preprocessing_source
-        self.preprocessing = self._preprocessing = preprocessing
+        runtime = None
+        if execution != "auto":
+            runtime, recorded_tiles = parse_execution(execution)
+            batch_tiles = recorded_tiles or batch_tiles
+        self.name, self.weights_sha256 = name, hash_weights(model.state_dict())
+        self.preprocessing, self.preprocessing_source = preprocessing, preprocessing_source
         self.device, self.batch_tiles = device, batch_tiles
         self.trials: tuple[RuntimeTrial, ...] = ()
-        self._cache_key = f"{name} {weights_sha256}"
-        self._eager: Network | None = None
+        self._cache_key = f"{name} {self.weights_sha256}"
         self._input: Tensor | None = None
         self._transfer = DeviceTransfer(device)
         self._scale, self._shift = (
             torch.from_numpy(values).view(1, 3, 1, 1).to(device)
             for values in preprocessing.scale_and_shift
         )
+        model.eval().requires_grad_(requires_grad=False)
+        model = model.to(device).to(memory_format=torch.channels_last)
+        self.dim = measure_dim(model, name, self._random_pixels(1))
+        self._network, self._runtime = self._prepare_network(model, runtime, n_tiles_expected)
+        self._eager = self._network if self._runtime == EAGER and device.type == "cpu" else None
+        self._set_batch()
 
     @property
     def execution(self) -> str:
@@ -104,7 +121,7 @@ class _BatchEncoder(Encoder):
 
     def stored_choice(self, batch_tiles: int) -> StoredChoice | None:
         """Return the runtime that the cache knows for batches of this size and the input's px."""
-        side = self._preprocessing.input_px
+        side = self.preprocessing.input_px
         return StoredChoice.read(
             self._cache_key, (batch_tiles, 3, side, side), device_type=self.device.type,
             n_threads=torch.get_num_threads(),
@@ -112,7 +129,7 @@ class _BatchEncoder(Encoder):
 
     def has_export(self, batch_tiles: int) -> bool:
         """Return whether the cache has the export to ONNX for batches of this size."""
-        side = self._preprocessing.input_px
+        side = self.preprocessing.input_px
         return has_export(self._cache_key, torch.empty((batch_tiles, 3, side, side), device="meta"))
 
     def measure(self) -> float:
@@ -143,7 +160,7 @@ class _BatchEncoder(Encoder):
         if self._eager is not None:
             self._network = in_parts(self._eager, batch_tiles=self.batch_tiles)
         if self.device.type == "cpu":
-            side = self._preprocessing.input_px
+            side = self.preprocessing.input_px
             layout = (
                 torch.contiguous_format if self._runtime.engine == "onnx" else torch.channels_last
             )
@@ -151,13 +168,13 @@ class _BatchEncoder(Encoder):
 
     def _prepare(self, batch: Tensor) -> Tensor:
         """Scale to the input size and normalise, on the device: shape (n, 3, side, side)."""
-        side = self._preprocessing.input_px
+        side = self.preprocessing.input_px
         pixels = batch.permute(0, 3, 1, 2)  # (n, 3, height, width), channels last in memory
         if pixels.shape[2:] != (side, side):
             pixels = functional.interpolate(
                 pixels.float(),
                 size=(side, side),
-                mode=self._preprocessing.interpolation,
+                mode=self.preprocessing.interpolation,
                 antialias=True,
                 align_corners=False,
             ).clamp(0, 255)
@@ -168,53 +185,9 @@ class _BatchEncoder(Encoder):
 
     def _random_pixels(self, n_tiles: int) -> Tensor:
         """Return preprocessed random tiles, float32 of shape (n_tiles, 3, side, side)."""
-        noise = random_tiles(n_tiles, self._preprocessing.input_px)
+        noise = random_tiles(n_tiles, self.preprocessing.input_px)
         with torch.no_grad():
             return self._prepare(torch.from_numpy(noise).to(self.device))
-
-
-class TimmEncoder(_BatchEncoder):
-    """Frozen timm model on a device, run with batches of one fixed shape; not thread-safe.
-
-    ``execution`` is ``eager``, ``compile``, ``onnx`` or ``auto``, which tries the
-    :mod:`features.encoders.runtime` whose start-up can pay off for ``n_tiles_expected`` tiles;
-    ``trials`` are its attempts, in order. When the device runs out of memory, the batch size is
-    halved for good; ``execution`` reports it.
-
-    Raises
-    ------
-    EncoderError
-        If the model does not return one vector per tile, shape (1, dim), or cannot run with the
-        given runtime.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        name: str,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        batch_tiles: int = BATCH_TILES,
-        execution: str = "eager",
-        n_tiles_expected: int | None = None,
-        preprocessing_source: str = "",
-    ) -> None:
-        runtime = None
-        if execution != "auto":
-            runtime, recorded_tiles = parse_execution(execution)
-            batch_tiles = recorded_tiles or batch_tiles
-        super().__init__(
-            name=name, weights_sha256=hash_weights(model.state_dict()), device=device,
-            preprocessing=preprocessing, preprocessing_source=preprocessing_source,
-            batch_tiles=batch_tiles,
-        )  # fmt: skip
-        model.eval().requires_grad_(requires_grad=False)
-        model = model.to(device).to(memory_format=torch.channels_last)
-        self.dim = measure_dim(model, name, self._random_pixels(1))
-        self._network, self._runtime = self._prepare_network(model, runtime, n_tiles_expected)
-        self._eager = self._network if self._runtime == EAGER and device.type == "cpu" else None
-        self._set_batch()
 
     def _prepare_network(
         self, model: nn.Module, runtime: Runtime | None, n_tiles_expected: int | None
@@ -240,7 +213,7 @@ class ConcatEncoder(Encoder):
     embeddings of n tiles have shape (n, dim).
     """
 
-    def __init__(self, parts: Sequence[_BatchEncoder]) -> None:
+    def __init__(self, parts: Sequence[TimmEncoder]) -> None:
         self._parts = tuple(parts)
         self.name = "+".join(part.name for part in parts)
         self.weights_sha256 = "+".join(part.weights_sha256 for part in parts)

@@ -103,7 +103,8 @@ def resolve_preprocessing(
     """
     from timm.data.config import resolve_model_data_config  # noqa: PLC0415 - timm is slow to load
 
-    config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    inner = getattr(model, "model", model)  # of a TokenPooling
+    config: dict[str, Any] = resolve_model_data_config(inner)  # type: ignore[no-untyped-call]
     config = config | {"input_px": img_size or config["input_size"][-1]} | dict(stated or {})
     # Some timm models state lanczos or random interpolation, which torch cannot do on a device.
     interpolation = config["interpolation"]

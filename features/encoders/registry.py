@@ -113,8 +113,7 @@ def encoder_info(name: str) -> EncoderInfo:
         config = resolve_model_config(name)
         with torch.device("meta"):
             model = build_untrained(config).eval()
-            inner = getattr(model, "model", model)
-            side = resolve_preprocessing(inner, stated=config.preprocessing).input_px
+            side = resolve_preprocessing(model, stated=config.preprocessing).input_px
             dim = measure_dim(model, name, torch.empty(1, 3, side, side))
     except EncoderError as error:
         return replace(info, unusable=error.actual)
@@ -137,9 +136,7 @@ def measure_encoder(
     model = build_untrained(config)
     encoder = TimmEncoder(
         model, name=name, device=device, batch_tiles=batch_tiles, execution=execution,
-        preprocessing=resolve_preprocessing(
-            getattr(model, "model", model), stated=config.preprocessing
-        ),
+        preprocessing=resolve_preprocessing(model, stated=config.preprocessing),
     )  # fmt: skip
     return encoder.measure(), encoder.execution
 

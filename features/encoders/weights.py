@@ -135,9 +135,7 @@ def load_model(name: str, *, weights_path: Path | None = None) -> LoadedModel:
         precision=config.precision,
         model=model,
         preprocessing=resolve_preprocessing(
-            getattr(model, "model", model),
-            stated=config.preprocessing,
-            img_size=config.model_args.get("img_size"),
+            model, stated=config.preprocessing, img_size=config.model_args.get("img_size")
         ),
         source=config.source,
     )
@@ -264,11 +262,12 @@ def _with_weights(
 ) -> tuple[nn.Module, ModelConfig]:
     """Build a model with exactly these weights; those of a classifier are dropped."""
     pooled = build_untrained(config)
-    state = select_network(state, getattr(pooled, "model", pooled).state_dict())
-    if stated := _args_of_state(getattr(pooled, "model", pooled), state, config):
+    model: Any = getattr(pooled, "model", pooled)
+    state = select_network(state, model.state_dict())
+    if stated := _args_of_state(model, state, config):
         config = replace(config, model_args={**config.model_args, **stated})
         pooled = build_untrained(config)
-    model: Any = getattr(pooled, "model", pooled)
+        model = getattr(pooled, "model", pooled)
     if isinstance(model, VisionTransformer) and "mask_token" in state:  # names of DINOv2
         state = checkpoint_filter_fn(state, model)
     expected = model.state_dict()
