@@ -27,8 +27,6 @@ __all__ = [
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 _JP2_START = b"\x00\x00\x00\x0cjP"
-_SSIZ_OFFSET = 42
-"""Bytes from the start of a JPEG 2000 codestream to the precision of its first component."""
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame of JPEG, lossless JPEG or JPEG-LS and hold its size."""
 _HUFFMAN_FRAMES = {0xC0, 0xC1}
@@ -49,16 +47,8 @@ def jpeg_dimensions(stream: bytes) -> tuple[int, int] | None:
     The family is JPEG, lossless JPEG, JPEG-LS, and JPEG 2000 with or without boxes. Pillow refuses
     JPEG-LS and more than 8 bit, and takes the size of a JP2 file from a box that decoders ignore.
     """
-    try:
-        if stream.startswith(_JPEG_START):
-            return _jpeg_frame_size(stream)
-        start = _codestream_start(stream) if stream.startswith(_JP2_START) else 0
-        if not stream.startswith(_JPEG_2000_START, start):
-            return None
-        right, bottom, left, top = struct.unpack_from(">IIII", stream, start + 8)
-    except (OverflowError, struct.error):
-        return None
-    return right - left, bottom - top
+    declared = _declared(stream)
+    return None if declared is None else declared[:2]
 
 
 def jpeg_precision(stream: bytes) -> int | None:
@@ -66,18 +56,8 @@ def jpeg_precision(stream: bytes) -> int | None:
 
     The stream holds one image, JPEG or JPEG 2000, with or without boxes.
     """
-    try:
-        if stream.startswith(_JPEG_START):
-            for marker, position in _segments(stream):
-                if marker in _FRAMES:
-                    return stream[position]
-            return None
-        start = _codestream_start(stream) if stream.startswith(_JP2_START) else 0
-        if not stream.startswith(_JPEG_2000_START, start):
-            return None
-        return (stream[start + _SSIZ_OFFSET] & 0x7F) + 1
-    except (IndexError, OverflowError, struct.error):
-        return None
+    declared = _declared(stream)
+    return None if declared is None else declared[2]
 
 
 def png_or_webp_dimensions(stream: bytes) -> tuple[int, int] | None:
@@ -182,13 +162,23 @@ def jpeg2000_transforms_colours(stream: bytes) -> bool | None:
     return stream[position + 8] == 1
 
 
-def _jpeg_frame_size(stream: bytes) -> tuple[int, int] | None:
-    """Size in the first frame header, px."""
-    for marker, position in _segments(stream):
-        if marker in _FRAMES:
-            height_px, width_px = struct.unpack_from(">HH", stream, position + 1)
-            return width_px, height_px
-    return None
+def _declared(stream: bytes) -> tuple[int, int, int] | None:
+    """Width and height, px, and bits of a sample in the first header of a frame or codestream."""
+    try:
+        if stream.startswith(_JPEG_START):
+            for marker, position in _segments(stream):
+                if marker in _FRAMES:
+                    bits, height_px, width_px = struct.unpack_from(">BHH", stream, position)
+                    return width_px, height_px, bits
+            return None
+        start = _codestream_start(stream) if stream.startswith(_JP2_START) else 0
+        if not stream.startswith(_JPEG_2000_START, start):
+            return None
+        # The precision is of the first component.
+        right, bottom, left, top, bits = struct.unpack_from(">4I18xB", stream, start + 8)
+    except (OverflowError, struct.error):
+        return None
+    return right - left, bottom - top, (bits & 0x7F) + 1
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, int]]:

@@ -143,22 +143,21 @@ class TiffSlide(BlockReader):
             raise SlideError(path, actual=f"not a TIFF ({error})", expected="TIFF") from error
         try:
             self._check_file()
-            chosen = choose_tiff_scene(self._file, scene=scene, where=path)
-            self.scene = chosen.choice.scene
-            self.other_scenes = chosen.choice.other_scenes
-            self.associated_images = chosen.choice.associated_images
+            levels, choice = choose_tiff_scene(self._file, scene=scene, where=path)
+            self.scene, self.other_scenes = choice.scene, choice.other_scenes
+            self.associated_images = choice.associated_images
             if self._is_cut:
-                self._check_cut(chosen.levels[0].keyframe)
-            self._check_channels(chosen.levels[0])
-            self._grids = list(self._read_grids(chosen.levels))
-            self.stated_mpp, notes = choose_mpp(self._read_mpp(chosen.levels[0]))
+                self._check_cut(levels[0].keyframe)
+            self._check_channels(levels[0])
+            self._grids = list(self._read_grids(levels))
+            self.stated_mpp, notes = choose_mpp(self._read_mpp(levels[0]))
             self.warnings += notes
             self._descriptor = os.open(path, os.O_RDONLY)
             self._n_bytes = os.fstat(self._descriptor).st_size
             self._bits, notes = self._read_bits()
             self.warnings += notes + self._describe_gaps()
             self._check_samples()
-            self.warnings += orientation_warning(chosen.levels[0].keyframe.tags.valueof(274))
+            self.warnings += orientation_warning(levels[0].keyframe.tags.valueof(274))
             self.levels = self._make_levels()
         except SlideError:
             self._file.close()

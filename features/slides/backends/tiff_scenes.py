@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from features.slides.backends.tiff_tags import unsupported_samples
 from features.slides.resolution import PLAUSIBLE_MPP
 from features.utils.file_kinds import BFCONVERT
 
-__all__ = ["TiffScene", "choose_tiff_scene", "is_reduced", "slide_size_px"]
+__all__ = ["choose_tiff_scene", "is_reduced", "slide_size_px"]
 
 _MAX_NAME = 80
 """Longest description that is a name; longer ones are a scanner's report."""
@@ -39,18 +39,13 @@ _FACTORS = (2, 3, 4)
 """Those by which tifffile takes the levels of a pyramid to differ."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TiffScene:
-    """The levels of the picture that was chosen, most pixels first, and how it was chosen."""
+def choose_tiff_scene(
+    file: tifffile.TiffFile, *, scene: int | None, where: object
+) -> tuple[list[tifffile.TiffPageSeries], SceneChoice]:
+    """Return the levels of a scene of an open file, most pixels first, and how it was chosen.
 
-    levels: tuple[tifffile.TiffPageSeries, ...]
-    choice: SceneChoice
-
-
-def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: object) -> TiffScene:
-    """Return a scene of an open file, or without a number the largest, with all its levels.
-
-    Sizes are in px. Raises as :func:`features.slides.backends.scenes.choose_scene`.
+    Without a number, it is the largest scene. Raises as
+    :func:`features.slides.backends.scenes.choose_scene`.
     """
     pyramids = [levels for levels in _pyramids(file) if levels[0].keyframe.parent is file]
     if not pyramids:
@@ -74,7 +69,7 @@ def choose_tiff_scene(file: tifffile.TiffFile, *, scene: int | None, where: obje
     distinct = [
         level for finer, level in pairwise([None, *levels]) if _size_of(finer) != _size_of(level)
     ]
-    return TiffScene(levels=tuple(level for level in distinct if level is not None), choice=choice)
+    return [level for level in distinct if level is not None], choice
 
 
 def _in_other_files(file: tifffile.TiffFile, where: object) -> UnsupportedFormatError:
@@ -94,7 +89,8 @@ def slide_size_px(path: Path) -> tuple[int, int] | None:
     """Return width and height, px, of the largest picture that is no companion; None if unknown."""
     try:
         with tifffile.TiffFile(path, is_ndpi=False) as file:
-            return _size_of(choose_tiff_scene(file, scene=None, where=path).levels[0])
+            levels, _choice = choose_tiff_scene(file, scene=None, where=path)
+            return _size_of(levels[0])
     except Exception:  # noqa: BLE001 - tifffile raises errors of many kinds on damaged files
         return None
 
