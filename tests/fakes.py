@@ -1,4 +1,4 @@
-"""Synthetic bags and cohorts without slides, and slides without files."""
+"""Synthetic bags and cohorts without slides, slides without files, and pickles that do harm."""
 
 from __future__ import annotations
 
@@ -210,3 +210,13 @@ class FakeSlide:
 
     def close(self) -> None:
         """Do nothing: no file is open."""
+
+
+class Harm:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)

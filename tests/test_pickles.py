@@ -16,6 +16,7 @@ from features.encoders.weights import read_checkpoint
 from features.errors import MilError
 from features.filters.classifier import read_filter
 from mil.inference.bundle import load_bundle
+from tests.fakes import Harm
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -33,16 +34,6 @@ FORBIDDEN = {
     "yaml",
 }
 """Modules whose readers obey what they read; ``UnpicklingError`` alone is harmless."""
-
-
-class Harm:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
 
 
 def to_bag(folder: Path, content: bytes) -> object:

@@ -35,7 +35,7 @@ from features.embedding.config import config_from_fingerprint
 from features.errors import BagError, OutputError
 from mil.data.bags import load_patient_bags
 from mil.data.cohort import read_cohort
-from tests.fakes import make_bag
+from tests.fakes import Harm, make_bag
 
 SAMPLE = Path(__file__).parents[2] / "data" / "bag-v1.h5"
 FEATURES = np.arange(24, dtype=np.float32).reshape(3, 8) / 16
@@ -396,14 +396,6 @@ def test_a_dictionary_may_bring_its_places(tmp_path: Path) -> None:
 
 
 # Malicious and damaged files.
-
-
-class Harm:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("layout", ["torch", "clam", "slideflow"])

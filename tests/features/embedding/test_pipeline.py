@@ -40,7 +40,7 @@ from features.utils.paths import parse_url
 from features.utils.stage_times import StageTimes
 from features.visualization.preview import PreviewWriter
 from tests.fakes import make_bag
-from tests.features.slides.test_ome_zarr import write as write_zarr
+from tests.features.slides.slide_files import write_zarr
 
 SETTINGS = EmbedConfig(
     tiles=TileSettings(tile_px=160), tissue=TissueSettings(), batch_tiles=8, n_workers=2
@@ -387,7 +387,7 @@ def test_an_ome_zarr_is_embedded_from_a_folder_and_from_a_url_alike(
     url = f"memory://{uuid4().hex}/s.ome.zarr"
     bags = []
     for path in (tmp_path / "s.ome.zarr", url):
-        write_zarr(path, [pixels], axes="yxc", mpp=(0.25, 0.25), chunk_px=512)
+        write_zarr(path, [pixels], mpp=(0.25, 0.25), chunk_px=512)
         (slide,) = find_slides([path])
         bag = embed_slide(slide, replace(SETTINGS, encoder=encoder))
         write_bag(tmp_path / "s.h5", bag)

@@ -18,6 +18,7 @@ from features.encoders.weights import (
     packaged_weights,
 )
 from features.errors import EncoderError
+from tests.fakes import Harm
 from tests.features.encoders.test_encoder import CPU, TINY, tiny_state
 
 
@@ -55,11 +56,7 @@ def test_an_unknown_name_is_answered_with_likely_ones() -> None:
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    torch.save({"state_dict": Harm(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(EncoderError, match="not readable as weights"):
         load_model(TINY, weights_path=tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()

@@ -38,6 +38,15 @@ def write_compressed(path: Path, syntax: str, stream: bytes, **tags: Any) -> Pat
     return path
 
 
+def write_rle(path: Path) -> None:
+    header = dataset(
+        HU, BitsStored=12, HighBit=11, PixelRepresentation=0,
+        PixelData=STORED.astype("<u2").tobytes(),
+    )  # fmt: skip
+    header.compress(RLELossless, generate_instance_uid=False)
+    header.save_as(path, enforce_file_format=True)
+
+
 def only_header(path: Path) -> SliceHeader:
     (header,) = read_slice_headers(path)
     return header
@@ -94,12 +103,7 @@ def test_a_slice_is_read_where_a_tag_is_missing_that_has_a_usual_value(
 def test_compressed_slices_are_read_to_the_bit(tmp_path: Path, syntax: str, encode: Any) -> None:
     path = tmp_path / "a.dcm"
     if encode is None:
-        header = dataset(
-            HU, BitsStored=12, HighBit=11, PixelRepresentation=0,
-            PixelData=STORED.astype("<u2").tobytes(),
-        )  # fmt: skip
-        header.compress(RLELossless, generate_instance_uid=False)
-        header.save_as(path, enforce_file_format=True)
+        write_rle(path)
     else:
         write_compressed(path, syntax, encode(STORED))
     np.testing.assert_array_equal(read_hu(path), STORED.astype(np.float64) - 1024)
@@ -107,12 +111,7 @@ def test_compressed_slices_are_read_to_the_bit(tmp_path: Path, syntax: str, enco
 
 def test_a_panic_in_a_decoder_of_rust_is_an_error_of_the_slice(tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
-    header = dataset(
-        HU, BitsStored=12, HighBit=11, PixelRepresentation=0,
-        PixelData=STORED.astype("<u2").tobytes(),
-    )  # fmt: skip
-    header.compress(RLELossless, generate_instance_uid=False)
-    header.save_as(path, enforce_file_format=True)
+    write_rle(path)
     content = path.read_bytes()
     start = content.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # first segment, after the RLE header
     n_refused = 0

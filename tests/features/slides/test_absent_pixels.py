@@ -4,13 +4,13 @@ import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from PIL import Image
 from scipy import ndimage
 
@@ -22,6 +22,7 @@ from features.slides.reader import open_slide
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
+from tests.features.slides import slide_files
 from tests.features.slides.vendor_files import write_philips
 
 SIDE = 768
@@ -45,15 +46,8 @@ QUARTER = PIXELS.reshape(192, 4, 192, 4, 3).mean((1, 3)).round().astype(np.uint8
 LEVELS = (PIXELS, HALF, QUARTER)
 Blocks = Iterable[tuple[int, int]]
 
-
-def write_tiff(path: Path, levels: Iterable[np.ndarray] = LEVELS, **options: Any) -> Path:
-    with tifffile.TiffWriter(path) as file:
-        for number, level in enumerate(levels):
-            file.write(
-                level, photometric="rgb", tile=(BLOCK, BLOCK), compression="zlib", metadata=None,
-                subfiletype=min(number, 1), **options,
-            )  # fmt: skip
-    return path
+write_tiff = partial(slide_files.write_tiff, tile=(BLOCK, BLOCK), compression="zlib", metadata=None)
+write_zarr = partial(slide_files.write_zarr, chunk_px=BLOCK, chunk_channels=3)
 
 
 def lose(path: Path, level: int, blocks: Blocks, *, bytes_too: bool = True) -> None:
@@ -73,26 +67,6 @@ def lose(path: Path, level: int, blocks: Blocks, *, bytes_too: bool = True) -> N
             else:
                 file.seek(offsets[index])
                 file.write(b"\xff" * counts[index])
-
-
-def write_zarr(
-    path: Path, levels: Iterable[np.ndarray] = LEVELS, *, zarr_format: int = 2, **options: Any
-) -> Path:
-    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
-    names = []
-    for number, level in enumerate(levels):
-        array = group.create_array(
-            str(number), shape=level.shape, chunks=(BLOCK, BLOCK, 3), dtype="u1", **options
-        )
-        array[...] = level
-        names.append({"path": str(number)})
-    image = {"axes": [{"name": name} for name in "yxc"], "datasets": names}
-    image["axes"][2]["type"] = "channel"
-    if zarr_format == 2:
-        group.attrs["multiscales"] = [image]
-    else:
-        group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    return path
 
 
 def lose_chunks(path: Path, level: int, blocks: Blocks) -> None:
@@ -318,7 +292,7 @@ def test_a_hole_in_glass_adds_no_tiles(losing: Any) -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_table_of_tiles_shorter_than_the_level_lacks_the_last(tmp_path: Path, level: int) -> None:
-    path = write_tiff(tmp_path / "s.tif")
+    path = write_tiff(tmp_path / "s.tif", LEVELS)
     with tifffile.TiffFile(path) as file:
         tags = [file.pages[level].tags[name] for name in ("TileByteCounts", "TileOffsets")]
     with path.open("r+b") as file:
@@ -468,7 +442,7 @@ def test_levels_of_rounded_sizes_and_shifted_by_a_pixel_show_the_same(
 
 
 def test_a_coarser_level_that_is_listed_but_missing_is_set_aside(tmp_path: Path) -> None:
-    path = write_zarr(tmp_path / "s.zarr")
+    path = write_zarr(tmp_path / "s.zarr", LEVELS)
     shutil.rmtree(path / "1")
     with closing(open_slide(path)) as slide:
         assert [level.width_px for level in slide.levels] == [768, 192]
@@ -499,7 +473,7 @@ def test_tissue_in_tiff_tiles_that_openslide_shows_as_background_is_lost(
 
 def test_a_hole_in_the_area_of_each_tile_of_the_next_level_is_lost(tmp_path: Path) -> None:
     text = f"Aperio Image Library v12 \r\n{SIDE}x{SIDE} (64x64) |MPP = 0.5"
-    path = write_tiff(tmp_path / "s.svs", description=text, software=None)
+    path = write_tiff(tmp_path / "s.svs", LEVELS, description=text, software=None)
     lose(path, 0, [(row, column) for row in range(0, 12, 2) for column in range(0, 12, 2)])
     with closing(open_with_openslide(path)) as slide:
         with pytest.raises(TileError, match="row 4, column 4 of level 0"):
@@ -510,7 +484,7 @@ def test_a_hole_in_the_area_of_each_tile_of_the_next_level_is_lost(tmp_path: Pat
 
 
 def test_what_a_level_lacks_that_openslide_reads_comes_from_the_finer(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "s.tif")
+    path = write_tiff(tmp_path / "s.tif", LEVELS)
     lose(path, 1, [(2, 2), (2, 3)])
     with closing(open_with_openslide(path)) as slide:
         assert slide.warnings == ("2 of 36 TIFF tiles of level 1 are not stored",)

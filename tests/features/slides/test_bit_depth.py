@@ -8,12 +8,11 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from PIL import Image
 
 from features.slides.reader import open_slide
 from features.utils.image_headers import jpeg_precision
-from tests.features.slides.whole_levels import whole
+from tests.features.slides.slide_files import whole, write_zarr
 
 ROWS, COLUMNS = np.mgrid[0:256, 0:320]
 PIXELS = np.stack([(ROWS + COLUMNS) % 256, ROWS % 256, 255 - ROWS % 256], axis=-1).astype(np.uint8)
@@ -138,19 +137,14 @@ def test_zarr_states_bits_by_its_window_or_ome_xml(
     tmp_path: Path, place: str, zarr_format: int
 ) -> None:
     path = tmp_path / "s.zarr"
-    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
-    array = group.create_array("0", shape=PIXELS.shape, chunks=(128, 128, 3), dtype="u2")
-    array[...] = deep(12)
-    axes = [{"name": "y"}, {"name": "x"}, {"name": "c", "type": "channel"}]
-    about: dict[str, object] = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
-    if place == "window":
-        about["omero"] = {"channels": [{"window": {"min": 0, "max": 4000}}] * 3}
+    omero = {"channels": [{"window": {"min": 0, "max": 4000}}] * 3}
+    about = {"omero": omero} if place == "window" else {}
+    write_zarr(path, [deep(12)], zarr_format=zarr_format, chunk_channels=3, about=about)
     if place == "ome-xml":
         (path / "OME").mkdir()
         (path / "OME" / "METADATA.ome.xml").write_text(
             '<OME><Image><Pixels SizeX="320" SizeY="256" SignificantBits="12"/></Image></OME>'
         )
-    group.attrs.update(about if zarr_format == 2 else {"ome": about})
     result, warnings = read(path)
     if place == "nowhere":
         assert "as if 12 bit were used" in warnings[0]

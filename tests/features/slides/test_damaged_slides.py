@@ -24,8 +24,8 @@ from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.tiff_streams import tiff_streams
 from features.slides.reader import open_slide
 from features.slides.search import find_slides
+from tests.features.slides.slide_files import whole
 from tests.features.slides.vendor_files import write_trestle
-from tests.features.slides.whole_levels import whole
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (256, 384, 3), np.uint8)
 ROOT = Path(__file__).parents[3]

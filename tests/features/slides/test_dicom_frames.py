@@ -20,8 +20,8 @@ from features.slides.search import find_slides
 from features.tiling.grid import TileSettings
 from features.tiling.slide_tiles import open_slide_tiles
 from features.tiling.tissue import TissueSettings
+from tests.features.slides.slide_files import whole
 from tests.features.slides.test_absent_pixels import HALF, PIXELS
-from tests.features.slides.whole_levels import whole
 
 FRAME = 64
 SERIES = generate_uid(entropy_srcs=["series"])

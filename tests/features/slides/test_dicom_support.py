@@ -31,9 +31,9 @@ from features.errors import UnsupportedFormatError
 from features.slides.reader import open_slide
 from features.slides.resolution import resolve_mpp
 from features.slides.search import search_slides
+from tests.features.slides.slide_files import whole
 from tests.features.slides.test_absent_pixels import HALF, PIXELS
 from tests.features.slides.test_dicom_frames import FRAME, sequence_item, write_level
-from tests.features.slides.whole_levels import whole
 
 Encode = Callable[[np.ndarray], bytes]
 

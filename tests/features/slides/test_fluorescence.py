@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-import zarr
 
 from features.errors import SlideError, UnsupportedFormatError
 from features.slides.backends.fluorescence import (
@@ -18,7 +17,7 @@ from features.slides.backends.fluorescence import (
 )
 from features.slides.backends.openslide_properties import illumination_in
 from features.slides.reader import open_slide
-from tests.features.slides.whole_levels import whole
+from tests.features.slides.slide_files import whole, write_zarr
 
 PLANES = np.random.default_rng(0).integers(0, 256, (4, 256, 256), np.uint8)
 REFUSED = r"channels of fluorescence \(.*{}.*expected red, green and blue of a stained slide"
@@ -82,11 +81,9 @@ def test_an_ome_zarr_of_fluorescence_is_refused_by_its_labels(
     tmp_path: Path, n_channels: int
 ) -> None:
     names = ["DAPI", "FITC", "Cy3", "Cy5", "CD45RO"][:n_channels]
-    group = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=2)
-    group.create_array("0", data=PLANES[[0] * n_channels], chunks=(1, 128, 128))
-    axes = [{"name": name, "type": "channel" if name == "c" else "space"} for name in "cyx"]
-    group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}]}]
-    group.attrs["omero"] = {"channels": [{"label": name, "color": "00FF00"} for name in names]}
+    pixels = np.moveaxis(PLANES[[0] * n_channels], 0, -1)
+    omero = {"channels": [{"label": name, "color": "00FF00"} for name in names]}
+    write_zarr(tmp_path / "s.zarr", [pixels], axes="cyx", about={"omero": omero})
     with pytest.raises(UnsupportedFormatError, match=REFUSED.format(names[-1])):
         open_slide(tmp_path / "s.zarr")
 

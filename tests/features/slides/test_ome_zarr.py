@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,68 +27,10 @@ from features.slides.backends.ome_zarr import OmeZarrSlide
 from features.slides.pixels import to_rgb
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.search import find_slides
-from tests.features.slides.whole_levels import whole
+from tests.fakes import Harm
+from tests.features.slides.slide_files import NOISE, SMOOTH, whole, write_zarr
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
-SMOOTH = np.stack(
-    [np.add.outer(np.arange(300), np.arange(421)) // step % 256 for step in (3, 4, 5)], axis=-1
-).astype(np.uint8)
-TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
-
-
-def arranged(pixels: np.ndarray, axes: str) -> np.ndarray:
-    """Pixels of shape (y, x, c) with other axes, in another order."""
-    extra = [axis for axis in axes if axis not in "yxc"]
-    if "c" not in axes:
-        pixels = pixels[..., 0]
-    present = "".join(extra) + ("yxc" if "c" in axes else "yx")
-    pixels = pixels[(None,) * len(extra)]
-    return pixels.transpose([present.index(axis) for axis in axes])
-
-
-def write(
-    store: Any,
-    levels: Sequence[np.ndarray] = (PIXELS,),
-    *,
-    axes: str = "tczyx",
-    zarr_format: int = 2,
-    mpp: tuple[float, float] | None = None,
-    unit: str = "micrometer",
-    chunk_px: int = 128,
-    group: str = "",
-    **options: Any,
-) -> Any:
-    """An OME-Zarr of levels of shape (y, x, c), with chunks of one channel as most writers do."""
-    root = zarr.open_group(store, mode="w", path=group, zarr_format=zarr_format)
-    sides = {"y": chunk_px, "x": chunk_px}
-    datasets = []
-    for index, pixels in enumerate(levels):
-        data = arranged(pixels, axes)
-        if zarr_format == 2:
-            options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}, **options}
-        array = root.create_array(
-            str(index), shape=data.shape, dtype=data.dtype,
-            chunks=tuple(sides.get(axis, 1) for axis in axes), **options,
-        )  # fmt: skip
-        array[...] = data
-        dataset: dict[str, Any] = {"path": str(index)}
-        if mpp is not None:
-            scale = [{"x": mpp[0], "y": mpp[1]}.get(axis, 1.0) * 2**index for axis in axes]
-            dataset["coordinateTransformations"] = [
-                {"type": "scale", "scale": scale},
-                {"type": "translation", "translation": [0.5] * len(axes)},
-            ]
-        datasets.append(dataset)
-    named = [
-        {"name": axis, "type": TYPES[axis], **({"unit": unit} if axis in "yx" and unit else {})}
-        for axis in axes
-    ]
-    image = {"axes": named, "datasets": datasets}
-    if zarr_format == 2:
-        root.attrs["multiscales"] = [{**image, "version": "0.4"}]
-    else:
-        root.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    return store
+write = partial(write_zarr, axes="tczyx", separator="/")
 
 
 def change(path: Path, edit: Any) -> None:
@@ -114,7 +57,7 @@ def test_every_order_of_axes_gives_the_same_pixels(
     assert slide.reader == "ome-zarr"
     assert slide.path == tmp_path / "s.ome.zarr"
     assert (slide.levels[0].width_px, slide.levels[0].height_px) == (421, 300)
-    np.testing.assert_array_equal(whole(slide), PIXELS)
+    np.testing.assert_array_equal(whole(slide), NOISE)
     slide.close()
     slide.close()
 
@@ -132,23 +75,23 @@ def test_plain_flat_and_sharded_chunks_are_read(
     tmp_path: Path, zarr_format: int, options: dict[str, Any]
 ) -> None:
     path = write(tmp_path / "s.zarr", axes="yxc", zarr_format=zarr_format, **options)
-    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PIXELS)
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), NOISE)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_grey_sixteen_bit_and_alpha_become_rgb(tmp_path: Path, zarr_format: int) -> None:
-    grey = PIXELS[..., :1]
-    deep = PIXELS.astype(np.uint16) << 8 | 77
-    clear = np.dstack([PIXELS, np.where(grey > 128, 255, 0).astype(np.uint8)])
+    grey = NOISE[..., :1]
+    deep = NOISE.astype(np.uint16) << 8 | 77
+    clear = np.dstack([NOISE, np.where(grey > 128, 255, 0).astype(np.uint8)])
     cases = {
         "grey": (grey, "cyx", np.repeat(grey, 3, 2)),
         "no channels": (grey, "yx", np.repeat(grey, 3, 2)),
-        "deep": (deep, "tczyx", PIXELS),
-        "alpha": (clear, "cyx", np.where(grey > 128, PIXELS, 255)),
-        "deep alpha": (clear.astype(np.uint16) * 257, "yxc", np.where(grey > 128, PIXELS, 255)),
+        "deep": (deep, "tczyx", NOISE),
+        "alpha": (clear, "cyx", np.where(grey > 128, NOISE, 255)),
+        "deep alpha": (clear.astype(np.uint16) * 257, "yxc", np.where(grey > 128, NOISE, 255)),
     }
     if zarr_format == 2:
-        cases["big-endian"] = (deep.astype(">u2"), "yxc", PIXELS)
+        cases["big-endian"] = (deep.astype(">u2"), "yxc", NOISE)
     for name, (pixels, axes, expected) in cases.items():
         path = write(tmp_path / f"{name}.zarr", [pixels], axes=axes, zarr_format=zarr_format)
         slide = OmeZarrSlide(path)
@@ -185,7 +128,7 @@ def test_any_region_equals_the_padded_image(
     tmp_path: Path, x: int, y: int, width: int, height: int
 ) -> None:
     slide = OmeZarrSlide(write(tmp_path / "s.zarr"))
-    padded = np.pad(PIXELS, ((60, 400), (60, 400), (0, 0)), constant_values=255)
+    padded = np.pad(NOISE, ((60, 400), (60, 400), (0, 0)), constant_values=255)
     result = slide.read(level=0, x_px=x, y_px=y, width_px=width, height_px=height)
     np.testing.assert_array_equal(result, padded[y + 60 :, x + 60 :][:height, :width])
     slide.close()
@@ -256,7 +199,7 @@ def test_stores_older_than_described_axes_are_read(tmp_path: Path, axes: list[st
     path = write(tmp_path / "s.zarr", mpp=(1.0, 1.0))
     change(path, lambda image: image.update(axes=axes) if axes else image.pop("axes"))
     slide = OmeZarrSlide(path)
-    np.testing.assert_array_equal(whole(slide), PIXELS)
+    np.testing.assert_array_equal(whole(slide), NOISE)
     assert slide.mpp_xy is None
 
 
@@ -264,8 +207,8 @@ def test_the_first_image_of_bioformats2raw_is_the_slide(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     zarr.open_group(path, mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
     write(path, group="0")
-    write(path, [PIXELS[:50, :50]], group="1")
-    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), PIXELS)
+    write(path, [NOISE[:50, :50]], group="1")
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path)), NOISE)
 
 
 @pytest.mark.parametrize("as_path", [False, True])
@@ -275,17 +218,17 @@ def test_urls_are_read_through_fsspec(memory_url: str, zarr_format: int, as_path
     slide = open_slide(Path(memory_url) if as_path else memory_url)
     assert slide.mpp_xy == pytest.approx((0.5, 0.5))
     assert slide_id_of(slide.path) == slide_id_of(memory_url) == "s"
-    np.testing.assert_array_equal(whole(slide), PIXELS)
+    np.testing.assert_array_equal(whole(slide), NOISE)
     slide.close()
     (result,) = find_slides([memory_url])
     assert result == slide.path
-    np.testing.assert_array_equal(whole(open_slide(result)), PIXELS)
+    np.testing.assert_array_equal(whole(open_slide(result)), NOISE)
 
 
 def test_a_file_url_is_read_and_empty_chunks_that_it_lacks_are_the_fill_value(
     tmp_path: Path,
 ) -> None:
-    expected = PIXELS.copy()
+    expected = NOISE.copy()
     expected[:144] = 250
     path = write(tmp_path / "s.zarr", [expected], axes="yxc", fill_value=250)
     assert not (path / "0" / "0").exists()
@@ -333,7 +276,7 @@ def test_zipped_stores_are_read(tmp_path: Path, zarr_format: int, inside: bool) 
     slide = open_slide(path)
     assert slide.reader == "ome-zarr"
     assert slide_id_of(path) == "s"
-    np.testing.assert_array_equal(whole(slide), PIXELS)
+    np.testing.assert_array_equal(whole(slide), NOISE)
     slide.close()
     slide.close()
 
@@ -354,7 +297,7 @@ def test_a_broken_chunk_is_an_error_and_its_neighbours_are_not(
     ):
         slide.read(level=0, x_px=120, y_px=250, width_px=20, height_px=20)
     result = slide.read(level=0, x_px=0, y_px=0, width_px=421, height_px=256)
-    np.testing.assert_array_equal(result, PIXELS[:256])
+    np.testing.assert_array_equal(result, NOISE[:256])
     overview = slide.overview(downsample=4)
     assert (overview[64:, 32:64] == 255).all()
     assert np.abs(overview[:64].astype(int) - 127).max() < 128
@@ -428,19 +371,19 @@ def test_metadata_that_is_no_metadata_is_an_error(tmp_path: Path, content: str) 
 @pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
-        (PIXELS.astype(np.float32), {}, "samples of type float32"),
-        (PIXELS.astype(np.uint32), {}, "samples of type uint32"),
-        (PIXELS.astype(np.int16), {}, "samples of type int16"),
-        (PIXELS[..., :2], {}, "2 channels"),
-        (np.dstack([PIXELS, PIXELS]), {}, "6 channels"),
-        (np.dstack([PIXELS, PIXELS[..., :1]]), {}, "the fourth is no transparency"),
+        (NOISE.astype(np.float32), {}, "samples of type float32"),
+        (NOISE.astype(np.uint32), {}, "samples of type uint32"),
+        (NOISE.astype(np.int16), {}, "samples of type int16"),
+        (NOISE[..., :2], {}, "2 channels"),
+        (np.dstack([NOISE, NOISE]), {}, "6 channels"),
+        (np.dstack([NOISE, NOISE[..., :1]]), {}, "the fourth is no transparency"),
         (
-            np.dstack([PIXELS, 0 * PIXELS[..., :1]]),
+            np.dstack([NOISE, 0 * NOISE[..., :1]]),
             {"fill_value": 7},
             "the fourth is no transparency",
         ),
-        (PIXELS[:0], {}, "421 × 0 px"),
-        (PIXELS[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 × 1 × 1 × 65536 × 65536"),
+        (NOISE[:0], {}, "421 × 0 px"),
+        (NOISE[:9, :9], {"chunk_px": 1 << 16}, "chunks of 1 × 1 × 1 × 65536 × 65536"),
     ],
 )
 def test_pixels_that_are_no_slide_are_refused(
@@ -485,14 +428,6 @@ def test_chunks_of_nothing_are_refused(tmp_path: Path) -> None:
         OmeZarrSlide(path).overview(downsample=8)
 
 
-class Harm:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.parametrize("position", ["compressor", "filters"])
 def test_chunks_that_would_run_a_program_are_refused_and_not_run(
     tmp_path: Path, position: str, monkeypatch: pytest.MonkeyPatch
@@ -535,7 +470,7 @@ def test_every_codec_reads_what_it_wrote_and_a_bomb_is_refused_before_it_is_unpa
     tmp_path: Path, name: str
 ) -> None:
     path = write(tmp_path / "s.zarr", axes="yx", chunk_px=512, compressors=BOMBS[name])
-    np.testing.assert_array_equal(whole(OmeZarrSlide(path))[..., 0], PIXELS[..., 0])
+    np.testing.assert_array_equal(whole(OmeZarrSlide(path))[..., 0], NOISE[..., 0])
     (path / "0" / "0" / "0").write_bytes(BOMBS[name].encode(np.zeros(50 << 20, np.uint8)))
     tracemalloc.start()
     with pytest.raises(SlideError, match=f"{name} that unpacks to more than the 262,144 bytes"):
@@ -562,18 +497,9 @@ def test_a_chunk_that_was_cut_off_is_an_error_and_no_other_pixels(
 
 def test_a_level_whose_scale_denies_its_size_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
-    group = zarr.open_group(path, mode="w", zarr_format=2)
-    datasets = []
-    for number, side in enumerate((600, 256, 128)):  # half and a quarter of 512
-        group.create_array(str(number), shape=(side, side, 3), chunks=(64, 64, 3), dtype="u1")[
-            :
-        ] = 9
-        scale = [0.5 * 2**number, 0.5 * 2**number, 1.0]
-        transformation = {"type": "scale", "scale": scale}
-        datasets.append({"path": str(number), "coordinateTransformations": [transformation]})
-    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
-    axes.append({"name": "c", "type": "channel"})
-    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    # Half and a quarter of 512.
+    levels = [np.full((side, side, 3), 9, np.uint8) for side in (600, 256, 128)]
+    write(path, levels, axes="yxc", mpp=(0.5, 0.5))
     with closing(OmeZarrSlide(path)) as slide:
         assert [level.width_px for level in slide.levels] == [600]
         assert slide.warnings == tuple(
@@ -733,12 +659,12 @@ def test_stores_are_found_and_not_searched(tmp_path: Path) -> None:
     assert [slide_id_of(path) for path in result] == ["a", "s", "t", "z"]
     assert find_slides([tmp_path / "t.ZARR"]) == [tmp_path / "t.ZARR"]
     for path in result[1:3]:
-        np.testing.assert_array_equal(whole(open_slide(path)), PIXELS)
+        np.testing.assert_array_equal(whole(open_slide(path)), NOISE)
 
 
 def test_transparency_shows_the_background_as_with_other_readers(tmp_path: Path) -> None:
-    alpha = np.where(PIXELS[..., 1] < 20, PIXELS[..., 1], 255).astype(np.uint8)
-    pixels = np.dstack([PIXELS, alpha])
+    alpha = np.where(NOISE[..., 1] < 20, NOISE[..., 1], 255).astype(np.uint8)
+    pixels = np.dstack([NOISE, alpha])
     slide = OmeZarrSlide(write(tmp_path / "s.zarr", [pixels]))
     np.testing.assert_array_equal(whole(slide), to_rgb(pixels, background_rgb=(255, 255, 255)))
     slide.close()
@@ -749,11 +675,10 @@ def test_zeros_that_fast_settings_of_zstd_leave_are_no_damage(tmp_path: Path) ->
     pixels = np.random.default_rng(0).integers(1, 256, (512, 512, 3), np.uint8)
     pixels[60:500:9, 100:220] = 0
     path = tmp_path / "s.zarr"
-    group = zarr.open_group(path, mode="w", zarr_format=3)
-    codec = zarr.codecs.ZstdCodec(level=1)
-    group.create_array("0", data=pixels, chunks=(512, 512, 3), compressors=codec)
-    axes = [{"name": name} for name in "yxc"]
-    group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+    write(
+        path, [pixels], axes="yxc", zarr_format=3, chunk_px=512, chunk_channels=3,
+        compressors=zarr.codecs.ZstdCodec(level=1),
+    )  # fmt: skip
     if bytes(256) not in (path / "0/c/0/0/0").read_bytes():
         pytest.skip("this Zstd finds all zeros")
     result = whole(path)

@@ -24,15 +24,10 @@ from features.slides.pixels import to_rgb
 from features.slides.reader import open_slide, slide_id_of
 from features.slides.search import find_slides
 from tests.fakes import real_data
-from tests.features.slides.whole_levels import whole
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
-SMOOTH = np.stack(
-    [np.add.outer(np.arange(300), np.arange(421)) // step % 256 for step in (3, 4, 5)], axis=-1
-).astype(np.uint8)
+from tests.features.slides.slide_files import NOISE, whole
 
 
-def write(path: Path, pixels: np.ndarray = PIXELS, **options: object) -> Path:
+def write(path: Path, pixels: np.ndarray = NOISE, **options: object) -> Path:
     tifffile.imwrite(path, pixels, **{"photometric": "rgb", "tile": (128, 128), **options})
     return path
 
@@ -50,7 +45,7 @@ def test_any_region_equals_the_padded_image(x: int, y: int, width: int, height: 
         import tempfile
 
         SHARED = TiffSlide(write(Path(tempfile.mkdtemp()) / "s.tif", compression="lzw"))
-    padded = np.pad(PIXELS, ((60, 200), (60, 200), (0, 0)), constant_values=255)
+    padded = np.pad(NOISE, ((60, 200), (60, 200), (0, 0)), constant_values=255)
     result = SHARED.read(level=0, x_px=x, y_px=y, width_px=width, height_px=height)
     np.testing.assert_array_equal(result, padded[y + 60 :, x + 60 :][:height, :width])
 
@@ -61,7 +56,7 @@ SHARED: TiffSlide | None = None
 def test_empty_glass_is_known_from_the_header_and_not_decoded(tmp_path: Path) -> None:
     glass = np.empty((4096, 4096, 3), np.uint8)
     glass[:] = (196, 211, 192)
-    glass[1024:1536, 2048:2560] = PIXELS[:256, :256].repeat(2, 0).repeat(2, 1)
+    glass[1024:1536, 2048:2560] = NOISE[:256, :256].repeat(2, 0).repeat(2, 1)
     slide = TiffSlide(write(tmp_path / "s.tif", glass, compression="lzw"))
     decoded = []
     original = slide._decode
@@ -92,7 +87,7 @@ def test_threads_decode_each_segment_once(tmp_path: Path) -> None:
     slide._decode = count
     with ThreadPoolExecutor(8) as pool:
         for pixels in pool.map(lambda _: whole(slide), range(24)):
-            np.testing.assert_array_equal(pixels, PIXELS)
+            np.testing.assert_array_equal(pixels, NOISE)
     assert len(decoded) == len(set(decoded)) == 12
     slide.close()
 
@@ -192,7 +187,7 @@ def test_a_broken_tile_is_an_error_and_its_neighbours_are_not(tmp_path: Path) ->
     ):
         slide.read(level=0, x_px=150, y_px=150, width_px=9, height_px=9)
     result = slide.read(level=0, x_px=0, y_px=0, width_px=100, height_px=100)
-    np.testing.assert_array_equal(result, PIXELS[:100, :100])
+    np.testing.assert_array_equal(result, NOISE[:100, :100])
     assert slide.overview(downsample=8).shape == (38, 53, 3)
     slide.close()
 
@@ -214,7 +209,7 @@ def test_resolution_comes_from_the_tags_and_is_not_judged_here(tmp_path: Path) -
 def test_ome_metadata_gives_the_resolution(tmp_path: Path) -> None:
     path = tmp_path / "s.ome.tif"
     tifffile.imwrite(
-        path, PIXELS, photometric="rgb", tile=(128, 128),
+        path, NOISE, photometric="rgb", tile=(128, 128),
         metadata={"axes": "YXS", "PhysicalSizeX": 0.46, "PhysicalSizeY": 0.46},
     )  # fmt: skip
     slide = open_slide(path)
@@ -224,22 +219,22 @@ def test_ome_metadata_gives_the_resolution(tmp_path: Path) -> None:
 
 
 def test_plain_images_are_one_level_slides(tmp_path: Path) -> None:
-    Image.fromarray(PIXELS).save(tmp_path / "s.png")
+    Image.fromarray(NOISE).save(tmp_path / "s.png")
     slide = open_slide(tmp_path / "s.png")
     assert slide.reader == "image"
-    np.testing.assert_array_equal(whole(slide), PIXELS)
+    np.testing.assert_array_equal(whole(slide), NOISE)
     slide.close()
 
 
 def test_a_picture_in_colours_of_printing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.jpg"
-    Image.fromarray(PIXELS).convert("CMYK").save(path)
+    Image.fromarray(NOISE).convert("CMYK").save(path)
     with pytest.raises(UnsupportedFormatError, match=r"colours as CMYK; .* vips colourspace"):
         open_slide(path)
 
 
 def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
-    Image.fromarray(PIXELS).save(tmp_path / "s.png")
+    Image.fromarray(NOISE).save(tmp_path / "s.png")
     (tmp_path / "s.png").rename(tmp_path / "s.svs")
     assert open_slide(tmp_path / "s.svs").reader == "image"
 
@@ -248,7 +243,7 @@ def test_too_large_a_plain_image_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("features.slides.backends.image._MAX_PX", 1000)
-    Image.fromarray(PIXELS).save(tmp_path / "s.png")
+    Image.fromarray(NOISE).save(tmp_path / "s.png")
     with pytest.raises(SlideError, match="plain image of 421 × 300 px"):
         ImageSlide(tmp_path / "s.png")
 

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +24,7 @@ from features.slides.resampling import (
     nearest_level,
     resize_area,
 )
+from tests.features.slides.slide_files import write_tiff, write_zarr
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
 STEEP = np.add.outer(np.arange(382) * 0.4, np.arange(509) * 0.2)
@@ -49,35 +49,16 @@ def shrunk(pixels: np.ndarray, factor: float) -> np.ndarray:
     )  # fmt: skip
 
 
-def write_tiff(path: Path, levels: Sequence[np.ndarray]) -> Path:
-    with tifffile.TiffWriter(path) as tiff:
-        for index, pixels in enumerate(levels):
-            tiff.write(
-                pixels, photometric="rgb", tile=(64, 64), compression="lzw",
-                subfiletype=int(index > 0),
-            )  # fmt: skip
-    return path
-
-
-def write_zarr(path: Path, levels: Sequence[np.ndarray]) -> Path:
-    root = zarr.open_group(path, mode="w", zarr_format=2)
-    for index, pixels in enumerate(levels):
-        root.create_array(str(index), data=pixels, chunks=(64, 64, 3))
-    axes = [{"name": name, "type": "channel" if name == "c" else "space"} for name in "yxc"]
-    datasets = [{"path": str(index)} for index in range(len(levels))]
-    root.attrs["multiscales"] = [{"axes": axes, "datasets": datasets, "version": "0.4"}]
-    return path
-
-
 def write_png(path: Path, levels: Sequence[np.ndarray]) -> Path:
     Image.fromarray(levels[0]).save(path)
     return path
 
 
+TILED = {"tile": (64, 64), "compression": "lzw"}
 READERS = {
-    "tiff": (TiffSlide, write_tiff, "s.tif"),
-    "openslide": (OpenSlideSlide, write_tiff, "s.tif"),
-    "zarr": (OmeZarrSlide, write_zarr, "s.zarr"),
+    "tiff": (TiffSlide, partial(write_tiff, **TILED), "s.tif"),
+    "openslide": (OpenSlideSlide, partial(write_tiff, **TILED), "s.tif"),
+    "zarr": (OmeZarrSlide, partial(write_zarr, chunk_px=64), "s.zarr"),
     "image": (ImageSlide, write_png, "s.png"),
 }
 

@@ -13,15 +13,14 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from PIL import Image
 
 from features.errors import SlideError, TileError, UnsupportedFormatError
 from features.series.images import read_image
 from features.slides.backends.samples import misread_reason
 from features.slides.reader import open_slide
+from tests.features.slides.slide_files import whole, write_zarr
 from tests.features.slides.test_absent_pixels import PIXELS, SIDE
-from tests.features.slides.whole_levels import whole
 
 BLUE_FIRST = PIXELS[..., ::-1]
 
@@ -192,12 +191,8 @@ def test_an_ome_zarr_with_blue_first_is_read_in_its_colours(
     tmp_path: Path, channels: list[dict[str, str]], axes: str
 ) -> None:
     path = tmp_path / "s.zarr"
-    pixels = BLUE_FIRST if axes == "yxc" else np.moveaxis(BLUE_FIRST, -1, 0)
-    group = zarr.open_group(path, mode="w", zarr_format=2)
-    group.create_array("0", data=pixels, chunks=(128, 128, 3) if axes == "yxc" else (3, 128, 128))
-    described = [{"name": name, "type": "channel" if name == "c" else "space"} for name in axes]
-    group.attrs["multiscales"] = [{"axes": described, "datasets": [{"path": "0"}]}]
-    group.attrs["omero"] = {"channels": channels}
+    about = {"omero": {"channels": channels}}
+    write_zarr(path, [BLUE_FIRST], axes=axes, chunk_channels=3, about=about)
     np.testing.assert_array_equal(whole(path), PIXELS)
 
 

@@ -17,7 +17,7 @@ import zarr
 from features.errors import MultiImageError, SceneError, SlideError
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
 from features.slides.reader import open_slide
-from tests.features.slides.whole_levels import whole
+from tests.features.slides.slide_files import whole, write_zarr
 
 RNG = np.random.default_rng(0)
 SLIDE = RNG.integers(0, 256, (768, 1024, 3), np.uint8)
@@ -206,37 +206,19 @@ def two_scenes_ome(folder: Path) -> Path:
     )  # fmt: skip
 
 
-def write_image(group: zarr.Group, pixels: np.ndarray, *, name: str = "", mpp: float = 0.5) -> None:
-    """One image of OME-NGFF 0.4 in a group."""
-    array = group.create_array(
-        "0", shape=(3, *pixels.shape[:2]), chunks=(3, 128, 128), dtype=np.uint8
-    )
-    array[:] = np.moveaxis(pixels, -1, 0)
-    axes = [{"name": "c", "type": "channel"}] + [
-        {"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"
-    ]
-    scale = [{"type": "scale", "scale": [1.0, mpp, mpp]}]
-    group.attrs["multiscales"] = [{
-        "version": "0.4", "name": name, "axes": axes,
-        "datasets": [{"path": "0", "coordinateTransformations": scale}],
-    }]  # fmt: skip
-
-
 def two_scenes_zarr(folder: Path) -> Path:
     path = folder / "s.zarr"
-    root = zarr.open_group(path, mode="w", zarr_format=2)
-    root.attrs["bioformats2raw.layout"] = 3
+    zarr.open_group(path, mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
     images = [(PHOTO, "macro image", 9.0), (SECTION, "left", 0.5), (SLIDE, "right", 0.5)]
     for number, (pixels, name, mpp) in enumerate(images):
-        write_image(root.create_group(str(number)), pixels, name=name, mpp=mpp)
+        write_zarr(path, [pixels], group=str(number), name=name, axes="cyx", mpp=(mpp, mpp))
     return path
 
 
 def two_scenes_zarr_by_group(folder: Path) -> Path:
     path = folder / "s.zarr"
-    root = zarr.open_group(path, mode="w", zarr_format=2)
     for name, pixels in (("a-macro", PHOTO), ("left", SECTION), ("right", SLIDE)):
-        write_image(root.create_group(name), pixels)
+        write_zarr(path, [pixels], group=name, axes="cyx", mpp=(0.5, 0.5))
     return path
 
 

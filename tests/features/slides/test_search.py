@@ -9,7 +9,6 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-import zarr
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -18,6 +17,7 @@ from features.slides.dicom_series import group_dicom_files
 from features.slides.reader import open_slide
 from features.slides.search import describe_passed_over, find_slides, search_slides
 from tests.fakes import real_data
+from tests.features.slides.slide_files import write_zarr
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -128,11 +128,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_said(tmp_path: Pat
 
 
 def test_a_zarr_without_the_suffix_is_one_slide_and_not_thousands_of_files(tmp_path: Path) -> None:
-    group = zarr.open_group(tmp_path / "slide one", mode="w", zarr_format=2)
-    array = group.create_array("0", shape=(256, 256), chunks=(64, 64), dtype=np.uint8)
-    array[:] = 7
-    group.attrs["multiscales"] = [{"version": "0.4", "axes": ["y", "x"],
-                                   "datasets": [{"path": "0"}]}]  # fmt: skip
+    write_zarr(tmp_path / "slide one", [np.full((256, 256, 1), 7, np.uint8)], axes="yx")
     assert names(tmp_path) == (["slide one"], {})
     open_slide(tmp_path / "slide one").close()
 

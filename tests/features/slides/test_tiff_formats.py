@@ -16,10 +16,9 @@ from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.backends.samples import is_ycbcr
 from features.slides.backends.tiff import TiffSlide
 from features.slides.reader import open_slide
+from tests.features.slides.slide_files import NOISE, whole
 from tests.features.slides.test_absent_pixels import PIXELS
-from tests.features.slides.whole_levels import whole
 
-NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 SMOOTH = (128 + 12 * (ndimage.gaussian_filter(NOISE.astype(float), (5, 5, 0)) - 128)).astype(
     np.uint8
 )

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from features.errors import TileError, UnsupportedFormatError
 from features.slides.backends import tiff_strips
 from features.slides.reader import open_slide
-from tests.features.slides.whole_levels import whole
+from tests.features.slides.slide_files import whole
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 421, 3), np.uint8)
 

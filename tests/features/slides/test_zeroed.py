@@ -30,6 +30,7 @@ from features.series.images import read_image
 from features.slides.backends.openslide import OpenSlideSlide
 from features.slides.reader import open_slide
 from features.slides.zeroed import is_zeroed_jpeg
+from tests.features.slides.slide_files import whole
 from tests.features.slides.test_absent_pixels import GLASS, PIXELS, SIDE, write_zarr
 from tests.features.slides.test_dicom_frames import write_level
 from tests.features.slides.vendor_files import (
@@ -40,7 +41,6 @@ from tests.features.slides.vendor_files import (
     write_trestle,
     write_vms,
 )
-from tests.features.slides.whole_levels import whole
 
 BLOCK = 256
 MIDDLE = {"x_px": BLOCK, "y_px": BLOCK, "width_px": BLOCK, "height_px": BLOCK}

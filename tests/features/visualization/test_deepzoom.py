@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from features.visualization.deepzoom import (
 )
 from features.visualization.heatmap import ColorScale, TileLayout, apply_colormap, rasterize
 from tests.fakes import FakeSlide
+from tests.features.slides.slide_files import write_tiff
 
 SCALE = ColorScale(palette="viridis", low=0.0, high=100.0, words="percentile")
 
@@ -106,10 +106,8 @@ def test_a_pyramid_is_read_at_its_nearest_level_and_shows_what_level_0_does(
 ) -> None:
     first = np.repeat(np.repeat(paint(160, 120), 4, axis=0), 4, axis=1)
     second = first[::4, ::4].copy()
-    with tifffile.TiffWriter(tmp_path / "slide.tif") as tiff:
-        for level in (first, second):
-            tiff.write(level, tile=(128, 128), photometric="rgb", subfiletype=int(level is second))
-    with closing(open_slide(tmp_path / "slide.tif")) as slide:
+    path = write_tiff(tmp_path / "slide.tif", (first, second), tile=(128, 128))
+    with closing(open_slide(path)) as slide:
         assert len(slide.levels) == 2
         zoomed = DeepZoomReader(slide)
         for level in range(6, zoomed.zoom.last_level + 1):
