@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from features.bags.store import open_bags
 from features.filters.classifier import read_filter
-from features.utils.files import atomic_folder, atomic_write
+from features.utils.files import atomic_folder, atomic_write, check_folder
 from features.utils.tables import write_table
 from mil.data.bags import PatientBags, load_patient_bags, read_embed_failures
 from mil.data.cohort import Cohort, Columns, cohort_notes, read_cohort
@@ -282,6 +282,7 @@ def train_run(
         If the folder cannot be written.
     """
     run_dir = Path(run_dir)
+    check_folder(run_dir)  # before the training, not after it
     cohort = _sorted_cohort(cohort, columns, covariates)
     if not isinstance(bags, PatientBags):
         failures = read_embed_failures(Path(bags))

@@ -18,6 +18,7 @@ __all__ = [
     "ZARR_METADATA",
     "atomic_folder",
     "atomic_write",
+    "check_folder",
     "find_temporary_files",
     "ignores_case",
     "is_device",
@@ -79,8 +80,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new hidden folder that replaces ``path`` when the block ends without an error.
 
     Its bytes are on disk before the rename. An older folder of that name stays until then, and for
-    good where an OutputError is raised because the new one cannot be written.
+    good where an OutputError is raised because the new one cannot be written. That is at once where
+    a file has that name.
     """
+    check_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = temporary.with_suffix(".old")
     try:
@@ -165,6 +168,16 @@ def why_no_folder(path: Path) -> str:
     return "a device or pipe" if is_device(path) else "a file"
 
 
+def check_folder(path: Path) -> None:
+    """Raise OutputError for a path that can be no folder: a file, a device, a link to nowhere."""
+    if why := why_no_folder(path):
+        raise OutputError(
+            path,
+            actual=f"cannot be used as a folder ({why})",
+            hint="Name another folder, or make this one writable.",
+        )
+
+
 def ignores_case(folder: Path) -> bool:
     """Return whether names in a folder are found in any case, as on Windows, macOS and many shares.
 
@@ -184,6 +197,8 @@ def make_folder(path: Path) -> Path:
 
     Raises OutputError if it is a file or cannot be made.
     """
+    if path.is_symlink():  # of one that leads nowhere, the system says that it exists
+        check_folder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

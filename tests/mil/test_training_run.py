@@ -81,6 +81,20 @@ def test_a_run_that_does_not_fit_on_the_disk_is_an_error_and_leaves_no_partial_r
         assert contents(disk / "run") == contents(world / "0" / "run")
 
 
+def test_a_path_that_can_be_no_folder_is_told_before_the_training(
+    world: Path, tmp_path: Path
+) -> None:
+    cohort = read_cohort(world / "train.csv", labelled=True)
+    (tmp_path / "run").write_text("not a run")
+    with pytest.raises(OutputError, match=r"run: cannot be used as a folder \(a file\)"):
+        train_run(
+            cohort, load_patient_bags(cohort, find_bags(world / "bags")), tmp_path / "run",
+            n_folds=N_FOLDS, n_repeats=1, seed=0, config=FAST,
+            on_head=lambda done, total: pytest.fail("trained"),
+        )  # fmt: skip
+    assert (tmp_path / "run").read_text() == "not a run"
+
+
 def test_a_folder_of_runs_that_vanishes_costs_no_training(world: Path, tmp_path: Path) -> None:
     cohort = read_cohort(world / "train.csv", labelled=True)
     folder, aside = tmp_path / "runs", tmp_path / "unplugged"

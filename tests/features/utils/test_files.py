@@ -10,7 +10,13 @@ import pytest
 from features.bags.h5 import read_bag
 from features.errors import BagError, OutputError, SlideError
 from features.slides.search import find_slides
-from features.utils.files import atomic_write, find_temporary_files, make_folder, path_exists
+from features.utils.files import (
+    atomic_folder,
+    atomic_write,
+    find_temporary_files,
+    make_folder,
+    path_exists,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -127,6 +133,18 @@ def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> Non
     for name in ("a", "a/b"):
         with pytest.raises(OutputError, match=r"cannot be used as a folder.*Name another"):
             make_folder(tmp_path / name)
+
+
+def test_neither_a_file_nor_a_link_to_nowhere_becomes_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, why in (("file", "a file"), ("link", "a link that leads nowhere")):
+        refused = pytest.raises(OutputError, match=rf"cannot be used as a folder \({why}\)")
+        with refused, atomic_folder(tmp_path / name):
+            pytest.fail("nothing is made for it")
+    with pytest.raises(OutputError, match="a link that leads nowhere"):
+        make_folder(tmp_path / "link")
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_what_killed_processes_left_is_told_by_the_file_it_lies_beside(tmp_path: Path) -> None:
