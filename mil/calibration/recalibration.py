@@ -29,6 +29,7 @@ def recalibrated(calibrator: Calibrator, local: PlattScaling) -> Calibrator:
             slopes=(slope * calibrator.slopes_).tolist(),
             bias=(slope * calibrator.bias_ + bias).tolist(),
             weights=calibrator.weights_.tolist(),
+            limits=calibrator.limits_.tolist(),
         )
     if isinstance(calibrator, PlattScaling):
         return PlattScaling(

@@ -26,8 +26,10 @@ __all__ = ["StackedPlattScaling"]
 
 _RIDGE_OF_STACK = 0.125  # of each learner, in units of 1 / standard deviation of its logits
 _TEMPERING = 0.5  # decision 0030
-_PRIOR_OF_NONE = 0.5  # that no learner carries a signal, decision 0038
+_PRIOR_OF_NONE = 0.3  # that no learner carries a signal, decisions 0038 and 0048
 _RIDGE_OF_FACTOR = 2.0  # towards 1, decision 0047
+_LIMIT = 2.0  # of logits, in units of their root mean square, decision 0048
+_LEAST_SIZE = 1e-9
 _NONE_AT_MOST = 0.1  # weight of no learner from which the factor is 1, decision 0047
 
 
@@ -35,9 +37,12 @@ _NONE_AT_MOST = 0.1  # weight of no learner from which the factor is 1, decision
 class StackedPlattScaling(Calibrator):
     """One slope per learner and one bias per class, averaged over several ways to combine them.
 
-    Probabilities are ``softmax(sum_j slopes_[j] * logits[:, j] + bias_)``, shape (n, classes), with
-    ``slopes_ >= 0``. Logits have shape (n, learners, classes). Slopes and biases are weighted means
-    of those of several fits of that form:
+    Probabilities are ``softmax(sum_j slopes_[j] * saturated[:, j] + bias_)``, shape (n, classes),
+    with ``slopes_ >= 0``. Logits have shape (n, learners, classes). What a learner says of one
+    patient, centred over classes and of size s (root mean square), is saturated to the size
+    l * tanh(s / l), where l is twice the size that its logits have in the fit: what lies far
+    beyond the patients of the fit counts little more than what it says of them. Slopes and biases
+    are weighted means of those of several fits of that form:
 
     - all learners with a slope each: stacked generalisation (Wolpert, 1992; as the super learner,
       van der Laan, Polley and Hubbard, 2007);
@@ -46,7 +51,7 @@ class StackedPlattScaling(Calibrator):
 
     The weight of a fit is proportional to its prior times exp(-loss / 2), where the loss is its log
     loss on patients left out of it, summed over patients: pseudo-Bayesian model averaging (Geisser
-    and Eddy, 1979; Yao et al., 2018), tempered. None has a prior of 1/2 and the others share the
+    and Eddy, 1979; Yao et al., 2018), tempered. None has a prior of 0.3 and the others share the
     rest: among so many fits, one may tell few patients apart by chance. Few patients can neither
     choose one learner nor fit a slope for each.
 
@@ -66,6 +71,8 @@ class StackedPlattScaling(Calibrator):
     weights_
         Shape (learners,): each slope times the standard deviation of the logits it was fitted on,
         divided by their sum; all 0 where no learner carries a signal.
+    limits_
+        Sizes at which logits saturate, shape (learners,); infinite in runs of format version 7.
     """
 
     kind = "stacked_platt"
@@ -76,20 +83,29 @@ class StackedPlattScaling(Calibrator):
         slopes: Sequence[float] = (1.0,),
         bias: Sequence[float] = (0.0, 0.0),
         weights: Sequence[float] = (1.0,),
+        limits: Sequence[float] | None = None,
     ) -> None:
         self.slopes_: Floats = np.array(slopes, np.float64)
         self.bias_: Floats = np.array(bias, np.float64)
         self.weights_: Floats = np.array(weights, np.float64)
+        self.limits_: Floats = (
+            np.full(len(self.slopes_), np.inf) if limits is None else np.array(limits, np.float64)
+        )
 
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
         """Fit to logits of shape (n, learners, classes), see :meth:`Calibrator.fit`."""
-        data = [CalibrationData.of(own, labels, groups=groups) for own in np.moveaxis(logits, 1, 0)]
-        _, n_learners, n_classes = logits.shape
+        n_learners, n_classes = logits.shape[1:]
+        sizes = np.sqrt((_sizes(logits) ** 2).mean(axis=0))
+        self.limits_ = np.where(sizes > _LEAST_SIZE, _LIMIT * sizes, 1.0)
+        saturated = self._gains(logits)[..., None] * logits
+        data = [
+            CalibrationData.of(own, labels, groups=groups) for own in np.moveaxis(saturated, 1, 0)
+        ]
         weight = data[0].sample_weight[:, None] / data[0].sample_weight.sum()
         means = np.stack([(weight * own.centred).sum(axis=0) for own in data])
         centred = np.stack([own.centred for own in data]) - means[:, None]  # (learners, n, classes)
         spreads = np.sqrt((weight * centred**2).sum(axis=1).mean(axis=1))
-        varies = spreads > 1e-9  # else a learner says the same of everyone
+        varies = spreads > _LEAST_SIZE  # else a learner says the same of everyone
         spreads[~varies] = 1.0
         terms = centred / spreads[:, None, None]
         of_fits = [
@@ -112,25 +128,38 @@ class StackedPlattScaling(Calibrator):
 
     def combine(self, logits: Floats) -> Floats:
         """Return logits before the biases, shape (n, classes), centred: the weighted sum."""
-        centred = logits - logits.mean(axis=-1, keepdims=True)
-        return np.asarray(np.einsum("l,nlc->nc", self.slopes_, centred), np.float64)
+        return np.asarray(self.parts(logits).sum(axis=1), np.float64)
 
     def parts(self, logits: Floats) -> Floats:
         """Return what each learner adds to :meth:`combine`, shape (n, learners, classes)."""
         centred = logits - logits.mean(axis=-1, keepdims=True)
-        return np.asarray(self.slopes_[:, None] * centred, np.float64)
+        return np.asarray(self.factors(logits)[..., None] * centred, np.float64)
+
+    def factors(self, logits: Floats) -> Floats:
+        """Return what each learner's centred logits are multiplied by, shape (n, learners)."""
+        return np.asarray(self.slopes_ * self._gains(logits), np.float64)
+
+    def _gains(self, logits: Floats) -> Floats:
+        """Return saturated sizes over sizes, above 0 and at most 1, shape (n, learners)."""
+        excess = np.maximum(_sizes(logits) / self.limits_, _LEAST_SIZE)
+        return np.asarray(np.tanh(excess) / excess, np.float64)
 
     def predict_proba(self, logits: Floats) -> Floats:
         """Return probabilities at the balanced prior, shape (n, classes); rows sum to 1."""
         return np.asarray(softmax(self.combine(logits) + self.bias_, axis=1), np.float64)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for a file: slopes and weights (learners,), bias (classes,)."""
+        """Return plain values: slopes, weights and limits (learners,), bias (classes,).
+
+        Infinite limits, which JSON does not know, are left out.
+        """
+        limits = {"limits": self.limits_.tolist()} if np.isfinite(self.limits_).all() else {}
         return {
             "kind": self.kind,
             "slopes": self.slopes_.tolist(),
             "bias": self.bias_.tolist(),
             "weights": self.weights_.tolist(),
+            **limits,
         }
 
     @classmethod
@@ -139,12 +168,30 @@ class StackedPlattScaling(Calibrator):
         slopes, bias, weights = (
             read_array(values, key, n_axes=1) for key in ("slopes", "bias", "weights")
         )
-        if slopes.shape != weights.shape or min(slopes.min(), weights.min()) < 0:
+        limits = (
+            read_array(values, "limits", n_axes=1)
+            if "limits" in values
+            else np.full(len(slopes), np.inf)
+        )
+        if not slopes.shape == weights.shape == limits.shape or min(*slopes, *weights) < 0:
             raise CalibrationError(
                 "calibrator", actual=f"slopes {slopes.tolist()}, weights {weights.tolist()}",
                 expected="as many of both, at least 0",
             )  # fmt: skip
-        return cls(slopes=slopes.tolist(), bias=bias.tolist(), weights=weights.tolist())
+        if limits.min() <= 0:
+            raise CalibrationError(
+                "calibrator", actual=f"limits {limits.tolist()}", expected="numbers above 0"
+            )
+        return cls(
+            slopes=slopes.tolist(), bias=bias.tolist(), weights=weights.tolist(),
+            limits=limits.tolist(),
+        )  # fmt: skip
+
+
+def _sizes(logits: Floats) -> Floats:
+    """Return root mean squares over classes of centred logits, shape (n, learners)."""
+    centred = logits - logits.mean(axis=-1, keepdims=True)
+    return np.asarray(np.sqrt((centred**2).mean(axis=-1)), np.float64)
 
 
 def _combinations(terms: Floats, varies: npt.NDArray[np.bool_]) -> list[Floats]:

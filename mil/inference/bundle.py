@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 FORMAT = "mil-run"
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """Version of new bundles; later versions are refused. In version 1 logits are not divided."""
 
 _FILTER, _BASE = "filter.safetensors", "base_learners.safetensors"

@@ -29,7 +29,8 @@ class LearnerPart:
     weight
         Weight of the learner in the run, 0 to 1; the weights of a run sum to 1.
     factor
-        Slope that the calibrator multiplies the learner's logits by; 1 for a single head.
+        What the calibrator multiplies the patient's logits by, the slope where they are small and
+        less where they saturate; 1 for a single head.
     logits
         Logits of the learner, mean over heads and any views, shape (classes,).
     of_tiles
@@ -97,9 +98,10 @@ def attribute_tiles(
     attention = np.mean(attentions, axis=0)
     names = bundle.learner_names
     mean_logits = bundle.add_covariates(np.mean(logits, axis=0), covariates)
-    slopes, weights = np.ones(1), np.ones(1)
+    factors, weights = np.ones(1), np.ones(1)
     if isinstance(bundle.calibrator, StackedPlattScaling):
-        slopes, weights = bundle.calibrator.slopes_, bundle.calibrator.weights_
+        factors = bundle.calibrator.factors(mean_logits[None])[0]
+        weights = bundle.calibrator.weights_
     parts = []
     for row, name in enumerate(names):
         own = [each[name] for each in of_tiles if name in each]
@@ -107,7 +109,7 @@ def attribute_tiles(
             LearnerPart(
                 name=name,
                 weight=float(weights[row]),
-                factor=float(slopes[row]),
+                factor=float(factors[row]),
                 logits=mean_logits[row],
                 of_tiles=np.mean(own, axis=0) if own else None,
             )

@@ -82,6 +82,10 @@ def test_it_comes_back_from_a_file(name: str, n_classes: int) -> None:
         ({"kind": "stacked_platt", "bias": [0, 0], "weights": [1]}, "slopes = None"),
         ({"kind": "stacked_platt", "slopes": [-1], "bias": [0, 0], "weights": [1]}, "at least 0"),
         ({"kind": "stacked_platt", "slopes": [1, 1], "bias": [0, 0], "weights": [1]}, "as many"),
+        (
+            {"kind": "stacked_platt", "slopes": [1], "bias": [0, 0], "weights": [1], "limits": [0]},
+            "above 0",
+        ),
         ({"kind": "beta", "slopes": [1.0, 1.0], "bias": [0.0, 0.0]}, "no longer reads that kind"),
         ({"kind": "temperature"}, "slope = None"),
         ({"kind": "temperature", "slope": -1.0}, "slope -1; expected a slope of at least 0"),

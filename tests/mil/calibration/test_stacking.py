@@ -147,3 +147,44 @@ def test_a_learner_that_says_the_same_of_everyone_has_no_weight() -> None:
     alike = StackedPlattScaling().fit(np.zeros((60, 2, 2)), labels)
     np.testing.assert_array_equal(alike.weights_, 0)
     np.testing.assert_allclose(alike.predict_proba(logits), 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_logits_far_beyond_those_of_the_fit_count_little_more_than_they(n_classes: int) -> None:
+    rng = np.random.default_rng(6)
+    labels = np.arange(60) % n_classes
+    logits = rng.normal(size=(60, 3, n_classes)) + 2 * np.eye(n_classes)[labels][:, None]
+    fitted = StackedPlattScaling().fit(logits, labels)
+    usual = np.tile(2 * np.eye(n_classes)[0], (1, 3, 1))
+    far, farther = usual.copy(), usual.copy()
+    far[0, 1] *= -30
+    farther[0, 1] *= -1000
+    np.testing.assert_allclose(fitted.combine(far), fitted.combine(farther), atol=1e-3)
+    assert fitted.predict_proba(farther)[0, 0] > 1 / n_classes  # the two others outvote it
+    part = fitted.parts(farther)[0, 1]
+    most = np.abs(fitted.parts(logits)[:, 1]).max()
+    assert most < np.abs(part).max() < 2 * most
+    assert part.sum() == pytest.approx(0, abs=1e-9)
+
+
+def test_parts_are_factors_times_centred_logits_and_sum_to_the_combined_logit() -> None:
+    logits, labels = drawn([0.5, 1.0, 0.0])
+    fitted = StackedPlattScaling().fit(logits, labels)
+    centred = logits - logits.mean(axis=2, keepdims=True)
+    np.testing.assert_allclose(
+        fitted.parts(logits), fitted.factors(logits)[..., None] * centred, rtol=1e-12
+    )
+    np.testing.assert_allclose(fitted.parts(logits).sum(axis=1), fitted.combine(logits), rtol=1e-12)
+    assert (fitted.factors(logits) <= fitted.slopes_).all()
+    np.testing.assert_allclose(fitted.factors(1e-12 * logits), np.tile(fitted.slopes_, (60, 1)))
+
+
+def test_calibrators_of_earlier_runs_have_no_limits() -> None:
+    logits, labels = drawn([0.5, 1.0, 0.0])
+    values = StackedPlattScaling().fit(logits, labels).as_dict()
+    again = StackedPlattScaling.from_dict(values)
+    assert again.as_dict() == values
+    del values["limits"]
+    earlier = StackedPlattScaling.from_dict(values)
+    np.testing.assert_allclose(earlier.combine(7 * logits), 7 * earlier.combine(logits))
+    assert earlier.as_dict() == values
