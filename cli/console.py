@@ -49,6 +49,7 @@ __all__ = [
     "ErrorHandlingGroup",
     "PlainCommand",
     "PlainGroup",
+    "exit_if_failed",
     "finish_on_interrupt",
     "hush_matplotlib",
     "in_thread",
@@ -57,6 +58,7 @@ __all__ = [
     "options_elsewhere",
     "print_json",
     "print_next",
+    "print_numbers",
     "print_table",
     "progress_bar",
     "raise_open_file_limit",
@@ -64,6 +66,7 @@ __all__ = [
     "stderr",
     "stdout",
     "treat_sigterm_as_interrupt",
+    "warn",
 ]
 
 T = TypeVar("T")
@@ -113,6 +116,17 @@ stderr = _PlainConsole(stderr=True)
 
 stdout = _PlainConsole()
 """Console for results; nothing else goes to standard output."""
+
+
+def warn(text: str) -> None:
+    """Print a warning or note on standard error."""
+    stderr.print(text, style="yellow")
+
+
+def exit_if_failed(n_failed: int, n_all: int) -> None:
+    """End the command with an error if any of all failed, another one if every one did."""
+    if n_failed:
+        raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == n_all else EXIT_PARTLY_FAILED)
 
 
 class _PlainHelp:
@@ -296,6 +310,21 @@ def print_table(
             table.add_column(name, justify="right", no_wrap=True)
         else:
             table.add_column(name, overflow="fold", no_wrap=name in whole)
+    for row in rows:
+        table.add_row(*row)
+    stdout.print(table)
+
+
+def print_numbers(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, n_names: int = 1
+) -> None:
+    """Print a table of numbers, shape (rows, columns), on standard output.
+
+    The first ``n_names`` columns are left-aligned, and a narrow terminal breaks any cell.
+    """
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < n_names else "right")
     for row in rows:
         table.add_row(*row)
     stdout.print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import print_json, print_next, print_table, progress_bar, spinner, stderr, stdout
+from cli.console import print_json, print_next, print_table, progress_bar, spinner, stdout, warn
 from cli.options import BACKBONE, Batch, Device, JsonOutput, flag
 from features.utils.text import pluralize, rounded
 
@@ -101,7 +101,7 @@ def _measure(
                     name, device=chosen, batch_tiles=batch, execution=execution
                 )
             except EncoderError as error:
-                stderr.print(f"not measured: {name}: {error}", style="yellow")
+                warn(f"not measured: {name}: {error}")
             else:
                 speeds[name] = {"tiles_per_s": rate, "execution": runtime}
     return speeds
@@ -137,7 +137,7 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, Any]]) -> None:
         stdout.print(f"Of all: {', '.join(f'{name} {some[0]}' for name, some in same.items())}.")
     for one in infos:
         if one.unusable:
-            stderr.print(f"cannot be used: {one.name}: {one.unusable}", style="yellow")
+            warn(f"cannot be used: {one.name}: {one.unusable}")
     if speeds:
         runtimes = ", ".join(sorted({str(speed["execution"]) for speed in speeds.values()}))
         stdout.print(f"tiles/s: measured here with random weights, {runtimes}, without reading.")

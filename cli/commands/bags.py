@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from cli.console import (
-    EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
     PlainCommand,
     PlainGroup,
+    exit_if_failed,
     print_json,
     print_next,
+    print_numbers,
     progress_bar,
     spinner,
-    stderr,
     stdout,
+    warn,
 )
 from cli.options import BagsDir, JsonOutput, MppTable, SlideMpp, flag
 from cli.shared.arguments import folder_for_bags
@@ -85,7 +85,7 @@ def verify(
         _print_report(report, bags_dir)
         if report.n_bad < len(report.bags):
             print_next("mil train --cohort train.csv --bags {bags}", bags=bags_dir)
-    _exit(n_bad=report.n_bad, n_all=len(report.bags))
+    exit_if_failed(report.n_bad, len(report.bags))
 
 
 @bags.command("import", cls=PlainCommand)
@@ -252,11 +252,6 @@ def _count_progress(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda n_done, n_all: bars.update(task, completed=n_done, total=n_all)
 
 
-def _exit(*, n_bad: int, n_all: int) -> None:
-    if n_bad:
-        raise typer.Exit(EXIT_KNOWN_ERROR if n_bad == n_all else EXIT_PARTLY_FAILED)
-
-
 def _summarize(report: FolderReport, bags_dir: Path) -> dict[str, object]:
     return {
         "bags": str(bags_dir),
@@ -273,12 +268,9 @@ def _summarize(report: FolderReport, bags_dir: Path) -> dict[str, object]:
 
 def _print_report(report: FolderReport, bags_dir: Path) -> None:
     summary = _summarize(report, bags_dir)
-    table = Table(title=f"Bags in {bags_dir}", title_justify="left")
-    for name in ("bags", "bad", "empty", "imported", "tiles", "fingerprints"):
-        table.add_column(name, justify="right")
-    keys = ("n_bags", "n_bad", "n_empty", "n_imported", "n_tiles", "n_fingerprints")
-    table.add_row(*(f"{summary[key]:,}" for key in keys))
-    stdout.print(table)
+    columns = ("bags", "bad", "empty", "imported", "tiles", "fingerprints")
+    counts = [f"{summary[f'n_{name}']:,}" for name in columns]
+    print_numbers(f"Bags in {bags_dir}", columns, [counts], n_names=0)
     _print_first(
         "bad", (f"{bag.slide_id}: {problem}" for bag in report.bags for problem in bag.problems)
     )
@@ -335,7 +327,7 @@ def _print_conversion(
     _print_first("left out", (f"{name}: {reason}" for name, reason in left_out.items()))
     if n_done and next_command and not as_json:
         print_next(next_command, bags=out)
-    _exit(n_bad=len(failed), n_all=len(results))
+    exit_if_failed(len(failed), len(results))
     if left_out:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
@@ -344,7 +336,7 @@ def _print_first(what: str, lines: Iterable[str]) -> None:
     """Print the first lines on standard error, and the number of the others."""
     every = list(lines)
     for line in every[:_MAX_NAMED]:
-        stderr.print(f"{what}: {line}", style="yellow")
+        warn(f"{what}: {line}")
     if len(every) > _MAX_NAMED:
         more = len(every) - _MAX_NAMED
-        stderr.print(f"{what}: {more:,} more; --json lists all", style="yellow")
+        warn(f"{what}: {more:,} more; --json lists all")

@@ -13,8 +13,8 @@ from cli.console import (
     print_next,
     progress_bar,
     spinner,
-    stderr,
     stdout,
+    warn,
 )
 from cli.options import ColumnNames, JsonOutput
 from cli.shared.arguments import check_output, given_options, parse_columns
@@ -111,7 +111,7 @@ def describe(
         html = render_cohort_report(summary)
     write_html(out, html)
     for path, first in files.repeated.items() if files else ():
-        stderr.print(f"ignored: {path} has the same slide id as {first}", style="yellow")
+        warn(f"ignored: {path} has the same slide id as {first}")
     if as_json:
         print_json({"page": str(out), **summary.as_dict()})
     else:

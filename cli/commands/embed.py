@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from cli.commands.embed_series import embed_series_command
 from cli.console import (
@@ -19,9 +18,10 @@ from cli.console import (
     in_thread,
     print_json,
     print_next,
+    print_numbers,
     spinner,
-    stderr,
     stdout,
+    warn,
 )
 from cli.options import (
     TILES,
@@ -334,11 +334,10 @@ def _read_filter(path: Path, slides: list[Path]) -> TileFilter:
     tile_filter = read_filter(path)
     trained_on = {slide.slide_id for slide in tile_filter.examples.slides}
     if n_trained_on := len(trained_on.intersection(map(slide_id_of, slides))):
-        stderr.print(
+        warn(
             f"warning: the filter was trained on {n_trained_on} of these slides: 'mil train' will "
             "refuse bags made with it. Embed without --filter and give it to 'mil train --filter', "
-            "which fits it again in each fold.",
-            style="yellow",
+            "which fits it again in each fold."
         )
     return tile_filter
 
@@ -431,17 +430,16 @@ def print_estimate(
 
 def _print_estimate(estimate: Estimate, bags: Path, *, n_finished: int, n_left: int) -> None:
     title = f"{pluralize(estimate.n_slides, 'slides')}, nothing written"
-    table = Table(title=title, title_justify="left")
-    for name in ("tiles", "bags", "decoding", "backbone", "start", "finding tissue", "in all"):
-        table.add_column(name, justify="right")
-    table.add_row(
-        f"{estimate.n_tiles:,}", f"{estimate.bag_gb:,.3g} GB",
-        f"{estimate.decode_tiles_per_s:,.0f} tiles/s",
-        f"{estimate.backbone_tiles_per_s:,.0f} tiles/s",
-        f"{estimate.startup_s + estimate.selection_s:,.0f} s", f"{estimate.segmentation_s:,.0f} s",
-        _duration(estimate.hours),
-    )  # fmt: skip
-    stdout.print(table)
+    cells = {
+        "tiles": f"{estimate.n_tiles:,}",
+        "bags": f"{estimate.bag_gb:,.3g} GB",
+        "decoding": f"{estimate.decode_tiles_per_s:,.0f} tiles/s",
+        "backbone": f"{estimate.backbone_tiles_per_s:,.0f} tiles/s",
+        "start": f"{estimate.startup_s + estimate.selection_s:,.0f} s",
+        "finding tissue": f"{estimate.segmentation_s:,.0f} s",
+        "in all": _duration(estimate.hours),
+    }
+    print_numbers(title, list(cells), [list(cells.values())], n_names=0)
     if n_finished:
         stdout.print(f"Not counted: {pluralize(n_finished, 'slides')} that have a bag in {bags}.")
     if estimate.n_sampled < n_left:

@@ -17,8 +17,8 @@ from cli.console import (
     print_next,
     progress_bar,
     spinner,
-    stderr,
     stdout,
+    warn,
 )
 from cli.options import BagsSource, ColumnNames, JsonOutput, Prior, RunDir, SlidesDir, flag
 from cli.shared.arguments import files_of, parse_columns
@@ -265,16 +265,14 @@ def _print_warnings(report: ExplanationReport, terms: Terms) -> None:
     slide, tile = terms.slide, terms.tile
     n_seen = sum(bool(p.matched_training_patient) for p in report.predictions)
     if n_seen:
-        stderr.print(
+        warn(
             f"warning: the run was trained on {n_seen} of these patients (or on their {slide}s); "
-            "their pages say so",
-            style="yellow",
+            "their pages say so"
         )
     if n_unlike := sum(p.unlike_training for p in report.predictions):
-        stderr.print(
+        warn(
             f"warning: {pluralize(n_unlike, 'patients')} unlike the training patients; their pages "
-            "say so",
-            style="yellow",
+            "say so"
         )
     notes = list(report.label_notes)
     if report.agreement is not None and not report.agreement.n_patients:
@@ -282,23 +280,21 @@ def _print_warnings(report: ExplanationReport, terms: Terms) -> None:
     print_caveats(f"note: {note}" for note in notes)
     if n_by_kind := count_differences(report.predictions):
         named = ", ".join(f"{kind} {n_patients}" for kind, n_patients in n_by_kind.items())
-        stderr.print(
+        warn(
             f"note: {slide}s that differ from all training {slide}s, patients by kind: {named}; "
-            "their pages say in what",
-            style="yellow",
+            "their pages say in what"
         )
     problems = [error for p in report.predictions for error in p.problems.values()]
     for error in problems[:_MAX_NAMED]:
-        stderr.print(f"warning: not used: {error}", style="yellow")
+        warn(f"warning: not used: {error}")
     n_incomplete = sum(p.status != "ok" for p in report.predictions)
     if n_incomplete:
-        stderr.print(
+        warn(
             f"warning: {pluralize(n_incomplete, 'patients')} with {slide}s without bag or without "
-            f"{tile}s",
-            style="yellow",
+            f"{tile}s"
         )
     missing = report.without_picture
     for slide_id, reason in list(missing.items())[:_MAX_NAMED]:
-        stderr.print(f"{slide} {slide_id} cannot be shown: {reason}", style="yellow")
+        warn(f"{slide} {slide_id} cannot be shown: {reason}")
     if len(missing) > _MAX_NAMED:
-        stderr.print(f"and {len(missing) - _MAX_NAMED} more; --json lists all", style="yellow")
+        warn(f"and {len(missing) - _MAX_NAMED} more; --json lists all")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from cli.console import (
     PlainCommand,
     PlainGroup,
     print_json,
     print_next,
+    print_numbers,
     progress_bar,
     spinner,
     stdout,
@@ -195,16 +195,15 @@ def _print(
         f"{summary['target_mpp']:g} µm/px, embedded by {summary['encoder']}, from a probability of "
         f"{summary['threshold']:g} on.",
     )
-    table = Table(title="Examples of slides that were held out", title_justify="left")
-    table.add_column("")
-    for name in ("dropped", "kept", "in all"):
-        table.add_column(name, justify="right")
     if (counts := tile_filter.held_out) is not None:
-        table.add_row("to drop", f"{counts.n_dropped_rightly:,}", f"{counts.n_kept_wrongly:,}",
-                      f"{summary['n_tiles_drop']:,}")  # fmt: skip
-        table.add_row("to keep", f"{counts.n_dropped_wrongly:,}", f"{counts.n_kept_rightly:,}",
-                      f"{summary['n_tiles_keep']:,}")  # fmt: skip
-        stdout.print(table)
+        rows = {
+            "to drop": (counts.n_dropped_rightly, counts.n_kept_wrongly, summary["n_tiles_drop"]),
+            "to keep": (counts.n_dropped_wrongly, counts.n_kept_rightly, summary["n_tiles_keep"]),
+        }
+        print_numbers(
+            "Examples of slides that were held out", ["", "dropped", "kept", "in all"],
+            ([name, *(f"{n:,}" for n in row)] for name, row in rows.items()),
+        )  # fmt: skip
         stdout.print(
             f"Of the tiles dropped, {percent(counts.precision, digits=1)} were to be dropped "
             f"(precision); of those to drop, {percent(counts.recall, digits=1)} were dropped "

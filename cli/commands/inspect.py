@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from cli.console import (
-    EXIT_KNOWN_ERROR,
-    EXIT_PARTLY_FAILED,
-    print_json,
-    print_next,
-    stderr,
-    stdout,
-)
+from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, print_json, print_next, stdout, warn
 from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
 from cli.shared.arguments import given_options, resolve_slides
 from cli.shared.embed_progress import assumed_mpp_text
@@ -68,7 +61,7 @@ def inspect(
         for described in opened:
             _print(described)
         if assumed:
-            stderr.print(assumed_mpp_text(assumed), style="yellow")
+            warn(assumed_mpp_text(assumed))
         print_failures(failed.values(), len(search.slides))
     print_passed_over(search.passed_over)
     if opened and not as_json:

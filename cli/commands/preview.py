@@ -18,6 +18,7 @@ from cli.console import (
     progress_bar,
     stderr,
     stdout,
+    warn,
 )
 from cli.options import (
     JsonOutput,
@@ -199,6 +200,6 @@ def _print_summary(rows: list[PreviewRow], page: Path) -> None:
         stdout.print(f"Tiles rejected: {counts}.")
     stdout.print(f"Page: {page}")
     for text in tissue_warnings(_tissue_shares(rows), advice="Look at them on the page"):
-        stderr.print(text, style="yellow")
+        warn(text)
     if assumed := [row.slide_id for row in rows if row.mpp_source == "assumed"]:
-        stderr.print(assumed_mpp_text(assumed), style="yellow")
+        warn(assumed_mpp_text(assumed))

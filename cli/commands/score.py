@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import print_json, print_next, spinner, stderr, stdout
+from cli.console import print_json, print_next, spinner, stdout, warn
 from cli.options import (
     FOLDS,
     Calibrator,
@@ -259,24 +259,21 @@ def _print_warnings(files: Sequence[Path], tables: Sequence[Predictions]) -> Non
     """Print which files predict classes that no patient has, or hold no probabilities."""
     for path, table in zip(files, tables, strict=True):
         if ((table.proba == 0) | (table.proba == 1)).all():
-            stderr.print(
+            warn(
                 f"warning: {path}: every probability is 0 or 1, as of predicted classes: only "
-                "accuracy, precision, recall and F1 say something",
-                style="yellow",
+                "accuracy, precision, recall and F1 say something"
             )
         if table.other_classes:
-            stderr.print(
+            warn(
                 f"warning: {path} predicts {', '.join(table.other_classes)}, which no scored "
-                "patient has: it stays in the sum of each row, and what it got counts as wrong",
-                style="yellow",
+                "patient has: it stays in the sum of each row, and what it got counts as wrong"
             )
         if table.n_rescaled:
             low, high = table.sum_range
-            stderr.print(
+            warn(
                 f"warning: {path}: {pluralize(table.n_rescaled, 'rows')} whose probabilities do "
                 f"not sum to 1 (all rows: {low:.3g} to {high:.3g}); each is divided by its sum. "
-                "If a class has no column, add it.",
-                style="yellow",
+                "If a class has no column, add it."
             )
 
 

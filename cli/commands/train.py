@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from cli.console import print_json, print_next, progress_bar, spinner, stdout
+from cli.console import print_json, print_next, print_numbers, progress_bar, spinner, stdout
 from cli.options import (
     FOLDS,
     Address,
@@ -329,16 +328,11 @@ def _print_summary(summary: TrainingSummary, bags: Path, *, again: Sequence[str]
     from mil.inference.conformal import COVERAGE
     from mil.reporting.learners import describe_weights
 
-    table = Table(
-        title=f"{summary.n_patients} patients, {summary.n_tiles:,} tiles, head {summary.head!r}",
-        title_justify="left",
+    print_numbers(
+        f"{summary.n_patients} patients, {summary.n_tiles:,} tiles, head {summary.head!r}",
+        ["", "weighted log loss", "AUROC"],
+        ([name, *map(str, scores.values())] for name, scores in summary.scores.items()),
     )
-    table.add_column("")
-    for name in ("weighted log loss", "AUROC"):
-        table.add_column(name, justify="right")
-    for name, scores in summary.scores.items():
-        table.add_row(name, *(str(score) for score in scores.values()))
-    stdout.print(table)
     stdout.print(
         "Intervals: 95 %, class-stratified bootstrap over patients; the variance of training is "
         "not in them."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from cli.console import options_elsewhere, stderr
+from cli.console import options_elsewhere, warn
 from cli.options import EngineName
 from features.utils.files import is_device
 
@@ -105,9 +105,7 @@ def resolve_slides(paths: list[Path], *, has_mpp: bool = False) -> SlideSearch:
     for table in tables:
         if not has_mpp and states_resolutions(table):
             text = f"its resolutions are read with --mpp-table {shlex.quote(str(table))} only"
-            stderr.print(
-                f"warning: {table}: {text}. {options_elsewhere(text)}".rstrip(), style="yellow"
-            )
+            warn(f"warning: {table}: {text}. {options_elsewhere(text)}".rstrip())
     return search_slides([*(path for path in paths if path not in tables), *listed])
 
 
@@ -247,15 +245,12 @@ def resolve_mpp_table(
         slide_ids = {slide_id_of(path) for path in slides}
         others = sorted(stated.keys() - slide_ids)
         if hint := spelling_hint(others, slide_ids - stated.keys()):
-            stderr.print(f"warning: {mpp_table}, a row of no slide: {hint}", style="yellow")
+            warn(f"warning: {mpp_table}, a row of no slide: {hint}")
         elif slide_ids.isdisjoint(stated):
-            stderr.print(f"warning: {mpp_table}: no row is of a slide given", style="yellow")
+            warn(f"warning: {mpp_table}: no row is of a slide given")
         elif others:
             count = pluralize(len(others), "rows")
-            stderr.print(
-                f"note: {mpp_table}: {count} of no slide given: {list_names(others)}",
-                style="yellow",
-            )
+            warn(f"note: {mpp_table}: {count} of no slide given: {list_names(others)}")
         return stated
     return {slide_id_of(path): slide_mpp for path in slides} if slide_mpp is not None else {}
 

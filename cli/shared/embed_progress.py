@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
 from cli.console import (
     EXIT_INTERRUPTED,
-    EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
+    exit_if_failed,
     options_elsewhere,
     print_json,
     print_next,
+    print_numbers,
     stderr,
     stdout,
+    warn,
 )
 from cli.shared.embed_profile import profile_table
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
@@ -83,8 +84,7 @@ def report_results(
             "mil infer --patients test.csv --bags {bags}",
             bags=bags_dir,
         )
-    if n_failed:
-        raise typer.Exit(EXIT_KNOWN_ERROR if n_failed == len(results) else EXIT_PARTLY_FAILED)
+    exit_if_failed(n_failed, len(results))
     if n_unread:
         raise typer.Exit(EXIT_PARTLY_FAILED)
 
@@ -233,12 +233,9 @@ def _mpp_outliers(results: list[SlideResult]) -> dict[str, float]:
 def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str, str]) -> None:
     summary = _summary(results, bags_dir)
     title = f"{pluralize(len(results), units[0])} into {bags_dir}"
-    table = Table(title=title, title_justify="left")
-    for name in ("embedded", "empty", "skipped", "failed", units[1], f"{units[1]} failed"):
-        table.add_column(name, justify="right")
+    columns = ("embedded", "empty", "skipped", "failed", units[1], f"{units[1]} failed")
     keys = ("n_done", "n_empty", "n_skipped", "n_failed", "n_tiles", "n_tiles_failed")
-    table.add_row(*(f"{summary[key]:,}" for key in keys))
-    stdout.print(table)
+    print_numbers(title, columns, [[f"{summary[key]:,}" for key in keys]], n_names=0)
     left_out = summary["n_tiles_left_out"]
     if isinstance(left_out, dict) and left_out:
         text = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
@@ -249,13 +246,12 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
         stdout.print(f"µm/px of the {units[0]}: {text}")
     if outliers := _mpp_outliers(results):
         text = ", ".join(f"{name} {mpp:.3g}" for name, mpp in list(outliers.items())[:5])
-        stderr.print(
+        warn(
             f"warning: the resolution of {pluralize(len(outliers), units[0])} is far from the "
-            f"others': {text}",
-            style="yellow",
+            f"others': {text}"
         )
     for text in tissue_warnings(_tissue_shares(results)):
-        stderr.print(text, style="yellow")
+        warn(text)
     _print_file_warnings({o.slide_id: o.warnings for o in results if o.warnings}, bags_dir)
     if several := [result for result in results if result.other_scenes]:
         named = [f"{o.slide_id} (scene {o.scene}; others {o.other_scenes})" for o in several]
@@ -276,14 +272,11 @@ def _print_file_warnings(warnings: Mapping[str, str], bags_dir: Path) -> None:
     """Print what is wrong with the first slides' files, and how many slides have warnings."""
     if not warnings:
         return
-    stderr.print(
+    warn(
         f"warning: something is wrong with the files of {pluralize(len(warnings), 'slides')}, "
-        "which were read nevertheless:",
-        style="yellow",
+        "which were read nevertheless:"
     )
     for slide_id, text in list(warnings.items())[:_N_NAMED]:
-        stderr.print(f"  {printable(slide_id)}: {text}", style="yellow")
+        warn(f"  {printable(slide_id)}: {text}")
     if len(warnings) > _N_NAMED:
-        stderr.print(
-            f"  and {len(warnings) - _N_NAMED:,} more; see {bags_dir / 'embed.csv'}", style="yellow"
-        )
+        warn(f"  and {len(warnings) - _N_NAMED:,} more; see {bags_dir / 'embed.csv'}")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.console import finish_on_interrupt, progress_bar, spinner, stderr
+from cli.console import finish_on_interrupt, progress_bar, spinner, stderr, warn
 from cli.shared.embed_progress import EmbedProgressBars
 from features.errors import one_line
 
@@ -25,7 +25,7 @@ _INSTALLED = "-"
 
 def print_warning(text: str) -> None:
     """Print a note on standard error, above any progress bar."""
-    stderr.print(f"note: {one_line(text)}", style="yellow")
+    warn(f"note: {one_line(text)}")
 
 
 def absolute_path(path: Path) -> Path:

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
-
-from cli.console import print_json, print_next, progress_bar, spinner, stderr, stdout
+from cli.console import print_json, print_next, print_numbers, progress_bar, spinner, stdout, warn
 from cli.shared.arguments import path_beside
 from cli.shared.output import (
     calibration_as_dict,
@@ -74,7 +72,7 @@ def train_labels(
         )
         draw_report(run_dir, Path(bags_dir))
     for note in dict.fromkeys(note for label in summary.labels.values() for note in label.notes):
-        stderr.print(f"note: {note}", style="yellow")
+        warn(f"note: {note}")
     if as_json:
         print_json(summary.as_dict())
     else:
@@ -237,12 +235,8 @@ def _print_training(summary: LabelSummary, bags_dir: Path | str) -> None:
 
 
 def _print_losses(title: str, losses: Mapping[str, Interval]) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("weighted log loss", justify="right")
-    for kind, loss in losses.items():
-        table.add_row(kind, str(loss))
-    stdout.print(table)
+    rows = [[kind, str(loss)] for kind, loss in losses.items()]
+    print_numbers(title, ["", "weighted log loss"], rows)
 
 
 def _print_labels(
@@ -250,24 +244,17 @@ def _print_labels(
 ) -> None:
     """Print one row per label, with the scores that every label has."""
     shown = [name for name in next(iter(scores.values())) if not name.startswith("calibration_")]
-    table = Table(title=kind, title_justify="left")
-    table.add_column("label")
-    if counts is not None:
-        table.add_column("with it", justify="right")
-    for name in shown:
-        table.add_column(name.replace("_", " "), justify="right")
+    columns = ["label", *([] if counts is None else ["with it"])]
+    rows = []
     for label, of_label in scores.items():
         count = [] if counts is None else [f"{counts[label]:,}"]
-        table.add_row(label, *count, *(str(of_label[name]) for name in shown))
-    stdout.print(table)
+        rows.append([label, *count, *(str(of_label[name]) for name in shown)])
+    print_numbers(kind, [*columns, *(name.replace("_", " ") for name in shown)], rows)
 
 
 def _print_label_classes(scores: Mapping[str, ClassScores], *, kind: str) -> None:
     """Print precision, recall and F1 of having each label, where that is the likelier."""
-    table = Table(title=f"{kind}: having the label", title_justify="left")
-    table.add_column("label")
-    for column in ("precision", "recall", "F1"):
-        table.add_column(column, justify="right")
-    for label, of_label in scores.items():
-        table.add_row(label, *(str(score) for _, score in of_label.items()))
-    stdout.print(table)
+    rows = (
+        [label, *(str(one) for _, one in of_label.items())] for label, of_label in scores.items()
+    )
+    print_numbers(f"{kind}: having the label", ["label", "precision", "recall", "F1"], rows)

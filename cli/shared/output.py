@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
-from cli.console import options_elsewhere, stderr, stdout
+from cli.console import options_elsewhere, print_numbers, stderr, stdout, warn
 from features.errors import one_line
 from features.utils.text import pluralize
 
@@ -55,14 +54,14 @@ def print_findings(findings: Iterable[Finding]) -> None:
 def print_caveats(caveats: Iterable[str]) -> None:
     """Print warnings and notes on standard error, one per line."""
     for caveat in caveats:
-        stderr.print(caveat, style="yellow")
+        warn(caveat)
 
 
 def print_failures(messages: Iterable[str], n_slides: int) -> None:
     """Print on standard error why slides cannot be read: the first five of ``n_slides`` in full."""
     failed = list(messages)
     for message in failed[:_N_NAMED]:
-        stderr.print(f"failed: {message}", style="yellow")
+        warn(f"failed: {message}")
     if len(failed) > _N_NAMED:
         stderr.print(
             f"{len(failed):,} of {pluralize(n_slides, 'slides')} failed, the first "
@@ -75,10 +74,9 @@ def print_comparison(comparison: BaselineComparison, *, label: str = "") -> None
     """Print how a run compares with its best baseline; as a warning where the run is worse."""
     prefix = f"{label}: " if label else ""
     if comparison.verdict == "worse":
-        stderr.print(
+        warn(
             f"warning: {prefix}{comparison} The simple model predicts these patients better: "
-            "compare other heads with --head, and see the report.",
-            style="yellow",
+            "compare other heads with --head, and see the report."
         )
     else:
         stdout.print(f"{prefix}{comparison}")
@@ -137,12 +135,10 @@ def print_scores(
     n_patients
         Patients scored.
     """
-    table = Table(title=f"{name}: {pluralize(n_patients, 'patients')}", title_justify="left")
-    table.add_column("")
+    columns, rows = [""], []
     for kind in kinds:
         # A file may well hold calibrated probabilities: without a second kind it is just scored.
-        table.add_column("score" if len(kinds) == 1 else _KINDS[kind], justify="right")
-        table.add_column("95 % interval", justify="right")
+        columns += ["score" if len(kinds) == 1 else _KINDS[kind], "95 % interval"]
     for key, title in _TITLES.items():
         cells = []
         for scores in kinds.values():
@@ -150,8 +146,8 @@ def print_scores(
             span = f"{score.low:.4f} to {score.high:.4f}"
             absent = "" if key == "calibration_error" else "not estimable"
             cells += [f"{score.value:.4f}", absent if isnan(score.low) else span]
-        table.add_row(title, *cells)
-    stdout.print(table)
+        rows.append([title, *cells])
+    print_numbers(f"{name}: {pluralize(n_patients, 'patients')}", columns, rows)
 
 
 def warn_of_reversed(reports: Mapping[str, ScoreReport]) -> None:
@@ -159,10 +155,9 @@ def warn_of_reversed(reports: Mapping[str, ScoreReport]) -> None:
     for name, report in reports.items():
         if report.is_reversed:
             area = next(iter(report.scores.values()))["auroc"]
-            stderr.print(
+            warn(
                 f"warning: {name} ranks patients worse than chance (AUROC {area}): see whether its "
-                "columns of classes are exchanged, or hold the probability of the other class",
-                style="yellow",
+                "columns of classes are exchanged, or hold the probability of the other class"
             )
 
 
@@ -176,18 +171,15 @@ def print_classification(name: str, scores: ClassificationScores) -> None:
     scores
         From :func:`mil.evaluation.classification.score_classification`.
     """
-    table = Table(title=f"{name}: most likely class", title_justify="left")
-    for column in ("class", "patients", "predicted", "precision", "recall", "F1"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for class_name, of_class in scores.classes.items():
-        table.add_row(
-            class_name, f"{scores.n_patients[class_name]:,}",
-            f"{scores.n_predicted[class_name]:,.4g}",
-            *(str(score) for _, score in of_class.items()),
-        )  # fmt: skip
+    rows = [
+        [class_name, f"{scores.n_patients[class_name]:,}",
+         f"{scores.n_predicted[class_name]:,.4g}", *(str(score) for _, score in of_class.items())]
+        for class_name, of_class in scores.classes.items()
+    ]  # fmt: skip
     for average, of_average in scores.averages.items():
-        table.add_row(average, "", "", *(str(score) for _, score in of_average.items()))
-    stdout.print(table)
+        rows.append([average, "", "", *(str(score) for _, score in of_average.items())])
+    columns = ["class", "patients", "predicted", "precision", "recall", "F1"]
+    print_numbers(f"{name}: most likely class", columns, rows)
 
 
 def print_reliability(name: str, kind: str, described: Mapping[str, Any]) -> None:
@@ -201,18 +193,17 @@ def print_reliability(name: str, kind: str, described: Mapping[str, Any]) -> Non
         From :func:`mil.evaluation.scoring.describe_reliability`.
     """
     for class_name, of_class in described["classes"].items():
-        table = Table(title=f"{name}, {kind}: reliability of {class_name}", title_justify="left")
-        for column in ("patients", "probabilities", "promised", "observed", "95 % interval"):
-            table.add_column(column, justify="right")
-        for row in of_class["bins"]:
-            table.add_row(
-                str(row["n_patients"]),
-                f"{row['low']:.3f} to {row['high']:.3f}",
-                f"{row['promised']:.3f}",
-                f"{row['observed']:.3f}",
-                f"{row['observed_low']:.3f} to {row['observed_high']:.3f}",
-            )
-        stdout.print(table)
+        print_numbers(
+            f"{name}, {kind}: reliability of {class_name}",
+            ["patients", "probabilities", "promised", "observed", "95 % interval"],
+            (
+                [str(row["n_patients"]), f"{row['low']:.3f} to {row['high']:.3f}",
+                 f"{row['promised']:.3f}", f"{row['observed']:.3f}",
+                 f"{row['observed_low']:.3f} to {row['observed_high']:.3f}"]
+                for row in of_class["bins"]
+            ),
+            n_names=0,
+        )  # fmt: skip
         parts = of_class["brier"]
         stdout.print(
             f"Brier of {class_name}: {parts['brier']:.4f} = reliability {parts['reliability']:.4f} "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.console import stderr
+from cli.console import warn
 
 if TYPE_CHECKING:
     from features.slides.search import PassedOver
@@ -19,7 +19,7 @@ def print_passed_over(passed_over: Mapping[Path, PassedOver]) -> None:
     from features.slides.search import describe_passed_over
 
     for line in describe_passed_over(passed_over):
-        stderr.print(f"passed over: {line}", style="yellow")
+        warn(f"passed over: {line}")
 
 
 def passed_over_as_dict(passed_over: Mapping[Path, PassedOver]) -> dict[str, str]:
