@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mil.arrays import Floats, Ints
@@ -10,8 +12,11 @@ from mil.calibration.base import Calibrator, build_calibrator
 __all__ = ["cross_fit", "fit_per_fold"]
 
 
+_Kind = str | Callable[[Floats, Ints], Calibrator]
+
+
 def cross_fit(
-    logits: Floats, labels: Ints, folds: Ints, *, calibrator: str, groups: Ints | None = None
+    logits: Floats, labels: Ints, folds: Ints, *, calibrator: _Kind, groups: Ints | None = None
 ) -> Floats:
     """Return cross-fitted probabilities at the balanced prior, shape (repeats, patients, classes).
 
@@ -19,7 +24,8 @@ def cross_fit(
     repeat, never on a patient of the same group. Logits have the shape of the result, or (repeats,
     patients, learners, classes) for a stack; ``folds`` (where a patient is held out) has shape
     (repeats, patients), ``labels`` and ``groups``, from
-    :func:`mil.data.patient_groups.group_ids`, shape (patients,).
+    :func:`mil.data.patient_groups.group_ids`, shape (patients,). ``calibrator`` is a name, or a
+    function of logits and labels that returns a fitted calibrator.
 
     Raises
     ------
@@ -39,7 +45,7 @@ def cross_fit(
 
 
 def fit_per_fold(
-    logits: Floats, labels: Ints, folds: Ints, *, calibrator: str, groups: Ints | None = None
+    logits: Floats, labels: Ints, folds: Ints, *, calibrator: _Kind, groups: Ints | None = None
 ) -> dict[int, Calibrator]:
     """Return a calibrator per fold of one repeat, fitted on the patients of the other folds.
 
@@ -52,9 +58,13 @@ def fit_per_fold(
         As for :func:`cross_fit`.
     """
     groups = np.arange(len(labels)) if groups is None else groups
-    fitted = {}
+    fitted, stacked = {}, logits.ndim == 3
     for fold in np.unique(folds).tolist():
         train = ~np.isin(groups, groups[folds == fold])
-        own = build_calibrator(calibrator, stacked=logits.ndim == 3)
-        fitted[fold] = own.fit(logits[train], labels[train])
+        fit = (
+            calibrator
+            if callable(calibrator)
+            else build_calibrator(calibrator, stacked=stacked).fit
+        )
+        fitted[fold] = fit(logits[train], labels[train])
     return fitted

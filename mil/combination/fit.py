@@ -16,9 +16,9 @@ from features.utils.files import atomic_folder
 from features.utils.tables import write_table
 from features.utils.text import pluralize
 from mil.arrays import Floats, Ints
-from mil.calibration import clipped_log
+from mil.calibration import clipped_log, cross_fit
 from mil.combination.bundle import Combination, load_combination, save_combination
-from mil.combination.weights import cross_fit_weights, fit_weights
+from mil.combination.weights import fit_weights
 from mil.comparison.differences import Comparison, compare_models
 from mil.comparison.models import (
     AlignedModels,
@@ -210,9 +210,8 @@ def combine_predictions(
     proba = np.stack([model.proba[0] for model in models.models], axis=1)
     logits = clipped_log(proba)
     fold = _draw_folds(labels, N_REPEATS, seed=seed)
-    combined, _ = cross_fit_weights(
-        np.broadcast_to(logits, (N_REPEATS, *logits.shape)), labels, fold
-    )
+    repeated = np.broadcast_to(logits, (N_REPEATS, *logits.shape))
+    combined = cross_fit(repeated, labels, fold, calibrator=fit_weights)
     calibrator = fit_weights(logits, labels)
     added = (
         ModelPredictions(name=COMBINATION, proba=combined),
@@ -303,7 +302,7 @@ def _mean_calibrated(
     """Return cross-fitted probabilities of equal weights, shape (repeats, patients, classes)."""
     mean = logits.mean(axis=-2, keepdims=True)
     repeated = np.broadcast_to(mean, (len(fold), *mean.shape[-3:]))
-    return cross_fit_weights(repeated, labels, fold, groups=groups)[0]
+    return cross_fit(repeated, labels, fold, calibrator=fit_weights, groups=groups)
 
 
 def _align(paths: Sequence[Path], bundles: Mapping[str, ModelBundle]) -> _AlignedRuns:
@@ -329,7 +328,7 @@ def _score(
     """
     run, fold, logits = aligned.run, aligned.fold, clipped_log(aligned.proba)
     drawn = _draw_folds(run.labels, len(fold), seed=seed)
-    combined, _ = cross_fit_weights(logits, run.labels, drawn, groups=aligned.groups)
+    combined = cross_fit(logits, run.labels, drawn, calibrator=fit_weights, groups=aligned.groups)
     mean = _mean_calibrated(logits, run.labels, drawn, groups=aligned.groups)
     models = [(COMBINATION, combined), (MEAN, mean)]
     models += [(name, aligned.proba[:, :, index]) for index, name in enumerate(aligned.names)]

@@ -17,7 +17,7 @@ from mil.calibration.penalized_fit import (
 from mil.data.splits import stratified_fold_ids
 from mil.evaluation.metrics import log_losses
 
-__all__ = ["cross_fit_weights", "fit_weights"]
+__all__ = ["fit_weights"]
 
 _RIDGES = (1.0, 10.0, 100.0, 1000.0)
 """Ridges on the slope of a run beyond that of all, from nearly free weights to equal ones."""
@@ -106,29 +106,3 @@ def _fit(logits: Floats, labels: Ints, groups: Ints) -> list[StackedPlattScaling
             )
         )
     return fits
-
-
-def cross_fit_weights(
-    logits: Floats, labels: Ints, folds: Ints, *, groups: Ints | None = None
-) -> tuple[Floats, tuple[tuple[StackedPlattScaling, ...], ...]]:
-    """Return cross-fitted probabilities at the balanced prior, and the calibrators of each fold.
-
-    ``logits`` have shape (repeats, patients, runs, classes), ``folds`` shape (repeats, patients);
-    probabilities have shape (repeats, patients, classes). The patients of a fold are predicted with
-    weights fitted on the other folds of the same repeat, never on a patient of the same group.
-    Folds are numbered from 0; ``groups``, from :func:`mil.data.patient_groups.group_ids`, have
-    shape (patients,).
-    """
-    groups = np.arange(len(labels)) if groups is None else groups
-    proba = np.empty((*folds.shape, logits.shape[-1]))
-    of_repeats = []
-    for repeat, fold in enumerate(folds):
-        fitted = []
-        for index in range(int(fold.max()) + 1):
-            held_out = fold == index
-            others = ~np.isin(groups, groups[held_out])
-            own = fit_weights(logits[repeat, others], labels[others])
-            proba[repeat, held_out] = own.predict_proba(logits[repeat, held_out])
-            fitted.append(own)
-        of_repeats.append(tuple(fitted))
-    return proba, tuple(of_repeats)

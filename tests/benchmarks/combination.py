@@ -33,7 +33,7 @@ from scipy.special import log_softmax
 from mil.arrays import Floats, Ints
 from mil.base_learners.logistic import LinearModel
 from mil.calibration import Calibrator, build_calibrator, clipped_log, cross_fit
-from mil.combination.weights import cross_fit_weights, fit_weights
+from mil.combination.weights import fit_weights
 from mil.data.splits import stratified_fold_ids
 from mil.evaluation.metrics import weighted_log_loss
 from mil.inference.conformal import CrossConformal
@@ -88,7 +88,7 @@ def measure_cohort(shifts: tuple[float, ...], seed: int) -> dict[str, float | li
         [cross_fit(oof[None, :, r], labels, fold[None], calibrator="platt")[0]
          for r in range(n_runs)], axis=1,
     )  # fmt: skip
-    reported, _ = cross_fit_weights(clipped_log(proba)[None], labels, fold[None])
+    reported = cross_fit(clipped_log(proba)[None], labels, fold[None], calibrator=fit_weights)
     deployed = fit_weights(clipped_log(proba), labels)
     of_runs = np.stack(
         [_calibrate(oof[:, r], labels).predict_proba(logits_without(r, ())[N_TRAIN:])

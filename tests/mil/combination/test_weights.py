@@ -7,7 +7,7 @@ import pytest
 
 from mil.calibration import PlattScaling, clipped_log, cross_fit
 from mil.combination.fit import COMBINATION, MEAN, combine_predictions
-from mil.combination.weights import cross_fit_weights, fit_weights
+from mil.combination.weights import fit_weights
 from mil.comparison.models import read_models
 from mil.data.cohort import read_cohort
 from mil.data.splits import stratified_fold_ids
@@ -63,10 +63,10 @@ def test_a_scale_of_a_run_changes_nothing() -> None:
 def test_no_patient_is_weighed_by_itself() -> None:
     logits, labels = draw(40, 0.6, 0.3)
     fold = (np.arange(40) // 2 % 4)[None]
-    before, _ = cross_fit_weights(logits[None], labels, fold)
+    before = cross_fit(logits[None], labels, fold, calibrator=fit_weights)
     turned = labels.copy()
     turned[fold[0] == 1] = 1 - turned[fold[0] == 1]
-    after, _ = cross_fit_weights(logits[None], turned, fold)
+    after = cross_fit(logits[None], turned, fold, calibrator=fit_weights)
     assert np.array_equal(before[0, fold[0] == 1], after[0, fold[0] == 1])
     assert not np.array_equal(before[0, fold[0] != 1], after[0, fold[0] != 1])
 
@@ -80,10 +80,11 @@ def test_no_patient_is_weighed_by_one_that_shares_a_slide() -> None:
     turned = labels.copy()
     turned[39] = 1 - turned[39]
     before, after = (
-        cross_fit_weights(logits[None], y, fold, groups=groups)[0] for y in (labels, turned)
+        cross_fit(logits[None], y, fold, calibrator=fit_weights, groups=groups)
+        for y in (labels, turned)
     )
     assert np.array_equal(before[0, held_out], after[0, held_out])
-    apart = cross_fit_weights(logits[None], turned, fold)[0]
+    apart = cross_fit(logits[None], turned, fold, calibrator=fit_weights)
     assert not np.array_equal(before[0, held_out], apart[0, held_out])
 
 
@@ -95,7 +96,8 @@ def test_runs_without_signal_make_no_patient_certain(seed: int) -> None:
     calibrated = [
         cross_fit(logits[None, :, run], labels, fold, calibrator="platt") for run in range(3)
     ]
-    combined, _ = cross_fit_weights(clipped_log(np.stack(calibrated, axis=2)), labels, fold)
+    stacked = clipped_log(np.stack(calibrated, axis=2))
+    combined = cross_fit(stacked, labels, fold, calibrator=fit_weights)
     assert weighted_log_loss(combined[0], labels) < np.log(2) + 0.05
 
 
