@@ -21,14 +21,13 @@ from features.bags.bag import (
     no_bag_error,
 )
 from features.bags.h5 import read_bag_info, read_slide_bag
-from features.bags.tile_keys import TileKeys, no_sketch
 from features.errors import BagError, TableError
 from features.filters.classifier import TileFilter
 from features.utils.hardware import available_memory
 from features.utils.tables import read_table
 from features.utils.text import normalize_name, pluralize
 from mil.data.cohort import Cohort, Patient
-from mil.data.copies import ContentKeys, CopyIndex, content_keys, without_copies
+from mil.data.copies import CopyIndex, SlideIdentity, without_copies
 from mil.data.features import FeatureMapping, Features, OnDiskFeatures, subset_features
 from mil.data.instance_labels import describe_unmatched
 from mil.data.patient_groups import LinkedPairs
@@ -42,39 +41,21 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideRecord:
-    """Metadata of a slide whose bag was read, of features of shape (``n_tiles``, dim).
+class SlideRecord(SlideIdentity):
+    """A slide whose bag was read.
 
-    ``content_id`` is a hash of the content of the slide file, ``features_sha256`` and
-    ``views_sha256`` are hashes of embeddings, the latter empty without augmented views, and
-    ``tiles_sha256`` is that of the embeddings in any order, empty if unknown, as ``tile_sketch``
-    is, the keys of some of its tiles (see :func:`features.bags.tile_keys.sketch_tiles`). Of
-    ``n_tried`` tiles selected for embedding, ``n_failed`` could not be decoded; a bag without tiles
-    has an ``empty_reason``. ``sources`` are the images of a series, in order; empty for slides.
-    ``meta`` is the metadata of its bag.
+    ``views_sha256`` is the hash of its augmented views, empty without. Of ``n_tried`` tiles
+    selected for embedding, ``n_failed`` could not be decoded; a bag without tiles has an
+    ``empty_reason``. ``sources`` are the images of a series, in order; empty for slides. ``meta``
+    is the metadata of its bag.
     """
 
-    slide_id: str
-    patient_id: str
-    n_tiles: int
-    content_id: str
-    features_sha256: str
     views_sha256: str = ""
-    tiles_sha256: str = ""
     n_tried: int = 0
     n_failed: int = 0
     empty_reason: str = ""
     sources: tuple[str, ...] = ()
     meta: BagMeta | None = None
-    tile_sketch: TileKeys = field(default_factory=no_sketch, compare=False, repr=False)
-
-    @property
-    def content_keys(self) -> ContentKeys:
-        """Keys that copies share, see :func:`mil.data.copies.content_keys`."""
-        return content_keys(
-            content_id=self.content_id, features_sha256=self.features_sha256,
-            tiles_sha256=self.tiles_sha256, n_tiles=self.n_tiles,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,19 +8,21 @@ eight that two slides have in common are no chance.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Protocol
 
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.tile_keys import N_SKETCHED, TileKeys
+from features.bags.tile_keys import N_SKETCHED, TileKeys, no_sketch
 
 __all__ = [
     "MIN_SHARED_TILES",
     "ContentKeys",
     "CopyIndex",
     "KnownSlide",
+    "SlideIdentity",
     "content_keys",
     "without_copies",
 ]
@@ -58,6 +60,34 @@ def content_keys(
     of_tiles = {"tiles": features_sha256, "tiles in any order": tiles_sha256} if n_tiles else {}
     keys = {"file": content_id, **of_tiles}
     return tuple((kind, value) for kind, value in keys.items() if value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideIdentity:
+    """A slide of a patient, identified by id and by content.
+
+    ``features_sha256`` is the hash of its embeddings, shape (``n_tiles``, dim), ``tiles_sha256``
+    that of the embeddings in any order, and ``content_id`` that of the slide file, see
+    :func:`features.slides.file_info.content_hash`. ``tile_sketch`` holds keys of some of its tiles,
+    see :func:`features.bags.tile_keys.sketch_tiles`. Runs trained earlier lack the hash of tiles in
+    any order, or the sketch.
+    """
+
+    slide_id: str
+    patient_id: str
+    n_tiles: int
+    content_id: str
+    features_sha256: str
+    tiles_sha256: str = ""
+    tile_sketch: TileKeys = field(default_factory=no_sketch, compare=False, repr=False)
+
+    @property
+    def content_keys(self) -> ContentKeys:
+        """Keys that copies share, see :func:`content_keys`."""
+        return content_keys(
+            content_id=self.content_id, features_sha256=self.features_sha256,
+            tiles_sha256=self.tiles_sha256, n_tiles=self.n_tiles,
+        )  # fmt: skip
 
 
 def without_copies(bags: Mapping[str, Bag]) -> dict[str, Bag]:

@@ -15,7 +15,6 @@ from mil.data.bags import SlideRecord
 from mil.evaluation.abstention import choose_abstention
 from mil.inference.bundle import ModelBundle
 from mil.inference.prediction_sets import PredictionSets, fit_sets
-from mil.inference.training_slides import TrainingSlide
 from mil.training.covariates import fit_covariates
 from mil.training.cross_validation import (
     OutOfFoldPredictions,
@@ -27,7 +26,7 @@ from mil.training.ensemble import Ensemble
 from mil.typicality import TypicalityReference
 from mil.typicality.provenance import Provenance
 
-__all__ = ["as_training_slide", "assemble_bundle"]
+__all__ = ["assemble_bundle"]
 
 
 def assemble_bundle(
@@ -69,11 +68,8 @@ def assemble_bundle(
         if view_averaged is None
         else fit_calibrator(view_averaged, every_row, calibrator=plan.calibrator),
         cohort_counts=tuple(plan.cohort.class_counts().values()),
-        training_slides=tuple(as_training_slide(record) for record in bags.slides),
-        unlabelled_slides=tuple(
-            as_training_slide(record)
-            for record in (bags.unlabelled.slides if bags.unlabelled else ())
-        ),
+        training_slides=bags.slides,
+        unlabelled_slides=bags.unlabelled.slides if bags.unlabelled else (),
         out_of_fold=dict(zip(oof.patient_ids, calibrated.mean(axis=0), strict=True)),
         settings=plan.as_settings(),
         versions={"python": platform.python_version(), **versions},
@@ -116,16 +112,3 @@ def _find_provenance(slides: Sequence[SlideRecord]) -> Provenance | None:
     """Return the provenance of the slides whose bags were read from files, if there are any."""
     metas = [record.meta for record in slides if record.meta is not None]
     return Provenance.of(metas) if metas else None
-
-
-def as_training_slide(record: SlideRecord) -> TrainingSlide:
-    """Return a slide as a bundle lists it."""
-    return TrainingSlide(
-        slide_id=record.slide_id,
-        patient_id=record.patient_id,
-        n_tiles=record.n_tiles,
-        content_id=record.content_id,
-        features_sha256=record.features_sha256,
-        tiles_sha256=record.tiles_sha256,
-        tile_sketch=record.tile_sketch,
-    )

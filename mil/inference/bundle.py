@@ -30,6 +30,7 @@ from mil.base_learners.stack import predict_learners
 from mil.base_learners.storage import base_learners_from_tensors, base_learners_to_tensors
 from mil.calibration import Calibrator, calibrator_from_dict
 from mil.calibration.priors import parse_prior
+from mil.data.copies import SlideIdentity
 from mil.errors import RunError
 from mil.evaluation.abstention import AbstentionPoint
 from mil.evaluation.run_predictions import several_labels_error
@@ -38,7 +39,6 @@ from mil.heads.storage import load_stored_state, stored_state_dict
 from mil.inference.conformal import COVERAGE
 from mil.inference.prediction_sets import PredictionSets, read_sets, write_sets
 from mil.inference.training_slides import (
-    TrainingSlide,
     read_training_slides,
     write_training_slides,
 )
@@ -114,8 +114,8 @@ class ModelBundle:
     heads: tuple[Head, ...]
     calibrator: Calibrator
     cohort_counts: tuple[int, ...]
-    training_slides: tuple[TrainingSlide, ...]
-    unlabelled_slides: tuple[TrainingSlide, ...]
+    training_slides: tuple[SlideIdentity, ...]
+    unlabelled_slides: tuple[SlideIdentity, ...]
     out_of_fold: Mapping[str, Floats]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]

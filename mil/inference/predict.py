@@ -19,13 +19,12 @@ from mil.base_learners.stack import predict_learner_views, predict_learners
 from mil.calibration import StackedPlattScaling
 from mil.calibration.priors import balanced, shift_prior
 from mil.data.cohort import Cohort, Patient
-from mil.data.copies import CopyIndex, content_keys, without_copies
+from mil.data.copies import CopyIndex, SlideIdentity, content_keys, without_copies
 from mil.data.features import Features
 from mil.errors import RunError
 from mil.inference.bundle import ModelBundle
 from mil.inference.conformal import COVERAGE
 from mil.inference.patient_typicality import PatientTypicality, score_patient
-from mil.inference.training_slides import TrainingSlide
 from mil.typicality.provenance import ProvenanceNote
 
 __all__ = [
@@ -389,7 +388,7 @@ def _read_bags(
 class _TrainingIndex:
     """Index of training patients by id, and by the content and tiles of their slides."""
 
-    def __init__(self, slides: Sequence[TrainingSlide]) -> None:
+    def __init__(self, slides: Sequence[SlideIdentity]) -> None:
         self._patient_ids = [slide.patient_id for slide in slides]
         self._first: dict[str, int] = {}
         for index, name in enumerate(self._patient_ids):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ from features.bags.tile_keys import TileKeys, no_sketch
 from features.utils.files import atomic_write
 from features.utils.tables import read_table, write_table
 from features.utils.text import normalize_name
-from mil.data.copies import ContentKeys, CopyIndex, content_keys
+from mil.data.copies import CopyIndex, SlideIdentity
 from mil.data.patient_groups import LinkedPairs
 
-__all__ = ["TrainingSlide", "linked_patients", "read_training_slides", "write_training_slides"]
+__all__ = ["linked_patients", "read_training_slides", "write_training_slides"]
 
 _COLUMNS = (
     "slide_id", "patient_id", "n_tiles", "content_id", "features_sha256", "tiles_sha256",
@@ -25,35 +24,7 @@ _COLUMNS = (
 _SKETCHES = ".safetensors"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingSlide:
-    """A slide that a run was trained on, identified by id and by content.
-
-    ``features_sha256`` is the hash of its embeddings, shape (n_tiles, dim), ``tiles_sha256`` that
-    of the embeddings in any order, and ``content_id`` that of the slide file, see
-    :func:`features.slides.file_info.content_hash`. ``tile_sketch`` holds keys of some of its tiles,
-    see :func:`features.bags.tile_keys.sketch_tiles`. Runs trained earlier lack the hash of tiles in
-    any order, or the sketch.
-    """
-
-    slide_id: str
-    patient_id: str
-    n_tiles: int
-    content_id: str
-    features_sha256: str
-    tiles_sha256: str = ""
-    tile_sketch: TileKeys = field(default_factory=no_sketch, compare=False, repr=False)
-
-    @property
-    def content_keys(self) -> ContentKeys:
-        """Keys that copies share, see :func:`mil.data.copies.content_keys`."""
-        return content_keys(
-            content_id=self.content_id, features_sha256=self.features_sha256,
-            tiles_sha256=self.tiles_sha256, n_tiles=self.n_tiles,
-        )  # fmt: skip
-
-
-def write_training_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
+def write_training_slides(path: Path, slides: Sequence[SlideIdentity]) -> None:
     """Write one row per slide, and the sketches of their tiles beside the table.
 
     Raises
@@ -72,7 +43,7 @@ def write_training_slides(path: Path, slides: Sequence[TrainingSlide]) -> None:
         temporary.write_bytes(save(tensors))
 
 
-def read_training_slides(path: Path) -> tuple[TrainingSlide, ...]:
+def read_training_slides(path: Path) -> tuple[SlideIdentity, ...]:
     """Read the slides of a run; those of earlier runs lack some ways to recognise a copy.
 
     Raises
@@ -83,7 +54,7 @@ def read_training_slides(path: Path) -> tuple[TrainingSlide, ...]:
     rows = read_table(path).to_dict("records")
     sketches = _read_sketches(path.with_suffix(_SKETCHES), n_slides=len(rows))
     return tuple(
-        TrainingSlide(
+        SlideIdentity(
             slide_id=normalize_name(row["slide_id"]),
             patient_id=normalize_name(row["patient_id"]),
             n_tiles=int(row["n_tiles"]),
@@ -96,7 +67,7 @@ def read_training_slides(path: Path) -> tuple[TrainingSlide, ...]:
     )
 
 
-def linked_patients(slides: Sequence[TrainingSlide]) -> LinkedPairs:
+def linked_patients(slides: Sequence[SlideIdentity]) -> LinkedPairs:
     """Return pairs of patients that share a slide, by its file or its tiles."""
     pairs = (
         (slides[one].patient_id, slides[other].patient_id)

@@ -25,7 +25,6 @@ from mil.evaluation.abstention import choose_abstention
 from mil.evaluation.bootstrap import paired_differences, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss
 from mil.evaluation.run_predictions import write_held_out_predictions
-from mil.inference.assembly import as_training_slide
 from mil.inference.bundle import (
     ModelBundle,
     check_apart,
@@ -169,7 +168,7 @@ def recalibrate(
         sets=_local_sets(bundle, logits, labels, local.patient_ids),
         abstention=choose_abstention(after[0], labels, folds[0], groups=groups),
         # With these the local patients are known again by content.
-        training_slides=(*bundle.training_slides, *map(as_training_slide, slides.slides)),
+        training_slides=(*bundle.training_slides, *slides.slides),
         out_of_fold={
             **bundle.out_of_fold, **dict(zip(local.patient_ids, after.mean(axis=0), strict=True)),
         },

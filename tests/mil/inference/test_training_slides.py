@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mil.data.copies import SlideIdentity
 from mil.inference.training_slides import (
-    TrainingSlide,
     linked_patients,
     read_training_slides,
     write_training_slides,
@@ -16,7 +16,7 @@ from mil.inference.training_slides import (
 
 
 def slide(patient: str, file: str = "", embeddings: str = "", tiles: str = "", n_tiles: int = 3):
-    return TrainingSlide(
+    return SlideIdentity(
         slide_id=f"{patient}_{file}", patient_id=patient, n_tiles=n_tiles, content_id=file,
         features_sha256=embeddings, tiles_sha256=tiles,
     )  # fmt: skip
@@ -35,12 +35,12 @@ def slide(patient: str, file: str = "", embeddings: str = "", tiles: str = "", n
     ],
 )
 def test_patients_are_linked_by_any_equal_content(
-    one: TrainingSlide, other: TrainingSlide, is_linked: bool
+    one: SlideIdentity, other: SlideIdentity, is_linked: bool
 ) -> None:
     assert bool(linked_patients([one, other])) == is_linked
 
 
-def sketched(first: int) -> TrainingSlide:
+def sketched(first: int) -> SlideIdentity:
     return replace(
         slide(f"p{first}", f"f{first}"), tile_sketch=np.arange(first, 9, dtype=np.uint64)
     )
