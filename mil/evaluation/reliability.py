@@ -23,6 +23,7 @@ __all__ = [
     "BrierDecomposition",
     "ExpectedError",
     "ReliabilityBin",
+    "bin_count",
     "brier_parts",
     "expected_error",
     "reliability_table",
@@ -83,6 +84,11 @@ class BrierDecomposition:
     resolution: float
     uncertainty: float
     within_bins: float
+
+
+def bin_count(n_patients: int) -> int:
+    """Return the number of bins on a page: 3 to 10, of a dozen patients or more if possible."""
+    return int(np.clip(n_patients // 12, 3, 10))
 
 
 def reliability_table(

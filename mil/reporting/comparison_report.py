@@ -28,6 +28,7 @@ from mil.reporting.figures import (
     render_figure,
 )
 from mil.reporting.html import Table, render, write_html
+from mil.reporting.score_figures import ROW_IN, draw_interval, label_rows
 
 __all__ = ["METRIC_WORDS", "write_comparison"]
 
@@ -40,7 +41,6 @@ _NONE = "–"
 _MAX_SCATTERS = 6
 _MAX_ERRORS = 20
 _VERDICT_COLOURS = {"better": "#009e73", "worse": "#d55e00", "no difference shown": "#1a1a1a"}
-_ROW_IN = 0.27
 
 
 def write_comparison(
@@ -258,13 +258,11 @@ def _draw_differences(comparison: Comparison, metric: str) -> EmbeddedImage:
         axes = figure.subplots()
         axes.axvline(0, color=CHANCE_COLOUR, linestyle="dashed", linewidth=1)
         for row, one in enumerate(shown):
-            colour, of = _VERDICT_COLOURS[one.verdict], one.difference
-            axes.plot([of.low, of.high], [row, row], color=colour, linewidth=1.5)
-            marker = "o" if one.verdict == "no difference shown" else "D"
-            axes.plot([of.value], [row], marker, color=colour, markersize=6)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.grid(visible=False, axis="y")
+            draw_interval(
+                axes, row, one.difference, colour=_VERDICT_COLOURS[one.verdict],
+                marker="o" if one.verdict == "no difference shown" else "D",
+            )  # fmt: skip
+        label_rows(axes, names)
         axes.set(xlabel=f"better by, {METRIC_WORDS[metric]}")
 
     summary = "; ".join(
@@ -274,7 +272,7 @@ def _draw_differences(comparison: Comparison, metric: str) -> EmbeddedImage:
         paint,
         alt=f"Differences by {METRIC_WORDS[metric]} with 95 % intervals: {summary}.",
         width_in=5.6,
-        height_in=0.8 + _ROW_IN * len(names),
+        height_in=0.8 + ROW_IN * len(names),
     )
 
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from features.utils.text import percent
 from mil.calibration.priors import balanced, shift_prior
-from mil.evaluation.curves import net_benefit_curve, roc_curve, treat_all
 from mil.evaluation.metrics import Interval
-from mil.evaluation.reliability import reliability_table
+from mil.evaluation.reliability import bin_count, reliability_table
 from mil.reporting.figures import (
-    BAND_ALPHA,
     CHANCE_COLOUR,
     MARK_COLOUR,
     EmbeddedImage,
-    class_styles,
     plain,
     render_figure,
 )
 from mil.reporting.html import Table, render, write_html
+from mil.reporting.score_figures import (
+    ROW_IN,
+    WIDTH_IN,
+    draw_decision,
+    draw_interval,
+    draw_reliability,
+    draw_roc,
+    label_rows,
+)
 from mil.validation.external import ExternalValidation, GroupScores
 
 __all__ = ["SCORE_WORDS", "write_validation"]
@@ -40,8 +45,6 @@ SCORE_WORDS = {
 }
 _AT_PRIOR = ("brier_score", "calibration_error", "accuracy")
 _NONE = "–"
-_SQUARE_IN, _WIDTH_IN, _ROW_IN = 3.7, 4.6, 0.27
-_PATIENTS_PER_BIN, _MAX_BINS = 12, 10
 
 
 def write_validation(
@@ -63,7 +66,11 @@ def write_validation(
     OutputError
         If the file cannot be written.
     """
-    shown = [1] if len(validation.classes) == 2 else list(range(len(validation.classes)))
+    classes, labels, proba = validation.classes, validation.labels, validation.proba
+    shown = [1] if len(classes) == 2 else list(range(len(classes)))
+    even = balanced(classes)
+    at_cohort = shift_prior(proba, old=even, new=validation.shares)
+    n_bins = bin_count(len(labels))
     scored = [group for group in validation.groups if group.scores]
     html = render(
         "evaluate.html",
@@ -74,9 +81,16 @@ def write_validation(
         trained=trained,
         findings=_findings(validation, trained),
         scores=_scores_table(validation, trained),
-        reliability_figures=[_draw_reliability(validation, index) for index in shown],
-        roc_figures=[_draw_roc(validation, index, seed=seed) for index in shown],
-        decision_figures=[_draw_decision(validation, index, seed=seed) for index in shown],
+        reliability_figures=[
+            draw_reliability(
+                reliability_table(proba, labels, index, prior=even, n_bins=n_bins), classes, index
+            )
+            for index in shown
+        ],
+        roc_figures=[draw_roc(proba, labels, classes, index, seed=seed) for index in shown],
+        decision_figures=[
+            draw_decision(at_cohort, labels, classes, index, seed=seed) for index in shown
+        ],
         sets=_sets_table(validation),
         group_figure=_draw_groups(validation, scored) if scored else None,
         group_tables=[
@@ -90,7 +104,7 @@ def write_validation(
         ),
         shares=", ".join(
             f"{name} {percent(share, digits=1)}"
-            for name, share in zip(validation.classes, validation.shares, strict=True)
+            for name, share in zip(classes, validation.shares, strict=True)
         ),
     )  # fmt: skip
     write_html(path, html)
@@ -223,104 +237,6 @@ def _unlike_table(validation: ExternalValidation) -> Table:
     )  # fmt: skip
 
 
-def _one_class(validation: ExternalValidation, index: int) -> tuple[Any, Any]:
-    return validation.proba[:, index], validation.labels == index
-
-
-def _draw_roc(validation: ExternalValidation, index: int, *, seed: int) -> EmbeddedImage:
-    """Draw the ROC curve of one class with its band."""
-    curve = roc_curve(*_one_class(validation, index), seed=seed)
-    name = validation.classes[index]
-    colour = class_styles(validation.classes)[index].colour
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=CHANCE_COLOUR, linestyle="dashed", linewidth=1,
-                  label="chance")  # fmt: skip
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=BAND_ALPHA,
-                          linewidth=0)  # fmt: skip
-        axes.plot(curve.x, curve.y, color=colour, label="the run")
-        axes.set(xlabel="false positive rate", ylabel="true positive rate",
-                 title=f"ROC: {plain(name)}", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01),
-                 aspect="equal")  # fmt: skip
-        axes.legend(loc="lower right")
-
-    recall = float(np.interp(0.2, curve.x, curve.y))
-    return render_figure(
-        paint,
-        alt=f"ROC curve of {name}: at a false positive rate of 20 % the true positive rate is "
-        f"{percent(recall)}.",
-        width_in=_SQUARE_IN,
-        height_in=_SQUARE_IN,
-    )
-
-
-def _draw_reliability(validation: ExternalValidation, index: int) -> EmbeddedImage:
-    """Draw observed shares over predicted probabilities at equal class shares."""
-    n_bins = int(np.clip(len(validation.labels) // _PATIENTS_PER_BIN, 3, _MAX_BINS))
-    bins = reliability_table(
-        validation.proba, validation.labels, index, prior=balanced(validation.classes),
-        n_bins=n_bins,
-    )  # fmt: skip
-    style = class_styles(validation.classes)[index]
-    observed = np.array([b.observed for b in bins])
-    limits = np.array([[b.observed_low for b in bins], [b.observed_high for b in bins]])
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=CHANCE_COLOUR, linestyle="dashed", linewidth=1,
-                  label="perfect calibration")  # fmt: skip
-        axes.errorbar(
-            [b.promised for b in bins], observed, yerr=np.abs(limits - observed),
-            color=style.colour, marker=style.marker, capsize=2, elinewidth=1, label="the run",
-        )  # fmt: skip
-        axes.set(xlabel="predicted probability", ylabel="observed share",
-                 title=plain(validation.classes[index]), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
-                 aspect="equal")  # fmt: skip
-        axes.legend(loc="lower right")
-
-    summary = "; ".join(f"{b.promised:.2f} predicted, {b.observed:.2f} observed" for b in bins)
-    return render_figure(
-        paint,
-        alt=f"Reliability of {validation.classes[index]}, by bin: {summary}.",
-        width_in=_SQUARE_IN,
-        height_in=_SQUARE_IN,
-    )
-
-
-def _draw_decision(validation: ExternalValidation, index: int, *, seed: int) -> EmbeddedImage:
-    """Draw the net benefit of acting above a threshold, at the class shares of the cohort."""
-    at_cohort = shift_prior(
-        validation.proba, old=balanced(validation.classes), new=validation.shares
-    )
-    curve = net_benefit_curve(at_cohort[:, index], validation.labels == index, seed=seed)
-    share, name = float(validation.shares[index]), validation.classes[index]
-    colour = class_styles(validation.classes)[index].colour
-    everyone = treat_all(curve.x, share)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.axhline(0, color="#1a1a1a", linewidth=1, label="act on nobody")
-        axes.plot(curve.x, everyone, color=CHANCE_COLOUR, linestyle="dashed", linewidth=1.2,
-                  label="act on everyone")  # fmt: skip
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=BAND_ALPHA,
-                          linewidth=0)  # fmt: skip
-        axes.plot(curve.x, curve.y, color=colour, label="the run")
-        axes.set(xlabel=f"threshold of the probability of {plain(name)}",
-                 ylabel="net benefit per patient", xlim=(0, 1),
-                 ylim=(-0.25 * share, 1.1 * share))  # fmt: skip
-        figure.legend(loc="outside upper left", ncols=2)
-
-    n_above = int((curve.low > np.maximum(everyone, 0)).sum())
-    return render_figure(
-        paint,
-        alt=f"Decision curve of {name}: its band is above acting on everyone and on nobody at "
-        f"{n_above} of {len(curve.x)} thresholds.",
-        width_in=_WIDTH_IN,
-        height_in=_SQUARE_IN,
-    )
-
-
 def _draw_groups(validation: ExternalValidation, groups: Sequence[GroupScores]) -> EmbeddedImage:
     """Draw the log loss of each group with its interval."""
     overall = next(iter(validation.scores.values()))["weighted_log_loss"].value
@@ -332,12 +248,8 @@ def _draw_groups(validation: ExternalValidation, groups: Sequence[GroupScores]) 
                      linewidth=1, label="constant")  # fmt: skip
         axes.axvline(overall, color=MARK_COLOUR, linewidth=1, label="all patients")
         for row, group in enumerate(groups):
-            score = group.scores["weighted_log_loss"]
-            axes.plot([score.low, score.high], [row, row], color="#1a1a1a", linewidth=1.5)
-            axes.plot([score.value], [row], "o", color="#1a1a1a", markersize=6)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.grid(visible=False, axis="y")
+            draw_interval(axes, row, group.scores["weighted_log_loss"])
+        label_rows(axes, names)
         axes.set(xlabel="weighted log loss, nats")
         figure.legend(loc="outside upper left", ncols=2)
 
@@ -348,8 +260,8 @@ def _draw_groups(validation: ExternalValidation, groups: Sequence[GroupScores]) 
     return render_figure(
         paint,
         alt=f"Weighted log loss of groups: {summary}.",
-        width_in=_WIDTH_IN,
-        height_in=1.2 + _ROW_IN * len(names),
+        width_in=WIDTH_IN,
+        height_in=1.2 + ROW_IN * len(names),
     )
 
 

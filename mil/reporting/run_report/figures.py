@@ -6,21 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mil.arrays import Bools, Floats
 from mil.evaluation.curves import (
-    Curve,
-    net_benefit_curve,
     precision_recall_curve,
-    roc_curve,
-    treat_all,
 )
-from mil.evaluation.metrics import Interval, auroc
+from mil.evaluation.metrics import Interval
 from mil.reporting.figures import (
-    BAND_ALPHA,
     CHANCE_COLOUR,
     MARK_COLOUR,
     EmbeddedImage,
@@ -30,24 +24,26 @@ from mil.reporting.figures import (
     share_ticks,
 )
 from mil.reporting.run_report.data import ReportData
-from mil.reporting.run_report.scores import Reliability, SubgroupScore
+from mil.reporting.run_report.scores import SubgroupScore
+from mil.reporting.score_figures import (
+    ROW_IN,
+    SQUARE_IN,
+    WIDTH_IN,
+    draw_band,
+    draw_interval,
+    label_rows,
+)
 
 __all__ = [
     "draw_confusion",
-    "draw_decision",
     "draw_distribution",
     "draw_groups",
     "draw_learning",
     "draw_precision_recall",
-    "draw_reliability",
-    "draw_roc",
     "draw_scores",
 ]
 
 
-_WIDTH_IN = 4.6
-_SQUARE_IN = 3.7
-_ROW_IN = 0.27
 _MAX_GROUPS = 30
 _METRIC_NAMES = {"weighted_log_loss": "weighted log loss, nats", "auroc": "AUROC"}
 
@@ -62,16 +58,18 @@ def draw_scores(scores: Mapping[str, Mapping[str, Interval]], metric: str) -> Em
         axes = figure.subplots()
         axes.axvline(chance, color=CHANCE_COLOUR, linestyle="dashed", linewidth=1)
         for row, (name, score) in enumerate(zip(names, intervals, strict=True)):
-            _dot(axes, row, score, colour=MARK_COLOUR if name == "calibrated" else "#1a1a1a")
-        _label_rows(axes, names)
+            draw_interval(
+                axes, row, score, colour=MARK_COLOUR if name == "calibrated" else "#1a1a1a"
+            )
+        label_rows(axes, names)
         axes.set(xlabel=_METRIC_NAMES[metric])
 
     summary = "; ".join(f"{name} {score}" for name, score in zip(names, intervals, strict=True))
     return render_figure(
         paint,
         alt=f"{_METRIC_NAMES[metric]} with 95 % intervals: {summary}.",
-        width_in=_WIDTH_IN,
-        height_in=0.8 + _ROW_IN * len(names),
+        width_in=WIDTH_IN,
+        height_in=0.8 + ROW_IN * len(names),
     )
 
 
@@ -98,10 +96,10 @@ def draw_groups(
             x = [fold.scores["weighted_log_loss"].value for fold in of_repeat if fold.scores]
             axes.plot(x, [row] * len(x), "o", color="#1a1a1a", fillstyle="none", markersize=5,
                       label="" if row else "folds of a repeat")  # fmt: skip
-            _dot(axes, row, repeat.scores["weighted_log_loss"], colour=MARK_COLOUR)
+            draw_interval(axes, row, repeat.scores["weighted_log_loss"], colour=MARK_COLOUR)
         for row, centre in enumerate(shown, start=len(repeats)):
-            _dot(axes, row, centre.scores["weighted_log_loss"], colour="#1a1a1a")
-        _label_rows(axes, names)
+            draw_interval(axes, row, centre.scores["weighted_log_loss"])
+        label_rows(axes, names)
         axes.set(xlabel=_METRIC_NAMES["weighted_log_loss"])
         figure.legend(loc="outside upper left", ncols=3, handlelength=1.2, columnspacing=1.2)
 
@@ -110,8 +108,8 @@ def draw_groups(
     return render_figure(
         paint,
         alt=f"Weighted log loss of repeats and centres: {summary}.",
-        width_in=_WIDTH_IN,
-        height_in=1.2 + _ROW_IN * len(names),
+        width_in=WIDTH_IN,
+        height_in=1.2 + ROW_IN * len(names),
     )
 
 
@@ -139,36 +137,9 @@ def draw_learning(history: pd.DataFrame, column: str, *, title: str) -> Embedded
         paint,
         alt=f"{title}, one line for each of {len(last)} heads: from a median of "
         f"{history[history['epoch'] == 0][column].median():.3f} to {last.median():.3f}.",
-        width_in=_WIDTH_IN,
+        width_in=WIDTH_IN,
         height_in=3.1,
         kind="svg" if len(history) < 10_000 else "png",
-    )
-
-
-def draw_roc(data: ReportData, index: int, *, seed: int) -> EmbeddedImage:
-    """Draw the ROC curve of one class, shape (thresholds,), with band, and the mean embedding's."""
-    curve = roc_curve(*_one_class(data, "calibrated", index), seed=seed)
-    other = roc_curve(*_one_class(data, "mean + logistic", index), seed=seed)
-    name = plain(data.classes[index])
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=CHANCE_COLOUR, linestyle="dashed", linewidth=1,
-                  label="chance")  # fmt: skip
-        _curve(axes, curve, other, colour=class_styles(data.classes)[index].colour)
-        axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC: {name}",
-                 xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")  # fmt: skip
-        axes.legend(loc="lower right")
-
-    own = data.first["calibrated"][:, index]
-    area = auroc(np.stack([1 - own, own], axis=1), (data.labels == index).astype(np.int64))
-    recall = float(np.interp(0.2, curve.x, curve.y))
-    return render_figure(
-        paint,
-        alt=f"ROC curve of {data.classes[index]}: area {area:.3f}; at a false positive rate of "
-        f"20 % the true positive rate is {100 * recall:.0f} %.",
-        width_in=_SQUARE_IN,
-        height_in=_SQUARE_IN,
     )
 
 
@@ -182,7 +153,7 @@ def draw_precision_recall(data: ReportData, index: int, *, seed: int) -> Embedde
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axhline(share, color=CHANCE_COLOUR, linestyle="dashed", linewidth=1, label="chance")
-        _curve(axes, curve, other, colour=class_styles(data.classes)[index].colour)
+        draw_band(axes, curve, other, colour=class_styles(data.classes)[index].colour)
         axes.set(xlabel="recall", ylabel="precision", title=f"Precision: {name}",
                  xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")  # fmt: skip
         axes.legend(loc="lower left")
@@ -192,8 +163,8 @@ def draw_precision_recall(data: ReportData, index: int, *, seed: int) -> Embedde
         paint,
         alt=f"Precision of {data.classes[index]}: {100 * half:.0f} % at a recall of "
         f"50 %; chance gives {100 * share:.0f} %.",
-        width_in=_SQUARE_IN,
-        height_in=_SQUARE_IN,
+        width_in=SQUARE_IN,
+        height_in=SQUARE_IN,
     )
 
 
@@ -227,43 +198,6 @@ def draw_confusion(data: ReportData) -> EmbeddedImage:
     )  # fmt: skip
 
 
-def draw_reliability(
-    data: ReportData, reliability: Mapping[str, Reliability], index: int
-) -> EmbeddedImage:
-    """Draw observed shares over predictions, shape (bins,), before and after calibration."""
-    style = class_styles(data.classes)[index]
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=CHANCE_COLOUR, linestyle="dashed", linewidth=1,
-                  label="perfect calibration")  # fmt: skip
-        before = reliability["raw"].bins[index]
-        axes.plot([b.promised for b in before], [b.observed for b in before], color=CHANCE_COLOUR,
-                  marker="x", linestyle=":", linewidth=1, label="before")  # fmt: skip
-        after = reliability["calibrated"].bins[index]
-        observed = np.array([b.observed for b in after])
-        limits = np.array([[b.observed_low for b in after], [b.observed_high for b in after]])
-        axes.errorbar(
-            [b.promised for b in after], observed, yerr=np.abs(limits - observed),
-            color=style.colour, marker=style.marker, capsize=2, elinewidth=1, label="after",
-        )  # fmt: skip
-        axes.set(xlabel="predicted probability", ylabel="observed share",
-                 title=plain(data.classes[index]), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
-                 aspect="equal")  # fmt: skip
-        axes.legend(loc="lower right")
-
-    summary = "; ".join(
-        f"{b.promised:.2f} predicted, {b.observed:.2f} observed"
-        for b in reliability["calibrated"].bins[index]
-    )
-    return render_figure(
-        paint,
-        alt=f"Reliability of {data.classes[index]} after calibration, by bin: {summary}.",
-        width_in=_SQUARE_IN,
-        height_in=_SQUARE_IN,
-    )
-
-
 def draw_distribution(data: ReportData, index: int) -> EmbeddedImage:
     """Draw histograms of the probability of one class, shape (patients,), by true class."""
     values = data.first["calibrated"][:, index]
@@ -288,69 +222,10 @@ def draw_distribution(data: ReportData, index: int) -> EmbeddedImage:
     return render_figure(
         paint,
         alt=f"Probability of {data.classes[index]} by true class, medians: {medians}.",
-        width_in=_WIDTH_IN,
+        width_in=WIDTH_IN,
         height_in=0.6 + 1.25 * n_classes,
-    )
-
-
-def draw_decision(
-    data: ReportData, index: int, proba: Mapping[str, Floats], *, seed: int
-) -> EmbeddedImage:
-    """Draw the net benefit of acting above a threshold on the probability of one class.
-
-    ``proba`` holds probabilities at the cohort's class shares, shape (patients, classes), by kind.
-    """
-    positive = data.labels == index
-    curve = net_benefit_curve(proba["calibrated"][:, index], positive, seed=seed)
-    other = net_benefit_curve(proba["mean + logistic"][:, index], positive, seed=seed)
-    share = float(data.shares[index])
-    everyone = treat_all(curve.x, share)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.axhline(0, color="#1a1a1a", linewidth=1, label="act on nobody")
-        axes.plot(curve.x, everyone, color=CHANCE_COLOUR, linestyle="dashed", linewidth=1.2,
-                  label="act on everyone")  # fmt: skip
-        _curve(axes, curve, other, colour=class_styles(data.classes)[index].colour)
-        axes.set(xlabel=f"threshold of the probability of {plain(data.classes[index])}",
-                 ylabel="net benefit per patient",
-                 xlim=(0, 1), ylim=(-0.25 * share, 1.1 * share))  # fmt: skip
-        figure.legend(loc="outside upper left", ncols=2)
-
-    best = curve.x[curve.low > np.maximum(everyone, 0)]
-    summary = (
-        f"its band is above both at {len(best)} thresholds, {best.min():.2f} to {best.max():.2f}"
-        if len(best)
-        else "its band is above both at no threshold"
-    )
-    return render_figure(
-        paint,
-        alt=f"Decision curve of {data.classes[index]} against acting on everyone or nobody: "
-        f"{summary}.",
-        width_in=_WIDTH_IN,
-        height_in=3.7,
     )
 
 
 def _one_class(data: ReportData, kind: str, index: int) -> tuple[Floats, Bools]:
     return data.first[kind][:, index], data.labels == index
-
-
-def _curve(axes: Axes, curve: Curve, other: Curve, *, colour: str) -> None:
-    axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=BAND_ALPHA, linewidth=0)
-    axes.plot(other.x, other.y, color="#1a1a1a", linestyle=":", linewidth=1.2,
-              label="mean + logistic")  # fmt: skip
-    axes.plot(curve.x, curve.y, color=colour, label="this run")
-
-
-def _dot(axes: Axes, row: int, score: Interval, *, colour: str) -> None:
-    if np.isfinite(score.low):
-        axes.plot([score.low, score.high], [row, row], color=colour, linewidth=1.5)
-    axes.plot([score.value], [row], "o", color=colour, markersize=6)
-
-
-def _label_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Label the rows on the left, the first on top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")

@@ -19,6 +19,7 @@ from mil.evaluation.metrics import Interval
 from mil.inference.bundle import ModelBundle, load_bundle
 from mil.inference.conformal import COVERAGE, min_calibration_size
 from mil.inference.contributions import learner_weights
+from mil.reporting import score_figures
 from mil.reporting.html import folder_name, relative_address, render, write_html
 from mil.reporting.learners import describe_weights, weights_table
 from mil.reporting.run_report import figures, tables, uncertainty
@@ -181,7 +182,10 @@ def _figures(
             if column == "train_loss" or stopped
         ],
         "roc_figures": [
-            figures.draw_roc(data, index, seed=seed)
+            score_figures.draw_roc(
+                first["calibrated"], data.labels, data.classes, index,
+                baseline=first[MEAN_LOGISTIC], seed=seed,
+            )
             for index in shown
         ],
         "recall_figures": [
@@ -190,12 +194,20 @@ def _figures(
         ],
         "confusion_figure": figures.draw_confusion(data),
         "reliability_figures": [
-            figures.draw_reliability(data, reliability, index) for index in shown
+            score_figures.draw_reliability(
+                reliability["calibrated"].bins[index], data.classes, index,
+                before=reliability["raw"].bins[index],
+            )
+            for index in shown
         ],
         "calibration": tables.calibration_table(reliability),
         "distribution_figures": [figures.draw_distribution(data, index) for index in shown],
         "decision_figures": [
-            figures.draw_decision(data, index, at_cohort, seed=seed) for index in shown
+            score_figures.draw_decision(
+                at_cohort["calibrated"], data.labels, data.classes, index,
+                baseline=at_cohort[MEAN_LOGISTIC], seed=seed,
+            )
+            for index in shown
         ],
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from mil.evaluation.metrics import Interval, auroc, brier_score, prior_weights, 
 from mil.evaluation.reliability import (
     ExpectedError,
     ReliabilityBin,
+    bin_count,
     expected_error,
     reliability_table,
 )
@@ -30,8 +31,6 @@ __all__ = [
 ]
 
 _METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
-_MAX_BINS = 10
-_PATIENTS_PER_BIN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ def measure_reliability(data: ReportData, kind: str, *, seed: int) -> Reliabilit
     proba, labels = data.first[kind], data.labels
     prior: Floats = balanced(data.classes)
     slope, intercepts = calibration_slope_and_intercepts(proba, labels)
-    n_bins = int(np.clip(len(labels) // _PATIENTS_PER_BIN, 3, _MAX_BINS))
+    n_bins = bin_count(len(labels))
     return Reliability(
         bins={
             index: reliability_table(proba, labels, index, prior=prior, n_bins=n_bins)

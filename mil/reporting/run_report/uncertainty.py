@@ -17,11 +17,11 @@ from mil.reporting.figures import (
 )
 from mil.reporting.html import Table
 from mil.reporting.run_report.data import ReportData
+from mil.reporting.score_figures import WIDTH_IN
 from mil.typicality import TypicalityReference
 
 __all__ = ["abstention_table", "centres_table", "draw_risk_coverage", "draw_typicality"]
 
-_WIDTH_IN = 4.6
 _HEIGHT_IN = 3.1
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)
 _NONE = "–"
@@ -57,7 +57,7 @@ def draw_risk_coverage(data: ReportData, point: AbstentionPoint | None) -> Embed
         paint,
         alt=f"Share of errors over the share of patients kept: {percent(risk_of_all)} of all, "
         f"{percent(half)} of the more certain half.",
-        width_in=_WIDTH_IN,
+        width_in=WIDTH_IN,
         height_in=_HEIGHT_IN,
     )
 
@@ -98,7 +98,7 @@ def draw_typicality(reference: TypicalityReference) -> EmbeddedImage:
         f"largest {distances.max():.3f}; new patients are marked from {limit:.3f} on."
         if len(distances)
         else "No training patient has a finite distance to another.",
-        width_in=_WIDTH_IN,
+        width_in=WIDTH_IN,
         height_in=_HEIGHT_IN,
     )
 

@@ -267,7 +267,8 @@ def test_entries_of_a_legend_differ_without_colour(
         paint(figures[-1])
         return render_figure(paint, **how)
 
-    monkeypatch.setattr("mil.reporting.run_report.figures.render_figure", keep)
+    for module in ("run_report.figures", "score_figures"):
+        monkeypatch.setattr(f"mil.reporting.{module}.render_figure", keep)
     write_report(three)
     legends = [
         legend
