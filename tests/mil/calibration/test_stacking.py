@@ -155,7 +155,7 @@ def test_logits_far_beyond_those_of_the_fit_count_little_more_than_they(n_classe
     labels = np.arange(60) % n_classes
     logits = rng.normal(size=(60, 3, n_classes)) + 2 * np.eye(n_classes)[labels][:, None]
     fitted = StackedPlattScaling().fit(logits, labels)
-    usual = np.tile(2 * np.eye(n_classes)[0], (1, 3, 1))
+    usual = np.tile(4 * np.eye(n_classes)[0], (1, 3, 1))
     far, farther = usual.copy(), usual.copy()
     far[0, 1] *= -30
     farther[0, 1] *= -1000
