@@ -129,16 +129,16 @@ def evaluate(
 
 
 def _print(validated: ExternalValidation) -> None:
-    from mil.reporting.validation_report import SCORE_WORDS
+    from mil.reporting.validation_report import SCORE_WORDS, score_text
 
     stdout.print(f"{len(validated.patient_ids)} patients, 95 % intervals")
     for number, (prior, scores) in enumerate(validated.scores.items()):
         at_prior = ("brier_score", "calibration_error", "accuracy")
         for metric, words in SCORE_WORDS.items():
             if metric in at_prior:
-                stdout.print(f"  {words}, prior {prior}: {scores[metric]}")
+                stdout.print(f"  {words}, prior {prior}: {score_text(metric, scores[metric])}")
             elif number == 0:
-                stdout.print(f"  {words}: {scores[metric]}")
+                stdout.print(f"  {words}: {score_text(metric, scores[metric])}")
     for one in validated.sets:
         stdout.print(
             f"  sets of {one.name} hold it: {one.coverage:.2f} [{one.low:.2f}, {one.high:.2f}], "

@@ -95,9 +95,10 @@ class StackedPlattScaling(Calibrator):
     def fit(self, logits: Floats, labels: Ints, *, groups: Ints | None = None) -> Self:
         """Fit to logits of shape (n, learners, classes), see :meth:`Calibrator.fit`."""
         n_learners, n_classes = logits.shape[1:]
-        sizes = np.sqrt((_sizes(logits) ** 2).mean(axis=0))
-        self.limits_ = np.where(sizes > _LEAST_SIZE, _LIMIT * sizes, 1.0)
-        saturated = self._gains(logits)[..., None] * logits
+        with np.errstate(invalid="ignore"):  # Infinite logits are refused below.
+            sizes = np.sqrt((_sizes(logits) ** 2).mean(axis=0))
+            self.limits_ = np.where(sizes > _LEAST_SIZE, _LIMIT * sizes, 1.0)
+            saturated = self._gains(logits)[..., None] * logits
         data = [
             CalibrationData.of(own, labels, groups=groups) for own in np.moveaxis(saturated, 1, 0)
         ]
@@ -173,15 +174,16 @@ class StackedPlattScaling(Calibrator):
             if "limits" in values
             else np.full(len(slopes), np.inf)
         )
-        if not slopes.shape == weights.shape == limits.shape or min(*slopes, *weights) < 0:
+        if not slopes.shape == weights.shape != (0,) or min(*slopes, *weights) < 0:
             raise CalibrationError(
                 "calibrator", actual=f"slopes {slopes.tolist()}, weights {weights.tolist()}",
-                expected="as many of both, at least 0",
+                expected="as many of both, at least one, none below 0",
             )  # fmt: skip
-        if limits.min() <= 0:
+        if limits.shape != slopes.shape or limits.min() <= 0:
             raise CalibrationError(
-                "calibrator", actual=f"limits {limits.tolist()}", expected="numbers above 0"
-            )
+                "calibrator", actual=f"limits {limits.tolist()}",
+                expected="one number above 0 per slope",
+            )  # fmt: skip
         return cls(
             slopes=slopes.tolist(), bias=bias.tolist(), weights=weights.tolist(),
             limits=limits.tolist(),

@@ -98,7 +98,7 @@ def read_predictions(
         If its last row is one of totals, and the cohort is no part.
     """
     table = read_table(path)
-    _refuse_details(path, table)
+    _refuse_details(path, table, cohort)
     ids, patient_of, nouns = match_ids(table, cohort, _ID_COLUMNS, where=path, has_others=is_part)
     wanted = ids.isin(list(patient_of)) | (not is_part)
     table, ids = table[wanted], ids[wanted]
@@ -174,9 +174,10 @@ def average_predictions(
     return np.asarray(product / product.sum(axis=1, keepdims=True))
 
 
-def _refuse_details(path: Path, table: pd.DataFrame) -> None:
+def _refuse_details(path: Path, table: pd.DataFrame, cohort: Cohort) -> None:
     """Raise if a table is that of the details of ``mil infer``, without the probabilities."""
-    if not _DETAILS_COLUMNS.issubset(table.columns):
+    probabilities = {*cohort.classes, *_PROBABILITY_NAMES}
+    if not _DETAILS_COLUMNS.issubset(table.columns) or probabilities & set(table.columns):
         return
     beside = path.with_name(re.sub(r"\.details\.csv$", ".csv", path.name))
     raise PredictionsError(

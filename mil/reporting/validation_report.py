@@ -31,7 +31,7 @@ from mil.reporting.score_figures import (
 )
 from mil.validation.external import ExternalValidation, GroupScores
 
-__all__ = ["SCORE_WORDS", "write_validation"]
+__all__ = ["SCORE_WORDS", "score_text", "write_validation"]
 
 SCORE_WORDS = {
     "weighted_log_loss": "weighted log loss",
@@ -45,6 +45,11 @@ SCORE_WORDS = {
 }
 _AT_PRIOR = ("brier_score", "calibration_error", "accuracy")
 _NONE = "–"
+
+
+def score_text(metric: str, score: Interval) -> str:
+    """Return a score with its interval; the calibration error has none, as chance raises it."""
+    return f"{score.value:.4f}" if metric == "calibration_error" else str(score)
 
 
 def write_validation(
@@ -160,12 +165,12 @@ def _scores_table(validation: ExternalValidation, trained: Mapping[str, Interval
     rows = []
     for metric, words in SCORE_WORDS.items():
         cells = [
-            _interval(validation.scores[prior][metric])
+            _cell(metric, validation.scores[prior][metric])
             if number == 0 or metric in _AT_PRIOR
             else _NONE
             for number, prior in enumerate(priors)
         ]
-        own = _interval(trained[metric]) if metric in trained else _NONE
+        own = _cell(metric, trained[metric]) if metric in trained else _NONE
         rows.append((words, *cells, own))
     heads = [f"prior: {name}" for name in priors]
     return Table("Scores with 95 % intervals", ["", *heads, "training patients, out-of-fold"], rows)
@@ -200,7 +205,7 @@ def _group_table(
         (
             group.name,
             *(f"{count:,}" for count in group.counts),
-            *(_interval(group.scores[m]) if group.scores else _NONE
+            *(_cell(m, group.scores[m]) if group.scores else _NONE
               for m in ("weighted_log_loss", "auroc")),
             percent(group.covered),
             f"{group.n_unlike:,}",
@@ -265,5 +270,5 @@ def _draw_groups(validation: ExternalValidation, groups: Sequence[GroupScores]) 
     )
 
 
-def _interval(score: Interval) -> str:
-    return str(score).replace("-", "−") if np.isfinite(score.value) else _NONE
+def _cell(metric: str, score: Interval) -> str:
+    return score_text(metric, score).replace("-", "−") if np.isfinite(score.value) else _NONE

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def test_a_run_is_evaluated_on_a_new_cohort(world: Path) -> None:
     assert list(data["priors"]) == ["CE=0.8,LAA=0.2"]
     assert len(pd.read_csv(world / "page.csv")) == 20
     assert "x000" in (world / "page.details.csv").read_text()
+
+
+def test_the_calibration_error_has_no_interval(world: Path) -> None:
+    result = evaluate(world)
+    assert result.exit_code == 0, result.output
+    errors = [line for line in result.stdout.splitlines() if "calibration error" in line]
+    assert len(errors) == 2
+    for line in errors:
+        assert re.fullmatch(r"  calibration error, prior (balanced|cohort): 0\.\d{4}", line)
+    page = (world / "page.html").read_text()
+    assert re.search(r">calibration error<.*?>0\.\d{4}<", page, re.DOTALL)
+    assert "the calibration error has none, as chance raises it" in page
 
 
 def test_patients_of_the_training_are_never_scored(world: Path) -> None:

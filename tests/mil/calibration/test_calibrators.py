@@ -80,11 +80,16 @@ def test_it_comes_back_from_a_file(name: str, n_classes: int) -> None:
             "kind 'isotonic'; expected none or shrunken_platt or stacked_platt or temperature",
         ),
         ({"kind": "stacked_platt", "bias": [0, 0], "weights": [1]}, "slopes = None"),
-        ({"kind": "stacked_platt", "slopes": [-1], "bias": [0, 0], "weights": [1]}, "at least 0"),
+        ({"kind": "stacked_platt", "slopes": [-1], "bias": [0, 0], "weights": [1]}, "below 0"),
+        ({"kind": "stacked_platt", "slopes": [], "bias": [0, 0], "weights": []}, "at least one"),
         ({"kind": "stacked_platt", "slopes": [1, 1], "bias": [0, 0], "weights": [1]}, "as many"),
         (
             {"kind": "stacked_platt", "slopes": [1], "bias": [0, 0], "weights": [1], "limits": [0]},
-            "above 0",
+            "above 0 per slope",
+        ),
+        (
+            {"kind": "stacked_platt", "slopes": [1], "bias": [0], "weights": [1], "limits": [1, 2]},
+            r"limits \[1.0, 2.0\]; expected one number above 0 per slope",
         ),
         ({"kind": "beta", "slopes": [1.0, 1.0], "bias": [0.0, 0.0]}, "no longer reads that kind"),
         ({"kind": "temperature"}, "slope = None"),

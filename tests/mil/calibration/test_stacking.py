@@ -14,6 +14,7 @@ from mil.calibration.penalized_fit import (
     leave_one_out_logits,
     log_loss,
 )
+from mil.errors import CalibrationError
 
 
 def drawn(strengths: list[float], *, n: int = 60, seed: int = 0) -> tuple[Floats, Ints]:
@@ -165,6 +166,14 @@ def test_logits_far_beyond_those_of_the_fit_count_little_more_than_they(n_classe
     most = np.abs(fitted.parts(logits)[:, 1]).max()
     assert most < np.abs(part).max() < 2 * most
     assert part.sum() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused_without_a_warning(value: float) -> None:
+    logits, labels = drawn([0.5, 1.0, 0.0])
+    logits[3, 1, 0] = value
+    with pytest.raises(CalibrationError, match="1 rows with NaN or infinity"):
+        StackedPlattScaling().fit(logits, labels)
 
 
 def test_parts_are_factors_times_centred_logits_and_sum_to_the_combined_logit() -> None:

@@ -74,6 +74,16 @@ def test_a_single_column_is_found_among_others(tmp_path: Path) -> None:
     np.testing.assert_allclose(proba[:, 1], [0.15, 0.3, 0.4])
 
 
+def test_probabilities_joined_with_the_details_of_an_inference_are_read(tmp_path: Path) -> None:
+    rows = ["049194,1,,.9,.1", "588e11,1,,.2,.8", "p3,1,,.6,.4"]
+    proba = read(tmp_path, "patient_id,n_slides_used,seen_in_training,CE,LAA", *rows)
+    np.testing.assert_allclose(proba[:, 1], [0.1, 0.8, 0.4])
+    one = read(
+        tmp_path, "patient_id,n_slides_used,seen_in_training,x,score", *rows, class_name="LAA"
+    )
+    np.testing.assert_allclose(one, proba)
+
+
 FULL = ["049194,.5,.5", "588e11,.5,.5", "p3,.5,.5"]
 ONE = ["049194,.5", "588e11,.5", "p3,.5"]
 THREE = ["049194,.5,.2,.3", "588e11,.3,.4,.3", "p3,.1,.6,.3"]
