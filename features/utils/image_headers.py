@@ -69,10 +69,11 @@ def png_or_webp_dimensions(stream: bytes) -> tuple[int, int] | None:
         return None
 
 
-def jpeg_stores_rgb(stream: bytes) -> bool | None:
+def jpeg_stores_rgb(stream: bytes, *, is_tagged_rgb: bool = False) -> bool | None:
     """Return whether the components of a JPEG stream are RGB, not YCbCr; None if it does not say.
 
-    JFIF and subsampled components mean YCbCr; Adobe's marker states either.
+    JFIF and subsampled components mean YCbCr; Adobe's marker states either. Components that count
+    from 0 are in the colours of the file's tag, as libjpeg writes what is not YCbCr.
     """
     said: set[str] = set()
     try:
@@ -85,7 +86,8 @@ def jpeg_stores_rgb(stream: bytes) -> bool | None:
                 components = stream[position + 6 : position + 15]
                 if len(set(components[1::3])) > 1:
                     return False
-                if components[::3] == b"RGB":
+                is_counted = is_tagged_rgb and not said and components[::3] == b"\0\1\2"
+                if is_counted or components[::3] == b"RGB":
                     said.add("RGB")
                 break
     except (IndexError, struct.error):

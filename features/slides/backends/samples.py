@@ -22,6 +22,14 @@ _LEAST_LUMA = 190
 _CHROMA_SPREAD, _PEN_SPREAD = 0.5, 0.75
 """Standard deviation of Cb and Cr over that of Y; of RGB, those of green and blue over that of red
 are 0.6 and more, at least one of them."""
+_TOGETHER = 0.8
+"""Correlation of red with green and blue, both bright, in a stain that absorbs little but red; Cb
+and Cr that vary with Y are of green, and below the middle."""
+_RGB_OF_CHROMA = np.array([[0, -0.344, 1.772], [1.402, -0.714, 0]], np.float32)
+"""Red, green and blue per Cb and Cr (ITU-T T.871, 2011)."""
+_ROUNDED, _MOST_OUTSIDE = 24, 0.02
+"""Grey levels by which colours leave the range as compression is lossy, and share of those that
+leave it by more: up to 0.016 of tissue with pen at JPEG quality 10."""
 _NAMES = tuple(
     re.compile(rf"(?<![a-z])(?:{name})(?![a-z])", re.IGNORECASE)
     for name in ("r|red", "g|green", "b|blue")
@@ -63,13 +71,21 @@ def is_ycbcr(samples: npt.NDArray[np.uint8]) -> bool:
     """Return whether samples, shape (height, width, 3), are luma and chroma, whatever a tag says.
 
     Chroma varies less than luma and around the middle of the range, on glass it is there; red,
-    green and blue vary together, and bright red without green and blue is no glass.
+    green and blue vary together, and bright red without green and blue is no glass. Nearly all
+    luma and chroma of a picture are of colours within the range of red, green and blue.
     """
     channels = samples.reshape(-1, 3).astype(np.float32)
+    colours = channels[:, :1] + (channels[:, 1:] - _NEUTRAL) @ _RGB_OF_CHROMA
+    is_outside = (colours < -_ROUNDED).any(axis=1) | (colours > 255 + _ROUNDED).any(axis=1)
+    if is_outside.mean() > _MOST_OUTSIDE:
+        return False
     spread, middle = channels.std(axis=0), channels.mean(axis=0)
     shares = spread[1:] / max(float(spread[0]), 1.0)
     is_centred = bool((np.abs(middle[1:] - _NEUTRAL) < 3 * _MOST_CHROMA).all())
-    if is_centred and shares.max() < _CHROMA_SPREAD and spread[0] > 1:
+    covariances = ((channels[:, :1] - middle[0]) * (channels[:, 1:] - middle[1:])).mean(axis=0)
+    vary_together = (covariances > _TOGETHER * spread[0] * spread[1:]) & (middle[1:] > _NEUTRAL)
+    is_steady = bool(shares.max() < _CHROMA_SPREAD and not vary_together.all())
+    if is_centred and is_steady and spread[0] > 1:
         return True
     bright = np.median(channels[channels[:, 0] >= np.quantile(channels[:, 0], 0.9)], axis=0)
     is_neutral = bool((np.abs(bright[1:] - _NEUTRAL) < _MOST_CHROMA).all())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +129,8 @@ class TiffSlide(BlockReader):
     _has_alpha = True
     _leaves_out_glass = False
     """Whether its scanner stores no tiles of glass."""
-    _is_ycbcr = False
-    """Whether decoded samples are luma and chroma; JPEG and WebP are converted as they are
+    _ycbcr_levels: Collection[int] = ()
+    """Those whose decoded samples are luma and chroma; most JPEG and WebP are converted as they are
     decoded."""
     _grids: list[_SegmentGrid]
 
@@ -264,8 +264,7 @@ class TiffSlide(BlockReader):
         page: Any = self._grids[0].page
         alpha = alpha_index(page)
         is_coded = page.compression in PLAIN_JPEGS | ENTROPY_CODED
-        is_rgb_jpeg = decodes_as_rgb(page)
-        may_be_ycbcr = is_rgb_jpeg or (page.compression in JPEG_2000 and page.samplesperpixel == 3)
+        may_be_ycbcr = any(_may_be_ycbcr(grid.page) for grid in self._grids)
         n_sampled = 1 if is_coded and alpha is None and not may_be_ycbcr else _N_CHECKED
         reason: Exception | None = None
         for level in range(len(self._grids)):
@@ -286,12 +285,9 @@ class TiffSlide(BlockReader):
             raise UnsupportedFormatError(
                 self.path, actual=cause, expected="a picture", hint="Copy or export it again."
             )
-        if may_be_ycbcr and page.dtype == np.uint8:
-            stored = self._stored_as_rgb() if is_rgb_jpeg else None
-            self._is_ycbcr = (
-                2 * sum(map(is_ycbcr, samples)) > len(samples) if stored is None else not stored
-            )
-            if self._is_ycbcr and not states_ycbcr(page):
+        if may_be_ycbcr:
+            self._ycbcr_levels = set(self._find_ycbcr_levels(samples))
+            if self._ycbcr_levels and not states_ycbcr(page):
                 self.warnings += ("its tags state RGB, its samples are YCbCr: read as YCbCr",)
         hidden = [] if alpha is None else [hides_picture(p[..., : alpha + 1]) for p in samples]
         if hidden and all(hidden):
@@ -324,15 +320,28 @@ class TiffSlide(BlockReader):
                 break
         return samples, None if samples else first_error
 
-    def _stored_as_rgb(self) -> bool | None:
+    def _find_ycbcr_levels(self, samples: Sequence[npt.NDArray[np.uint8]]) -> Iterator[int]:
+        """Yield the levels whose samples, shape (height, width, 3), are YCbCr when decoded.
+
+        A level that does not say is as the finer one, and the finest as most of ``samples`` are.
+        """
+        n_found = sum(map(is_ycbcr, samples))
+        is_stored = 2 * n_found > len(samples) and _may_be_ycbcr(self._grids[0].page)
+        for level, grid in enumerate(self._grids):
+            if _may_be_ycbcr(grid.page):
+                is_rgb = self._stored_as_rgb(grid) if decodes_as_rgb(grid.page) else None
+                is_stored = is_stored if is_rgb is None else not is_rgb
+                if is_stored:
+                    yield level
+
+    def _stored_as_rgb(self, grid: _SegmentGrid) -> bool | None:
         """Whether the JPEG streams of the longest segments are RGB; None if they do not say."""
-        grid = self._grids[0]
         longest = np.argsort(grid.byte_counts, kind="stable")[-_N_CHECKED:].tolist()
         said = set[bool | None]()
         for index in longest:
             with suppress(Exception):  # a damaged segment is reported where it is read
                 stream = self._read_stream(grid, grid.planes[0], index, self._descriptor)
-                said.add(jpeg_stores_rgb(stream))
+                said.add(jpeg_stores_rgb(stream, is_tagged_rgb=True))
         return said.pop() if len(said) == 1 else None
 
     def _describe_gaps(self) -> tuple[str, ...]:
@@ -513,7 +522,7 @@ class TiffSlide(BlockReader):
         height = min(grid.block_height_px, grid.height_px - row * grid.block_height_px)
         width = min(grid.block_width_px, grid.width_px - column * grid.block_width_px)
         samples = self._decode_samples(grid, index, descriptor)
-        if self._is_ycbcr:
+        if level in self._ycbcr_levels:
             samples = rgb_of_ycbcr(samples)
         colours = to_colours(grid.page, samples, bits=self._bits, has_alpha=self._has_alpha)
         return to_rgb(colours[:height, :width], background_rgb=self.background_rgb)
@@ -623,6 +632,12 @@ class TiffSlide(BlockReader):
             return everything
         red, green, blue = np.rint(np.median(glass, axis=0)).astype(int).tolist()
         return np.flatnonzero(is_above), (red, green, blue)
+
+
+def _may_be_ycbcr(page: Any) -> bool:
+    """Return whether the decoded samples of a page may be YCbCr, whatever its tags say."""
+    is_jpeg_2000 = page.compression in JPEG_2000 and page.samplesperpixel == 3
+    return bool(page.dtype == np.uint8 and (is_jpeg_2000 or decodes_as_rgb(page)))
 
 
 def _raw_pixels(

@@ -393,6 +393,22 @@ def without_markers(stream: bytes) -> bytes:
     return kept + stream[position:]
 
 
+def counted(stream: bytes) -> bytes:
+    """A JPEG stream without markers whose components count from 0, as Aperio writes RGB."""
+    stream = without_markers(stream)
+    frame, scan = stream.index(b"\xff\xc0"), stream.index(b"\xff\xda")
+    changed = bytearray(stream)
+    changed[frame + 10 : frame + 19 : 3] = changed[scan + 5 : scan + 11 : 2] = b"\0\1\2"
+    return bytes(changed)
+
+
+def dense_tissue() -> np.ndarray:
+    """Blue and pink without glass, whose green and blue vary little and around the middle."""
+    tone = stained((125, 125, 125), 256)[..., :1] / 250
+    blue, pink = np.array([60, 120, 145]), np.array([250, 135, 130])
+    return (blue + tone * (pink - blue)).astype(np.uint8)
+
+
 @pytest.mark.parametrize(
     ("stored", "subsampling", "marked"),
     [("ycbcr", "444", False), ("ycbcr", "422", False), ("ycbcr", "420", True), ("rgb", "444", True),
@@ -404,26 +420,61 @@ def test_jpeg_tagged_as_rgb_is_read_in_the_colours_that_it_has(
     pixels = np.pad(
         stained((186, 110, 160), 192), ((30, 34), (40, 24), (0, 0)), constant_values=243
     )
-    streams = [
-        imagecodecs.jpeg_encode(
-            np.ascontiguousarray(pixels[y : y + 128, x : x + 128]),
-            level=95, subsampling=subsampling, colorspace="rgb", outcolorspace=stored,
-        )
-        for y in (0, 128)
-        for x in (0, 128)
-    ]  # fmt: skip
+    streams = in_tiles(pixels, subsampling=subsampling, colorspace="rgb", outcolorspace=stored)
     streams = streams if marked else [without_markers(stream) for stream in streams]
     path = tmp_path / "s.tif"
-    tifffile.imwrite(
-        path, iter(streams), shape=pixels.shape, dtype=np.uint8, photometric="ycbcr",
-        tile=(128, 128), compression="jpeg",
-    )  # fmt: skip
-    with tifffile.TiffFile(path, mode="r+") as file:
-        file.pages[0].tags["PhotometricInterpretation"].overwrite(2)
+    write_jpeg_as_rgb(path, [pixels], [streams])
     assert np.abs(pixels_of(path).astype(int) - pixels).mean() < 4
     with closing(TiffSlide(path)) as slide:
         is_denied = stored == "ycbcr" and not marked
         assert any("its samples are YCbCr" in text for text in slide.warnings) == is_denied
+
+
+def write_jpeg_as_rgb(path: Path, levels: list[np.ndarray], streams: list[list[bytes]]) -> None:
+    with tifffile.TiffWriter(path) as tiff:
+        for index, (pixels, tiles) in enumerate(zip(levels, streams, strict=True)):
+            tiff.write(
+                iter(tiles), shape=pixels.shape, dtype=np.uint8, photometric="ycbcr",
+                tile=(128, 128), compression="jpeg", subfiletype=int(index > 0),
+            )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for page in file.pages:
+            page.tags["PhotometricInterpretation"].overwrite(2)
+
+
+def in_tiles(pixels: np.ndarray, **options: str) -> list[bytes]:
+    return [
+        imagecodecs.jpeg_encode(
+            np.ascontiguousarray(pixels[y : y + 128, x : x + 128]), level=95, **options
+        )
+        for y in range(0, pixels.shape[0], 128)
+        for x in range(0, pixels.shape[1], 128)
+    ]
+
+
+def test_a_tag_of_rgb_is_believed_where_components_count_from_0(tmp_path: Path) -> None:
+    pixels = dense_tissue()
+    assert is_ycbcr(pixels)  # nothing but their numbers tells
+    tiles = in_tiles(pixels, subsampling="444", colorspace="rgb", outcolorspace="rgb")
+    path = tmp_path / "s.tif"
+    write_jpeg_as_rgb(path, [pixels], [[counted(tile) for tile in tiles]])
+    assert np.abs(pixels_of(path).astype(int) - pixels).mean() < 4
+    with closing(TiffSlide(path)) as slide:
+        assert not slide.warnings
+
+
+def test_each_level_tagged_as_rgb_is_read_in_the_colours_that_its_jpeg_has(tmp_path: Path) -> None:
+    fine = np.pad(stained((186, 110, 160), 256), ((0, 0), (256, 0), (0, 0)), constant_values=243)
+    levels = [fine, np.ascontiguousarray(fine[::2, ::2])]
+    tiles = [in_tiles(level, subsampling="420") for level in levels]
+    tiles[0][0] = b""  # so that the first one has no marker of JFIF
+    path = tmp_path / "s.tif"
+    write_jpeg_as_rgb(path, levels, tiles)
+    with closing(TiffSlide(path)) as slide:
+        for index, level in enumerate(levels):
+            tissue = slice(level.shape[1] // 2, None)
+            error = whole(slide, index)[:, tissue].astype(int) - level[:, tissue]
+            assert np.abs(error).mean() < 4
 
 
 @pytest.mark.parametrize("compression", ["webp", "jpegxl"])
@@ -441,6 +492,17 @@ def test_stained_tissue_and_pens_are_not_taken_for_ycbcr() -> None:
         pixels = stained(colour, 200)
         assert not is_ycbcr(pixels), name
         assert is_ycbcr(np.asarray(Image.fromarray(pixels).convert("YCbCr"))), name
+
+
+@pytest.mark.parametrize("glass", [205, 215, 225])
+@pytest.mark.parametrize("density", [(0.95, 0.25, 0.2), (0.98, 0.14, 0.13)])
+def test_stains_that_absorb_red_alone_are_not_taken_for_ycbcr(
+    density: tuple[float, float, float], glass: int
+) -> None:
+    thickness = stained((125, 125, 125), 200)[..., :1] / 255
+    for thinner in (0.3, 0.5, 1):
+        pixels = (glass * 10 ** (-thinner * thickness * density)).astype(np.uint8)
+        assert not is_ycbcr(pixels), thinner
 
 
 def write_pyramid(path: Path, *, in_subifds: bool, **options: object) -> list[np.ndarray]:
