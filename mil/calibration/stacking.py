@@ -72,7 +72,8 @@ class StackedPlattScaling(Calibrator):
         Shape (learners,): each slope times the standard deviation of the logits it was fitted on,
         divided by their sum; all 0 where no learner carries a signal.
     limits_
-        Sizes at which logits saturate, shape (learners,); infinite in runs of format version 7.
+        Sizes at which logits saturate, shape (learners,); infinite in runs trained before format
+        version 8 and in combinations.
     """
 
     kind = "stacked_platt"
