@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BACKBONE, TILE_PX, MPP = "resnet50", 224, 0.5
+BACKBONE, TILE_PX, MPP, MAGNIFICATION = "resnet50", 224, 0.5, 20
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -82,7 +82,86 @@ def tiatoolbox(slide: str, weights: str, out: str, n_tiles: int) -> int:
     return int(zarr.open(str(path), mode="r")["coordinates"].shape[0])
 
 
-PEERS = {"lazyslide": lazyslide, "tiatoolbox": tiatoolbox}
+def keep_tiles(path: str | Path, n_tiles: int) -> int:
+    """Shorten the ``coords`` of an HDF5 file to so many tiles; return how many it holds then."""
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        coords = file["coords"]
+        coords.resize(min(len(coords), n_tiles), axis=0)
+        return len(coords)
+
+
+def trident(slide: str, weights: str, out: str, n_tiles: int) -> int:
+    """Embed with TRIDENT as its ``run_single_slide.py`` does, with the segmenter without weights.
+
+    Batches of 64, the default of its ``run_batch_of_slides.py``.
+    """
+    import torch
+    from torchvision import transforms
+    from trident import load_wsi
+    from trident.patch_encoder_models import CustomInferenceEncoder
+    from trident.segmentation_models import segmentation_model_factory
+
+    wsi = load_wsi(slide, lazy_init=False)
+    segmenter = segmentation_model_factory("otsu")
+    wsi.segment_tissue(
+        segmenter, target_mag=segmenter.target_mag, job_dir=out, device="cpu", batch_size=64
+    )
+    coords = wsi.extract_tissue_coords(MAGNIFICATION, TILE_PX, save_coords=out)
+    n_tiles = keep_tiles(coords, n_tiles)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    encoder = CustomInferenceEncoder(BACKBONE, network(weights), transform, torch.float32)
+    wsi.extract_patch_features(encoder, coords, save_features=out, device="cpu", batch_limit=64)
+    return n_tiles
+
+
+def clam(slide: str, weights: str, out: str, n_tiles: int) -> int:
+    """Embed with CLAM's ``create_patches_fp.py`` and ``extract_features_fp.py``, without pictures.
+
+    Its preset for biopsies, since its default drops tissue of less than 26 Mpx, and its level 0,
+    which has the resolution of the others in the slides that are compared.
+    """
+    sys.argv = sys.argv[:1]  # extract_features_fp parses the command line when it is imported
+    import create_patches_fp
+    import extract_features_fp
+    import openslide
+    import pandas as pd
+    from dataset_modules.dataset_h5 import Whole_Slide_Bag_FP
+    from torch.utils.data import DataLoader
+    from utils.transform_utils import get_eval_transforms
+
+    folder = Path(out)
+    slides = folder / "slides"
+    slides.mkdir()
+    (slides / Path(slide).name).symlink_to(Path(slide).resolve())
+    root = Path(create_patches_fp.__file__).parent
+    preset = pd.read_csv(root / "presets" / "bwh_biopsy.csv").iloc[0]
+    segmentation = ("seg_level", "sthresh", "mthresh", "close", "use_otsu", "keep_ids",
+                    "exclude_ids")  # fmt: skip
+    create_patches_fp.seg_and_patch(
+        source=str(slides), save_dir=out, patch_save_dir=out, mask_save_dir=out,
+        stitch_save_dir=out, patch_size=TILE_PX, step_size=TILE_PX, patch_level=0,
+        seg_params={key: preset[key] for key in segmentation},
+        filter_params={key: preset[key] for key in ("a_t", "a_h", "max_n_holes")},
+        vis_params={key: preset[key] for key in ("vis_level", "line_thickness")},
+        patch_params={key: preset[key] for key in ("use_padding", "contour_fn")},
+        seg=True, patch=True, save_mask=False,
+    )  # fmt: skip
+    coords = folder / f"{Path(slide).stem}.h5"
+    n_tiles = keep_tiles(coords, n_tiles)
+    tiles = Whole_Slide_Bag_FP(
+        file_path=str(coords), wsi=openslide.open_slide(slide),
+        img_transforms=get_eval_transforms(MEAN, STD, target_img_size=TILE_PX),
+    )  # fmt: skip
+    loader = DataLoader(tiles, batch_size=extract_features_fp.args.batch_size)
+    extract_features_fp.compute_w_loader(str(folder / "features.h5"), loader, network(weights))
+    return n_tiles
+
+
+PEERS = {"lazyslide": lazyslide, "tiatoolbox": tiatoolbox, "trident": trident, "clam": clam}
+MODULES = {"clam": "create_patches_fp"}
+"""The module whose import shows that a peer is there, where its name differs from the peer's."""
 
 
 def main(name: str, slide: str, weights: str, out: str, n_tiles: str) -> None:

@@ -1,18 +1,22 @@
 """Processor time per tile and memory of ``mil embed`` beside other programs, on the same slides.
 
 A peer is named by the folder of its environment, ``--peer lazyslide=/path/to/env``. One that is
-not named, or that cannot be imported there, is skipped, and the report says so. All of ``PEERS``
-install from PyPI; CLAM and TRIDENT do not. All embed the same slides with the same resnet50
-(random weights, which take as long as others) at 224 px and 0.5 µm/px on the CPU: a small real one
-from the folder that ``MIL_DATA`` names, and a pyramid of 20,000 px square that holds copies of it.
+not named, or that cannot be imported there, is skipped, and the report says so. LazySlide and
+TIAToolbox install from PyPI, TRIDENT with ``pip install`` from a checkout of its repository. CLAM
+does not install: its environment is one with what its ``env.yml`` lists and a file ``clam.pth`` in
+``site-packages`` that holds the path of a checkout. All embed the same slides with the same
+resnet50 (random weights, which take as long as others) at 224 px and 0.5 µm/px on the CPU: a small
+real one from the folder that ``MIL_DATA`` names, and a pyramid of 20,000 px square that holds
+copies of it.
 Each run is a process of its own, ours and theirs in turn. The first run of each says how many tiles
 it finds; in the others all take as many as the program that finds the fewest, at most ``--tiles``.
 ``mil embed`` runs as a user's second run does: with its defaults, the export in the cache.
 
 Prints one JSON object of medians: processor seconds per tile, imports and mask included, the ratio
-of ours to that of each peer, run by run, and peak memory, GiB.
+of ours to that of each peer, run by run, and peak memory, GiB. Standard error has the same of the
+runs so far, one line after each.
 
-    python -m tests.benchmarks.peers --peer lazyslide=/opt/lazyslide --peer tiatoolbox=/opt/tia
+    python -m tests.benchmarks.peers --peer lazyslide=/opt/lazyslide --peer clam=/opt/clam
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import openslide
 import tifffile
 
 from features.utils.hardware import CPU_COUNT
-from tests.benchmarks._peer_run import BACKBONE, MPP, PEERS, TILE_PX
+from tests.benchmarks._peer_run import BACKBONE, MODULES, MPP, PEERS, TILE_PX
 from tests.benchmarks._slides import write_bench_slide
 
 __all__ = ["main", "write_pyramid"]
@@ -113,7 +118,8 @@ def find_peers(asked: list[str]) -> tuple[dict[str, Path], dict[str, str]]:
             raise SystemExit(f"--peer {text}: expected one of {', '.join(PEERS)}, = and its folder")
         python = Path(folder) / "bin" / "python"
         found = python.is_file() and not subprocess.run(
-            [python, "-I", "-c", f"import {name}"], capture_output=True, check=False
+            [python, "-I", "-c", f"import {MODULES.get(name, name)}"],
+            capture_output=True, check=False,
         ).returncode  # fmt: skip
         if found:
             pythons[name] = python
@@ -140,39 +146,36 @@ def prepare(folder: Path, real: Path) -> None:
                       noise_sigma=1.0, tissue_share=0)  # fmt: skip
 
 
-def told(name: str, one: dict[str, float]) -> dict[str, float]:
-    """Tell standard error of a run, as all take minutes."""
-    print(f"{name}: {one}", file=sys.stderr, flush=True)  # noqa: T201
-    return one
-
-
-def compare(slide: Path, folder: Path, runs: dict[str, Run], *, n_runs: int, most_tiles: int,
-            ) -> dict[str, object]:  # fmt: skip
-    """All programs in turn on one slide."""
-    found = {
-        name: told(name, run(slide, folder / f"{name}-first", most_tiles))
-        for name, run in runs.items()
-    }
-    n_tiles = int(min(one["n_tiles"] for one in found.values()))
+def compare(report: dict[str, Any], slide: Path, folder: Path, runs: dict[str, Run], *,
+            n_runs: int, most_tiles: int) -> None:  # fmt: skip
+    """Run all programs in turn on one slide; what they took goes into the report after each."""
+    summary = report[folder.name] = {}
+    n_tiles = most_tiles
+    for name, run in runs.items():
+        n_found = int(run(slide, folder / f"{name}-first", most_tiles)["n_tiles"])
+        summary[name] = {"tiles_found": n_found}
+        n_tiles = min(n_tiles, n_found)
+        print(json.dumps(report), file=sys.stderr, flush=True)  # noqa: T201
+    summary["n_tiles"] = n_tiles
     done: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in range(n_runs):
         for name, run in runs.items():
-            done[name].append(told(name, run(slide, folder / f"{name}-{number}", n_tiles)))
-    report: dict[str, object] = {"n_tiles": n_tiles}
-    for name, some in done.items():
-        if any(one["n_tiles"] != n_tiles for one in some):
-            raise SystemExit(
-                f"{name} embedded {some[0]['n_tiles']} tiles of {slide}, not {n_tiles}"
-            )
-        report[name] = {
-            "tiles_found": int(found[name]["n_tiles"]),
-            "cpu_s_per_tile": round(median(one["cpu_s"] for one in some) / n_tiles, 4),
-            "peak_rss_gib": round(median(one["peak_rss_gib"] for one in some), 2),
-        }
-        if name != "mil":
-            ratios = [a["cpu_s"] / b["cpu_s"] for a, b in zip(done["mil"], some, strict=True)]
-            report[f"mil_over_{name}"] = round(median(ratios), 2)
-    return report
+            one = run(slide, folder / f"{name}-{number}", n_tiles)
+            if one["n_tiles"] != n_tiles:
+                raise SystemExit(
+                    f"{name} embedded {one['n_tiles']} tiles of {slide}, not {n_tiles}"
+                )
+            done[name].append(one)
+            summary[name] |= {
+                "cpu_s_per_tile": round(median(a["cpu_s"] for a in done[name]) / n_tiles, 4),
+                "peak_rss_gib": round(median(a["peak_rss_gib"] for a in done[name]), 2),
+            }
+            if name != "mil":
+                ratios = [
+                    a["cpu_s"] / b["cpu_s"] for a, b in zip(done["mil"], done[name], strict=True)
+                ]
+                summary[f"mil_over_{name}"] = round(median(ratios), 2)
+            print(json.dumps(report), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def main() -> None:
@@ -185,7 +188,7 @@ def main() -> None:
         parser.error("set MIL_DATA to the folder of real data")
     real = Path(data) / REAL_SLIDE
     pythons, skipped = find_peers(asked.peer)
-    report: dict[str, object] = {"n_cores": CPU_COUNT, "n_runs": asked.runs, "skipped": skipped}
+    report: dict[str, Any] = {"n_cores": CPU_COUNT, "n_runs": asked.runs, "skipped": skipped}
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
         os.environ["MIL_CACHE"] = str(folder / "cache")
@@ -196,12 +199,10 @@ def main() -> None:
         runs |= {name: theirs(name, python, weights) for name, python in pythons.items()}
         ours(weights, "--execution", "onnx")(pyramid, folder / "export", 1)  # fills the cache
         model_gib = ours(weights)(blank, folder / "blank", 1)["peak_rss_gib"]
+        report["loaded_model_gib"] = round(model_gib, 2)
         for name, slide in {"real": real, "pyramid": pyramid}.items():
             (folder / name).mkdir()
-            report[name] = compare(
-                slide, folder / name, runs, n_runs=asked.runs, most_tiles=asked.tiles
-            )
-    report["loaded_model_gib"] = round(model_gib, 2)
+            compare(report, slide, folder / name, runs, n_runs=asked.runs, most_tiles=asked.tiles)
     print(json.dumps(report, indent=2))  # noqa: T201
 
 
