@@ -120,9 +120,10 @@ def open_executor(
     """Start the workers of a configuration, and shut them down at the end.
 
     Several devices get a process each; a Ray cluster gets an actor per GPU, or without GPUs, one
-    per node. The folder is created if missing. A runtime that is slow to start is not tried for few
-    tiles; no more processes read for a GPU than there are ``bag_ids`` without a finished bag.
-    ``on_warning`` receives text for the user, e.g. that a worker died.
+    per node. The folder is created if missing. ``n_tiles_expected`` is the number of tiles of all
+    ``bag_ids``, of which those with a finished bag are taken off evenly: a runtime that is slow to
+    start is not tried for few tiles, and no more processes read for a GPU than there are ids
+    without a bag. ``on_warning`` receives text for the user, e.g. that a worker died.
 
     Raises
     ------
@@ -138,6 +139,8 @@ def open_executor(
     n_sources = None if bag_ids is None else len(bag_ids)
     if bag_ids is not None and not config.overwrite:
         n_sources = len(set(bag_ids) - find_bags(bags_dir, may_be_empty=True).keys())
+        if n_tiles_expected is not None and bag_ids:
+            n_tiles_expected = max(1, n_tiles_expected * n_sources // len(bag_ids))
     factory = EmbeddingWorkerFactory(
         bags_dir=bags_dir, config=config, n_tiles_expected=n_tiles_expected, n_sources=n_sources
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 from typing import Any, Protocol
 
 from features.bags.bag import Bag
@@ -52,6 +52,8 @@ TILES_PER_SLIDE = 200
 _TABLE_INTERVAL_S = 30.0
 _BAGS_CHECKED_FIRST = 8
 """Bags whose fingerprint is checked before the work starts, whatever their number."""
+_SIZES_S = 10.0
+"""Time after which the sizes of files that are not known yet are no longer awaited."""
 
 
 class EmbedProgress(Protocol):
@@ -319,7 +321,7 @@ class _EmbeddingRun:
 
     def _embed(self, sources: Sequence[Source[Any]]) -> None:
         if sources and not self._stop.is_set():
-            self._executor.run(sources, self, stop=self._stop)
+            self._executor.run(_largest_first(sources), self, stop=self._stop)
 
     def _stop_with(self, error: OutputError) -> None:
         self._output_error = self._output_error or error
@@ -351,3 +353,28 @@ class _EmbeddingRun:
         with self._lock:
             names = [source.bag_id for source in self._sources]
             return [self._results[name] for name in names if name in self._results]
+
+
+def _largest_first(sources: Sequence[Source[Any]]) -> list[Source[Any]]:
+    """Return sources by the size of their files, and those of equal or unknown size in order.
+
+    Each process reads slides of its own: the last one to end should have a small slide. One from
+    the end of the first quarter comes before all, so that the device has tiles while the tissue of
+    the largest is found.
+    """
+    sizes: dict[str, int] = {}
+    until = time.monotonic() + _SIZES_S
+
+    def measure() -> None:
+        for source in sources:
+            if time.monotonic() > until:
+                return
+            with suppress(OSError):  # It is reported when it is opened.
+                sizes[source.bag_id] = source.n_bytes()
+
+    thread = Thread(target=measure, name="sizes", daemon=True)  # Storage may not answer.
+    thread.start()
+    thread.join(_SIZES_S)
+    known = sizes.copy()
+    ordered = sorted(sources, key=lambda source: -known.get(source.bag_id, 0))
+    return [ordered.pop(len(ordered) // 4), *ordered]

@@ -168,6 +168,7 @@ class _Listener:
 
     def on_message(self, message: object) -> None:
         """Pass a message on, unless it is about the encoder, of which there is only one."""
+        self.send_warnings()
         if isinstance(message, StagesTimed):
             seconds = {s: value for s, value in message.seconds.items() if s not in DEVICE_STAGES}
             message = StagesTimed(seconds)

@@ -15,15 +15,16 @@ from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.embedding.results import SlideResult
 from features.errors import SlideError
+from features.slides.file_info import file_size
 from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
 from features.tiling.stain import build_stain_normalizer
 from features.tiling.transforms import TileTransform
-from features.visualization.preview import PreviewWriter
 
 if TYPE_CHECKING:
     from features.embedding.batching import Instances
     from features.encoders.base import Encoder
+    from features.visualization.preview import PreviewWriter
 
 __all__ = [
     "SILENT_S",
@@ -59,6 +60,9 @@ class Source(Protocol[S]):
     def path(self) -> Path:
         """Path of the slide, or of the series."""
 
+    def n_bytes(self) -> int:
+        """Return the size of its files, bytes; 0 if it is unknown. May raise OSError."""
+
     def open(self) -> AbstractContextManager[S]:
         """Open it and list its tiles or images, all of one size in px."""
 
@@ -93,6 +97,10 @@ class SlideSource:
     def bag_id(self) -> str:
         """Slide id."""
         return slide_id_of(self.path, self.scene)
+
+    def n_bytes(self) -> int:
+        """Return the size of the slide, bytes; 0 behind a URL. May raise OSError."""
+        return file_size(self.path) or 0
 
     def open(self) -> AbstractContextManager[SlideTiles]:
         """Open the slide, segment its tissue and make its grid of tiles of ``tile_px`` px."""

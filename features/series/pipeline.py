@@ -20,7 +20,7 @@ from features.parallel.base import Executor
 from features.series.config import SeriesConfig
 from features.series.manifest import SeriesSpec
 from features.series.series import ImageSeries, SeriesImage, open_series
-from features.slides.file_info import content_hash
+from features.slides.file_info import content_hash, file_size
 
 __all__ = ["embed_series", "expected_images"]
 
@@ -72,6 +72,9 @@ class _SeriesSource:
         """Folder of the series; its file if it has only one."""
         first = self.spec.entries[0].path
         return first if len(self.spec.entries) == 1 else first.parent
+
+    def n_bytes(self) -> int:
+        return sum(file_size(entry.path) or 0 for entry in self.spec.entries)
 
     @contextmanager
     def open(self) -> Iterator[ImageSeries]:

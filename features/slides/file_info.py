@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from stat import S_ISDIR
 from typing import Any, BinaryIO
 
 import fsspec
@@ -158,8 +159,18 @@ def file_size(path: Path) -> int | None:
     if parse_url(path) is not None:
         return None
     parts = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]
-    files = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(map(_n_bytes, parts))
+
+
+def _n_bytes(path: Path) -> int:
+    """Bytes of a file, by a single request to its storage, or of a folder; 0 if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0
+    if not S_ISDIR(found.st_mode):
+        return found.st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _image_format(path: Path) -> str:

@@ -215,6 +215,7 @@ def main() -> None:
         embed_all(slides[:1], encoder, settings)  # warm
         for _ in range(asked.rounds):
             rounds.append(measure_round(slides, encoder, settings, batch))
+            print(rounds[-1], file=sys.stderr, flush=True)  # noqa: T201
     middle = {key: median(one[key] for one in rounds) for key in rounds[0]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({  # noqa: T201

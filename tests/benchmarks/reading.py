@@ -138,6 +138,7 @@ def compare(name: str, slide: BenchSlide, n_runs: int) -> dict[str, object]:
         for _ in range(n_runs):
             ours.append(in_process("ours", slide.path, n_cores))
             theirs.append(in_process("openslide", slide.path, n_cores))
+            print(name, n_cores, ours[-1], theirs[-1], file=sys.stderr, flush=True)  # noqa: T201
         mine = median(run["seconds"] for run in ours)
         other = median(run["seconds"] for run in theirs)
         words = f"threads_{n_cores}"
@@ -181,6 +182,7 @@ def measure_memory(folder: Path) -> dict[str, float]:
         started = time.perf_counter()
         result[f"peak_rss_gib_{name}_gpx"] = round(peak_rss_gib(path, folder / "bags") - base, 3)
         result[f"embed_s_{name}_gpx"] = round(time.perf_counter() - started, 1)
+        print(result, file=sys.stderr, flush=True)  # noqa: T201
         path.unlink()
     return result
 

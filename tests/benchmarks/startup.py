@@ -138,6 +138,7 @@ def measure_warm(folder: Path, *, n_tiles: int, n_rounds: int) -> dict[str, dict
             bags = folder / ("bags" if kind == "finished" else f"{kind}-{number}")
             os.environ["MIL_CACHE"] = str(folder / bags.name if kind == "empty_cache" else filled)
             runs.setdefault(kind, []).append(run_embed(slides, bags, *options))
+            print(kind, runs[kind][-1], file=sys.stderr, flush=True)  # noqa: T201
     report = {
         kind: {key: round(median(one[key] for one in some), 2) for key in some[0]}
         for kind, some in runs.items()

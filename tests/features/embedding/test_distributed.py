@@ -15,6 +15,7 @@ from dataclasses import replace
 from multiprocessing import RawArray
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -30,11 +31,12 @@ from features.embedding.distributed import EmbeddingWorkerFactory, open_executor
 from features.embedding.estimate import estimate_embedding
 from features.embedding.pipeline import NoProgress, embed_slides
 from features.embedding.results import SlideResult
-from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
+from features.embedding.shared_encoder import SharedEncoderWorker, _Listener, reading_processes
 from features.embedding.sources import record_crash, slide_sources
-from features.embedding.worker import EmbeddingWorker
+from features.embedding.worker import EmbeddingWorker, TilesDone, Warned
 from features.encoders.base import ConcatResult, Encoder
 from features.errors import EncoderError, MilError, OutputError
+from features.parallel.base import JobQueue
 from features.parallel.local import LocalExecutor
 from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.tiling.grid import TileSettings
@@ -225,24 +227,36 @@ def test_processes_start_before_their_encoder_is_loaded_and_end_if_it_cannot_be(
     assert not any(reader.is_running() for reader in readers)
 
 
-def test_no_process_is_started_for_slides_that_have_a_bag(
+def test_slides_that_have_a_bag_count_neither_for_processes_nor_as_tiles(
     world: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[int | None] = []
+    counted: list[tuple[int | None, int | None]] = []
 
-    def count(*_: object, n_sources: int | None, **__: object) -> int:
-        counted.append(n_sources)
+    def count(*_: object, n_sources: int | None, n_tiles_expected: int | None, **__: object) -> int:
+        counted.append((n_sources, n_tiles_expected))
         return 1
 
     monkeypatch.setattr("features.embedding.distributed.reading_processes", count)
     (tmp_path / "s0.h5").touch()
     config = replace(config_for(world), encoder=encoder)
     for some in (config, replace(config, overwrite=True)):
-        with open_executor(some, tmp_path, bag_ids=["s0", "s1", "s2"]):
+        with open_executor(
+            some, tmp_path, bag_ids=["s0", "s1", "s2"], n_tiles_expected=600
+        ):  # fmt: skip
             pass
+    with open_executor(config, tmp_path, bag_ids=["s0"], n_tiles_expected=200):
+        pass
     with open_executor(config, tmp_path):
         pass
-    assert counted == [2, 3, None]
+    assert counted == [(2, 400), (3, 600), (0, 1), (None, None)]
+
+
+def test_a_process_that_died_is_told_before_a_slide_is_finished() -> None:
+    told: list[object] = []
+    queue = SimpleNamespace(send_message=told.append)
+    listener = _Listener(cast("JobQueue", queue), ["worker 2 ended"])
+    listener.on_message(TilesDone(1))
+    assert told == [Warned("worker 2 ended"), TilesDone(1)]
 
 
 @pytest.mark.parametrize(

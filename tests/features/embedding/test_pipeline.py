@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +157,54 @@ def test_work_begins_before_the_bags_that_are_there_are_opened(
     assert {path.stem for path in opened} >= {f"finished{number:02d}" for number in range(40)}
     assert [o.slide_id for o in results] == sorted(path.stem for path in slides.iterdir())
     assert sum(o.status == "skipped" for o in results) == 40
+
+
+def test_the_largest_slide_comes_first_and_results_keep_the_order_of_names(
+    slides: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    started: list[str] = []
+
+    class Watching(NoProgress):
+        def slide_started(self, slide_id: str, n_tiles: int) -> None:
+            started.append(slide_id)
+
+    (slides / "s1.tif").rename(slides / "zz.tif")
+    with (slides / "zz.tif").open("ab") as file:
+        file.write(bytes(100_000))
+    (slides / "broken.tif").unlink()
+    config = replace(SETTINGS, n_workers=1)
+    results = run(slides, tmp_path / "bags", encoder, config=config, progress=Watching())
+    assert started == ["zz", "s0", "blank"]
+    assert [o.slide_id for o in results] == ["blank", "s0", "zz"]
+
+
+def test_one_source_precedes_the_largest_and_those_of_unknown_size_are_not_awaited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = Event()
+
+    def of_size(name: str, measure: Callable[[], int]) -> SimpleNamespace:
+        return SimpleNamespace(bag_id=name, n_bytes=measure)
+
+    def refuse() -> int:
+        raise PermissionError("no access")
+
+    def hang() -> int:
+        answer.wait()
+        return 9
+
+    monkeypatch.setattr(pipeline, "_SIZES_S", 0.5)
+    sources = [
+        of_size("url", lambda: 0), of_size("refused", refuse), of_size("small", lambda: 1),
+        of_size("large", lambda: 3), of_size("hangs", hang), of_size("later", lambda: 2),
+    ]  # fmt: skip
+    try:
+        ordered = pipeline._largest_first(sources)
+    finally:
+        answer.set()
+    assert [source.bag_id for source in ordered] == [
+        "small", "large", "url", "refused", "hangs", "later",
+    ]  # fmt: skip
 
 
 def test_a_slide_that_is_open_is_not_kept_waiting_by_one_that_opens_slowly(

@@ -140,7 +140,7 @@ def test_finished_series_are_skipped_and_other_settings_refused(
     assert (tmp_path / "bags" / "s.h5").read_bytes() == before
 
 
-def test_workers_on_other_machines_receive_absolute_paths(
+def test_workers_on_other_machines_receive_absolute_paths_and_the_largest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder
 ) -> None:
     class PathExecutor:
@@ -149,12 +149,13 @@ def test_workers_on_other_machines_receive_absolute_paths(
         def run(self, payloads: Sequence[Any], listener: object, *, stop: object) -> None:
             self.paths = [payload.path for payload in payloads]
 
-    write_scan(tmp_path / "scans" / "s", n_slices=1)
+    for name, n_slices in (("s", 1), ("t", 3)):
+        write_scan(tmp_path / "scans" / name, n_slices=n_slices)
     monkeypatch.chdir(tmp_path)
     executor = PathExecutor()
     config = replace(SETTINGS, engine="ray")
     embed_series(read_series(Path("scans")), "bags", config, executor=executor)
-    assert executor.paths == [tmp_path / "scans" / "s"]
+    assert executor.paths == [tmp_path / "scans" / name for name in ("t", "s")]
 
 
 def test_no_name_and_no_birth_date_reaches_what_is_written_or_printed(
