@@ -13,13 +13,13 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -178,6 +178,10 @@ class PlainGroup(_PlainHelp, TyperGroup):
     """A group of commands whose help shows a value only for options that take one."""
 
 
+class _Abandoned(KeyboardInterrupt):
+    """An interrupt while another thread works, which goes on."""
+
+
 class ErrorHandlingGroup(PlainGroup):
     """A command group that reports a known error in one line, with exit code 1."""
 
@@ -215,6 +219,8 @@ class ErrorHandlingGroup(PlainGroup):
                 raise
             _print_error(MilError(error.filename, actual=str(error.strerror)))
             raise typer.Exit(EXIT_KNOWN_ERROR) from error
+        except _Abandoned:  # Python would wait for the thread's own threads before it ends.
+            _end_at_once()
         except KeyboardInterrupt as error:
             stderr.print(_STOPPED)
             raise typer.Exit(EXIT_INTERRUPTED) from error
@@ -413,8 +419,8 @@ def finish_on_interrupt() -> Iterator[Event]:
 def in_thread(function: Callable[[], T]) -> T:
     """Call a function in another thread, so that Ctrl-C and SIGTERM end the program if it hangs.
 
-    A thread that waits for storage is not interrupted by them; the program then ends after ten
-    seconds, or at the next signal.
+    A thread that waits for storage is not interrupted by them. The program ends without it, as soon
+    as the command has cleaned up; if that hangs too, after ten seconds or at the next signal.
     """
     ended: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
     result: tuple[T] | BaseException | None = None
@@ -426,41 +432,37 @@ def in_thread(function: Callable[[], T]) -> T:
             ended.put(error)
 
     try:
-        Thread(target=call, daemon=True).start()
+        Thread(target=copy_context().run, args=(call,), daemon=True).start()
         while result is None:  # A signal that comes just before an endless wait is not noticed.
             with suppress(Empty):
                 result = ended.get(timeout=_POLL_S)
-    except KeyboardInterrupt:
-        _end_soon(Event(), text="")
-        raise
+    except KeyboardInterrupt as error:
+        _end_soon(Event())
+        raise _Abandoned from error
     if isinstance(result, BaseException):
         raise result
     return result[0]
 
 
-def _end_soon(ended: Event, *, text: str = _STOPPED) -> None:
-    """End the program at the next signal, or unless the interrupt has ended the work in time.
-
-    ``text`` says so; it is empty where that is told already.
-    """
+def _end_soon(ended: Event) -> None:
+    """End the program at the next signal, or unless the interrupt has ended the work in time."""
 
     def wait() -> None:
         if not ended.wait(_EXIT_S):
-            _end_at_once(text)
+            _end_at_once()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: _end_at_once(text))
+        signal.signal(number, lambda _number, _frame: _end_at_once())
     Thread(target=wait, daemon=True).start()
 
 
-def _end_at_once(text: str) -> None:
+def _end_at_once() -> NoReturn:
     """Release locks and end the program, whatever its threads wait for."""
     releasing = Thread(target=release_shared_locks, daemon=True)  # it may hang on the same storage
     releasing.start()
     releasing.join(_RELEASE_S)
     stderr.show_cursor()
-    if text:
-        stderr.print(text)
+    stderr.print(_STOPPED)
     os._exit(EXIT_INTERRUPTED)
 
 

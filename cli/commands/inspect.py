@@ -9,15 +9,26 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from cli.console import EXIT_KNOWN_ERROR, EXIT_PARTLY_FAILED, print_json, print_next, stdout, warn
+from cli.console import (
+    EXIT_KNOWN_ERROR,
+    EXIT_PARTLY_FAILED,
+    in_thread,
+    print_json,
+    print_next,
+    stdout,
+    warn,
+)
 from cli.options import JsonOutput, SceneNumber, SlideMpp, SlidePaths
 from cli.shared.arguments import given_options, resolve_slides
 from cli.shared.embed_progress import assumed_mpp_text
+from cli.shared.executors import print_warning
 from cli.shared.next_slides import repeat_paths
 from cli.shared.output import print_failures
 from cli.shared.passed_over import passed_over_as_dict, print_passed_over
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from features.slides.base import Slide
 
 __all__ = ["inspect"]
@@ -39,18 +50,8 @@ def inspect(
 
     Exit codes: 0 all could be opened, 1 none, 2 usage, 3 some.
     """
-    from features.errors import MilError
-    from features.slides.reader import open_slide
-
     search = resolve_slides(paths)
-    opened: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    for path in search.slides:
-        try:
-            with closing(open_slide(path, scene=scene)) as slide:
-                opened.append(_describe(slide, scene, slide_mpp))
-        except MilError as error:
-            failed[str(path)] = str(error)
+    opened, failed = in_thread(lambda: _inspect(search.slides, scene, slide_mpp))
     assumed = [d["slide_id"] for d in opened if d["mpp_source"] == "assumed"]
     if as_json:
         passed_over = passed_over_as_dict(search.passed_over)
@@ -71,6 +72,28 @@ def inspect(
         )  # fmt: skip
     if failed or search.unread:
         raise typer.Exit(EXIT_PARTLY_FAILED if opened else EXIT_KNOWN_ERROR)
+
+
+def _inspect(
+    paths: list[Path], scene: int | None, slide_mpp: float | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the metadata of the slides that can be opened, and the errors of others by path."""
+    from features.embedding.sources import warn_of_silence
+    from features.errors import MilError
+    from features.slides.reader import open_slide
+
+    opened: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for path in paths:
+        try:
+            with (
+                warn_of_silence(path, print_warning),
+                closing(open_slide(path, scene=scene)) as slide,
+            ):
+                opened.append(_describe(slide, scene, slide_mpp))
+        except MilError as error:
+            failed[str(path)] = str(error)
+    return opened, failed
 
 
 def _describe(slide: Slide, scene: int | None, slide_mpp: float | None) -> dict[str, Any]:

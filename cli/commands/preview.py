@@ -12,6 +12,7 @@ import typer
 from cli.console import (
     EXIT_KNOWN_ERROR,
     EXIT_PARTLY_FAILED,
+    in_thread,
     print_json,
     print_next,
     print_table,
@@ -103,6 +104,7 @@ def preview(
         mpp=mpp, tile_px=tile_px, overlap=overlap, min_tissue=min_tissue, max_tiles=max_tiles,
         rules=rules,
     )  # fmt: skip
+    from features.embedding.sources import warn_of_silence
     from features.slides.manifest import check_unique_ids
     from features.slides.reader import slide_id_of
     from features.tiling.tissue import TissueSettings
@@ -119,15 +121,20 @@ def preview(
     rows: list[PreviewRow] = []
     with progress_bar("tiles") as progress:
         bars = EmbedProgressBars(progress, n_slides=len(slides))
-        try:
+
+        def draw() -> None:
             for path in slides:
-                row = preview_slide(
-                    path, writer, tiles=tiles, tissue=TissueSettings(method=tissue.value),
-                    given_mpp=mpp_of.get(slide_id_of(path)), scene=scene, n_workers=workers,
-                    progress=bars,
-                )  # fmt: skip
+                with warn_of_silence(path, bars.warn):
+                    row = preview_slide(
+                        path, writer, tiles=tiles, tissue=TissueSettings(method=tissue.value),
+                        given_mpp=mpp_of.get(slide_id_of(path)), scene=scene, n_workers=workers,
+                        progress=bars,
+                    )  # fmt: skip
                 rows.append(row)
                 bars.slide_ended(row)
+
+        try:
+            in_thread(draw)
         finally:
             writer.write_index()
     n_failed = sum(row.status == "failed" for row in rows)

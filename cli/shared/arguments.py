@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from cli.console import options_elsewhere, warn
+from cli.console import in_thread, options_elsewhere, warn
 from cli.options import EngineName
 from features.utils.files import is_device
 
@@ -106,7 +106,8 @@ def resolve_slides(paths: list[Path], *, has_mpp: bool = False) -> SlideSearch:
         if not has_mpp and states_resolutions(table):
             text = f"its resolutions are read with --mpp-table {shlex.quote(str(table))} only"
             warn(f"warning: {table}: {text}. {options_elsewhere(text)}".rstrip())
-    return search_slides([*(path for path in paths if path not in tables), *listed])
+    named = [path for path in paths if path not in tables]
+    return in_thread(lambda: search_slides([*named, *listed]))
 
 
 def select_shard(slides: list[T], shard: str | None) -> list[T]:

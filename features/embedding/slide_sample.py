@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 
 import numpy as np
 import numpy.typing as npt
 
-from features.embedding.sources import SILENT_S, SlideSource, silence_text
+from features.embedding.sources import SlideSource, warn_of_silence
 from features.errors import MilError
 from features.tiling.slide_tiles import SlideTiles
 
@@ -82,7 +80,7 @@ def sample_slides(
         began = time.monotonic()
         counts[rank] = 0
         try:
-            with _watched(source, on_warning), source.open() as tiles:
+            with warn_of_silence(source.path, on_warning), source.open() as tiles:
                 open_s += time.monotonic() - began
                 counts[rank] = tiles.n_tiles
                 if tiles.n_tiles and sum(map(bool, counts.values())) == 1:
@@ -105,19 +103,6 @@ def _interpolate(sizes: Floats, sampled: Floats, n_tiles: Iterable[int]) -> Floa
     means = np.bincount(which, weights=list(n_tiles)) / np.bincount(which)
     nearest = sizes.clip(known[0], known[-1])
     return np.asarray(np.interp(np.log(nearest), np.log(known), means) * sizes / nearest)
-
-
-@contextmanager
-def _watched(source: SlideSource, on_warning: Callable[[str], None]) -> Iterator[None]:
-    """Warn once if the block takes ten minutes."""
-    text = f"{silence_text([source.path])} Ctrl-C stops the command."
-    timer = Timer(SILENT_S, on_warning, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _n_bytes(path: Path) -> int:

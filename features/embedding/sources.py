@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from features.bags.bag import Bag
@@ -34,6 +35,7 @@ __all__ = [
     "silence_text",
     "slide_sources",
     "tile_transform",
+    "warn_of_silence",
 ]
 
 S = TypeVar("S", bound="Instances")
@@ -156,6 +158,19 @@ def silence_text(paths: Iterable[Path]) -> str:
         f"nothing was finished for {SILENT_S / 60:.0f} minutes; in work: "
         f"{', '.join(map(str, paths))}. Storage that does not answer is a usual reason."
     )
+
+
+@contextmanager
+def warn_of_silence(path: Path, on_warning: Callable[[str], None]) -> Iterator[None]:
+    """Name a slide once if the block takes ten minutes; ``on_warning`` is called in a thread."""
+    text = f"{silence_text([path])} Ctrl-C stops the command."
+    timer = Timer(SILENT_S, on_warning, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def record_crash(source: Source[Any], reason: str) -> SlideResult:

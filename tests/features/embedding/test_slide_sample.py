@@ -39,7 +39,7 @@ def test_a_slide_at_which_reading_stands_still_is_named(
             assert warned.wait(60)
             return super().open()
 
-    monkeypatch.setattr(slide_sample, "SILENT_S", 0.05)
+    monkeypatch.setattr("features.embedding.sources.SILENT_S", 0.05)
     source = Hanging(path=slides[0], config=CONFIG, given_mpp=None)
     assert sample_slides([source], on_warning=warn).n_sampled == 1
     assert len(warnings) == 1
