@@ -248,7 +248,10 @@ def infer(
         *([] if as_json else commands),
         labels=",".join(several.names if several else ()),
         out=out, run=chosen, patients=patients, bags=bags,
-        source=source_option(model.fingerprint, bags, slides=slides, series=series),
+        source=source_option(
+            model.fingerprint, bags, {name for p in cohort.patients for name in p.slide_ids},
+            slides=slides, series=series,
+        ),
         again=given_options(context, "columns", "prior", "tta"),
     )  # fmt: skip
     if n_failed or not complete:

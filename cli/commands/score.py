@@ -31,6 +31,7 @@ from cli.shared.output import (
     print_scores,
     warn_of_reversed,
 )
+from cli.shared.runs import report_of
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -246,10 +247,9 @@ def _score_files(
         for kind, described in report.reliability.items():
             print_reliability(name, kind, described)
     _print_notes(labelled, settings, prior=prior)
-    page = files[0].parent / "report.html"
     if len(files) > 1:
         print_next("mil compare {files} --cohort {cohort}", files=files, cohort=cohort)
-    elif page.is_file():  # The labels of a run's own file are those that it was trained on.
+    elif page := report_of(files[0]):  # The labels are those that the run was trained on.
         print_next("open {page}", page=page)
     else:
         print_next("mil evaluate RUN --cohort {cohort} --bags BAGS", cohort=cohort)

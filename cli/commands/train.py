@@ -349,12 +349,14 @@ def _print_summary(summary: TrainingSummary, bags: Path, *, again: Sequence[str]
         f"the patients; plan with a coverage of {planned} (guaranteed on average: {guaranteed})",
     )
     stdout.print(f"Run: {summary.path}")
-    fingerprint = load_bundle(summary.path).fingerprint
-    source = source_option(fingerprint, bags)
+    trained = load_bundle(summary.path)
+    source = source_option(
+        trained.fingerprint, bags, {slide.slide_id for slide in trained.training_slides}
+    )
     print_next(
         "open {run}/report.html",
         "mil explain --run {run} --bags {bags} {source}"
-        if is_series_fingerprint(fingerprint)
+        if is_series_fingerprint(trained.fingerprint)
         else "mil view {run} --bags {bags} {source}",
         "mil infer --run {run} --bags {bags} --patients test.csv {again}",
         run=summary.path, bags=bags, source=source, again=again,

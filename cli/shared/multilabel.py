@@ -17,6 +17,7 @@ from cli.shared.output import (
     print_reliability,
     warn_of_reversed,
 )
+from cli.shared.runs import report_of
 from features.utils.text import pluralize
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def score_label_files(
         "95 %, bootstrap over patients."
     )
     print_calibration_note(settings)
-    print_next("open RUN/report.html")
+    print_next("open {page}", page=report_of(files[0]) or "RUN/report.html")
 
 
 def _print_training(summary: LabelSummary, bags_dir: Path | str) -> None:

@@ -33,18 +33,26 @@ def repeat_paths(paths: Sequence[Path]) -> Sequence[Path | str]:
 
 
 def source_option(
-    fingerprint: Fingerprint, bags: Path, *, slides: Path | None = None, series: Path | None = None
+    fingerprint: Fingerprint,
+    bags: Path,
+    slide_ids: Collection[str],
+    *,
+    slides: Path | None = None,
+    series: Path | None = None,
 ) -> list[str]:
     """Return ``--slides`` or ``--series``, whichever bags of a fingerprint need, and its value.
 
-    The value is the one given; else the folder of the slides that ``embed.csv`` beside the bags
-    names; else a placeholder.
+    The value is the one given; else the folder of those of ``slide_ids`` that ``embed.csv`` beside
+    the bags names; else a placeholder.
     """
     from features.series.config import is_series_fingerprint
 
     if is_series_fingerprint(fingerprint):
         return ["--series", str(series or "SERIES")]
-    return ["--slides", str(slides or _common_folder(embedded_files(bags).values()) or "SLIDES")]
+    if slides is None:
+        files = embedded_files(bags)
+        slides = _common_folder([files[name] for name in files.keys() & set(slide_ids)])
+    return ["--slides", str(slides or "SLIDES")]
 
 
 def embedded_files(bags: Path) -> dict[str, Path]:
@@ -64,5 +72,5 @@ def _common_folder(files: Collection[Path]) -> Path | None:
     """Return the innermost folder that holds all files; None without one below the root."""
     with suppress(ValueError):  # no files, or relative and absolute ones
         common = Path(os.path.commonpath([file.parent for file in files]))
-        return common if common.name else None
+        return None if common == Path(os.sep) else common
     return None

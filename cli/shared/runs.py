@@ -16,6 +16,7 @@ __all__ = [
     "free_run",
     "is_combination",
     "newest_run",
+    "report_of",
     "require_free",
     "training_cohort",
 ]
@@ -50,6 +51,12 @@ def newest_run(runs_dir: Path = Path("runs"), *, several_labels: bool = False) -
             hint="Train one, or name another with --run.",
         )
     return runs[-1].parent
+
+
+def report_of(file: Path) -> Path | None:
+    """Return the report of the run whose out-of-fold probabilities a file holds; else None."""
+    page = file.parent / "report.html"
+    return page if file.name == "out_of_fold.csv" and page.is_file() else None
 
 
 def free_run(name: str) -> Path:

@@ -146,6 +146,7 @@ def test_scores_of_labels_are_calibrated_where_asked_for(world: Path, tmp_path: 
     words = " ".join(result.output.split())
     for text in ("mean probability of 2", "calibrated", "reliability of left", "cross-fitted"):
         assert text in words
+    assert f"Next: open {world / 'run' / 'report.html'}" in words
     for arguments in (("--class", "left"), ("--calibrator", "none")):
         refused = mil(
             "score", file, "--cohort", world / "labels.csv", "--labels", NAMES, *arguments

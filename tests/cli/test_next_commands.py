@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli.shared.next_slides import source_option
 from cli.viewer.server import ViewServer
 from features.slides.synthetic import write_slide
 from mil.comparison.differences import compare_models
@@ -15,6 +16,7 @@ from mil.validation.external import validate
 from mil.validation.recalibration import recalibrate
 from tests.cli.running import mil
 from tests.cli.test_filter import pen, tissue
+from tests.fakes import FINGERPRINT
 
 
 def next_of(*arguments: object) -> list[str]:
@@ -70,6 +72,23 @@ def test_slides_are_named_again(slides: list[Path], tmp_path: Path) -> None:
     for path in many:
         path.symlink_to(slides[0])
     assert next_of("inspect", *many) == [f"mil preview {many[0].parent} --out previews"]
+
+
+@pytest.mark.parametrize(
+    ("slide_ids", "proposed"),
+    [(["a"], "train"), (["a", "b"], "."), (["c"], "."), ([], "SLIDES"), (["gone"], "SLIDES")],
+)
+def test_slides_are_proposed_by_the_folder_of_those_in_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slide_ids: list[str], proposed: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bags").mkdir()
+    rows = ["slide_id,path", "a,train/a.tif", "b,other/b.tif", "c,c.tif", "gone,gone/gone.tif"]
+    Path("bags", "embed.csv").write_text("\n".join(rows))
+    for path in map(Path, ("train/a.tif", "other/b.tif", "c.tif")):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert source_option(FINGERPRINT, Path("bags"), slide_ids) == ["--slides", proposed]
 
 
 def test_nothing_is_proposed_for_slides_that_cannot_be_read(

@@ -68,9 +68,10 @@ def test_the_file_of_a_run_leads_to_its_report_and_others_to_new_patients(
     tables: tuple[Path, Path],
 ) -> None:
     page = tables[0].parent / "report.html"
-    assert f"Next: mil evaluate RUN --cohort {tables[1]}" in score(tables).output
     page.touch()
-    assert f"Next: open {page}" in score(tables).output
+    assert f"Next: mil evaluate RUN --cohort {tables[1]}" in score(tables).output
+    of_run = tables[0].rename(tables[0].parent / "out_of_fold.csv")
+    assert f"Next: open {page}" in score((of_run, tables[1])).output
 
 
 def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> None:
