@@ -166,7 +166,12 @@ def unlike_caveats(predictions: Sequence[PatientPrediction]) -> tuple[str, ...]:
 def missing_bag_caveats(
     predictions: Sequence[PatientPrediction], bags: Collection[str]
 ) -> tuple[str, ...]:
-    """Return warnings that name the first slides without a bag, and the bags named most alike."""
+    """Return warnings that name the first slides without a bag, and the bags named most alike.
+
+    A bag of another slide of these patients is not one of them.
+    """
+    asked_for = {slide_id for p in predictions for slide_id in p.slide_ids}
+    others = [slide_id for slide_id in bags if slide_id not in asked_for]
     missing = [
         slide_id
         for p in predictions
@@ -175,11 +180,16 @@ def missing_bag_caveats(
     ]
     caveats = []
     for slide_id in missing[:_MAX_NAMED]:
-        near = " or ".join(map(repr, nearest_names(slide_id, bags)))
-        why = date_hint([slide_id], bags) or (f"is it {near}?" if near else "")
+        near = " or ".join(map(repr, nearest_names(slide_id, others)))
+        why = date_hint([slide_id], others) or (f"is it {near}?" if near else "")
         caveats.append(f"warning: no bag of {slide_id!r}" + (f"; {why}" if why else ""))
     if len(missing) > _MAX_NAMED:
         caveats.append(f"warning: no bag of {len(missing) - _MAX_NAMED} more slides")
+    if missing:
+        caveats.append(
+            "note: 'mil infer' with --slides or --series embeds what has no bag; of slides that "
+            "failed, embed.csv in the folder of the bags says why"
+        )
     return tuple(caveats)
 
 

@@ -70,6 +70,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "copies").mkdir(exist_ok=True)
         for suffix in (".pt", ".svs.pt"):
             shutil.copy(folder / "bare" / f"{name}.pt", folder / "copies" / f"{name}{suffix}")
+        for cut, whole in (("cut_clam", f"clam/h5_files/{name}.h5"), ("cut", f"bare/{name}.pt")):
+            (folder / cut).mkdir(exist_ok=True)
+            file = folder / whole
+            (folder / cut / file.name).write_bytes(file.read_bytes()[:500])
         (folder / "tables").mkdir(exist_ok=True)
         (folder / "tables" / f"{name}.csv").touch()
         (folder / "bags").mkdir(exist_ok=True)
@@ -95,6 +99,8 @@ def in_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("stamp --from atlaspatch", "Check --from", "stamp --from stamp"),
         ("clam --from slideflow", "Check --from", "clam --from clam"),
         ("damaged --from clam", "Check --from", "clam --from clam"),
+        ("cut_clam --from clam", "Copy it again, or make its embeddings again", "clam --from clam"),
+        ("cut --from torch", "Copy it again, or make its embeddings again", "bare --from torch"),
         ("vectors --from torch", "is imported with --slide-vectors", "vectors --slide-vectors"),
         ("vectors --from clam", "is imported with --slide-vectors", "vectors --slide-vectors"),
         ("clam --slide-vectors", "imported with --from instead", "clam --from clam"),

@@ -138,6 +138,13 @@ def test_inference_writes_a_submission_and_says_which_prior_it_is_for(
     data = json.loads(mil(*ask, "--out", out, "--prior", "cohort", "--json").stdout)
     assert data["prior"]["LAA"] == pytest.approx(12 / 36)
     assert data["status"] == {"ok": 1, "no_bag": 1}
+    assert "note: 'mil infer' with --slides or --series embeds what has no bag" in result.output
+    table.write_text("image_id,patient_id\n001_0,001\n001_9,001\n")
+    (warned,) = [
+        line for line in mil(*ask, "--out", out).stderr.splitlines() if "no bag of" in line
+    ]
+    assert warned.startswith("warning: no bag of '001_9'; is it ")
+    assert "'001_0'" not in warned
     assert data["n_seen_in_training"] == 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from features.bags.formats.base import CHECK_LAYOUT, ForeignBag, number
+from features.bags.formats.base import CHECK_LAYOUT, COPY_AGAIN, ForeignBag, number
 from features.bags.formats.trident import parse_tiling
 from features.bags.safe_hdf5 import find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
@@ -16,7 +16,7 @@ __all__ = ["read"]
 
 def read(path: Path, encoder: str) -> ForeignBag:
     """Read the embeddings of one slide, shape (n_tiles, dim), of an encoder or of the only one."""
-    with open_h5(path, expected="an AtlasPatch file", hint=CHECK_LAYOUT) as file:
+    with open_h5(path, expected="an AtlasPatch file", hint=COPY_AGAIN) as file:
         name = _choose_encoder(path, file, encoder)
         features = read_array(file, f"features/{name}", ndim=(2, 3), hint=CHECK_LAYOUT)
         coords = read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)

@@ -29,6 +29,7 @@ from features.slides.resolution import Resolution, resolve_mpp
 
 __all__ = [
     "CHECK_LAYOUT",
+    "COPY_AGAIN",
     "ForeignBag",
     "ImportDefaults",
     "number",
@@ -39,6 +40,8 @@ __all__ = [
 
 CHECK_LAYOUT = "Check --from; one vector per slide is imported with --slide-vectors instead."
 """Advice on files that are not of the layout that was named."""
+COPY_AGAIN = "Copy it again, or make its embeddings again with the program that wrote it."
+"""Advice on files that are damaged."""
 
 _HINT = "Make its embeddings again with the program that wrote the file."
 _NEVER_STATED = ("slide_content_id", "tissue", "tissue_fraction", "transform", "weights_sha256")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.bags.bag import Bag
-from features.bags.formats.base import CHECK_LAYOUT, ForeignBag, number, text
+from features.bags.formats.base import CHECK_LAYOUT, COPY_AGAIN, ForeignBag, number, text
 from features.bags.formats.torch_tensors import first_tensor, read_tensors, write_tensor
 from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
 from features.errors import BagError
@@ -35,7 +35,7 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
     if path.suffix == ".pt":
         features = first_tensor(path, read_tensors(path))
     else:
-        with open_h5(path, expected=_EXPECTED, hint=CHECK_LAYOUT) as file:
+        with open_h5(path, expected=_EXPECTED, hint=COPY_AGAIN) as file:
             features = read_array(file, "features", ndim=(2, 3), hint=CHECK_LAYOUT)
             tiles, coords = coords, read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)
         _check_tensor(path, features)

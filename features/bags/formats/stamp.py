@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import CHECK_LAYOUT, ForeignBag, number, text
+from features.bags.formats.base import CHECK_LAYOUT, COPY_AGAIN, ForeignBag, number, text
 from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
 from features.errors import BagError
 
@@ -26,7 +26,7 @@ def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats 
     Files of STAMP 1 state no unit: neighbouring tiles are then 224 apart, the side in px of a tile
     of 256 µm.
     """
-    with open_h5(path, expected="a STAMP file", hint=CHECK_LAYOUT) as file:
+    with open_h5(path, expected="a STAMP file", hint=COPY_AGAIN) as file:
         name = next((name for name in _FEATURE_NAMES if find_item(file, name)), _FEATURE_NAMES[0])
         features = read_array(file, name, ndim=(2, 3), hint=CHECK_LAYOUT)
         coords = read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT).astype(np.float64)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from features.bags.bag import Bag
-from features.bags.formats.base import ForeignBag, unknown_fields
+from features.bags.formats.base import COPY_AGAIN, ForeignBag, unknown_fields
 from features.errors import BagError, one_line
 from features.utils.files import atomic_write, make_folder
 from features.utils.torch_io import safe_torch_load
@@ -71,7 +71,9 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         ) from error
     except Exception as error:  # A damaged stream raises errors of any kind.
         reason = one_line(str(error), max_chars=200)
-        raise BagError(path, actual=f"not readable ({reason})", expected="a .pt file") from error
+        raise BagError(
+            path, actual=f"not readable ({reason})", expected="a .pt file", hint=COPY_AGAIN
+        ) from error
     if not isinstance(content, torch.Tensor | Mapping):
         raise BagError(
             path,

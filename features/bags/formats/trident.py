@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from features.bags.bag import Bag
-from features.bags.formats.base import CHECK_LAYOUT, ForeignBag, number, text
+from features.bags.formats.base import CHECK_LAYOUT, COPY_AGAIN, ForeignBag, number, text
 from features.bags.h5 import trident_attributes
 from features.bags.safe_hdf5 import create_h5, open_h5, read_array, read_attributes
 from features.utils.files import make_folder
@@ -19,7 +19,7 @@ __all__ = ["parse_tiling", "read", "target_mpp_of", "write"]
 
 def read(path: Path, encoder: str) -> ForeignBag:  # noqa: ARG001 - All formats share a signature.
     """Read embeddings, shape (n_tiles, dim); the resolution follows from the magnification."""
-    with open_h5(path, expected="a TRIDENT file", hint=CHECK_LAYOUT) as file:
+    with open_h5(path, expected="a TRIDENT file", hint=COPY_AGAIN) as file:
         features = read_array(file, "features", ndim=(2, 3), hint=CHECK_LAYOUT)
         coords = read_array(file, "coords", ndim=(2, 3), hint=CHECK_LAYOUT)
         attributes = read_attributes(file["coords"])
