@@ -134,7 +134,9 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, Any]]) -> None:
         whole=["name"] if any(one.mpp for one in infos) else [],
     )  # fmt: skip
     if same:  # a line instead of a column leaves a narrow terminal room for names
-        stdout.print(f"Of all: {', '.join(f'{name} {some[0]}' for name, some in same.items())}.")
+        stdout.print(
+            f"The same for all: {', '.join(f'{name} {some[0]}' for name, some in same.items())}."
+        )
     for one in infos:
         if one.unusable:
             warn(f"cannot be used: {one.name}: {one.unusable}")

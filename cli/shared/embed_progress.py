@@ -239,7 +239,8 @@ def _print_summary(results: list[SlideResult], bags_dir: Path, units: tuple[str,
     left_out = summary["n_tiles_left_out"]
     if isinstance(left_out, dict) and left_out:
         text = ", ".join(f"{name} {count:,}" for name, count in sorted(left_out.items()))
-        hint = " (--rules none turns the rules off)" if units[1] == "tiles" else ""
+        by_rules = units[1] == "tiles" and left_out.keys() != {"filter"}
+        hint = " (--rules none turns the rules off)" if by_rules else ""
         stdout.print(f"{units[1].capitalize()} left out: {text}{hint}.")
     text = ", ".join(f"{mpp} ({count})" for mpp, count in _mpp_counts(results)[:6])
     if text:

@@ -218,7 +218,9 @@ class ConcatEncoder(Encoder):
         self.name = "+".join(part.name for part in parts)
         self.weights_sha256 = "+".join(part.weights_sha256 for part in parts)
         self.preprocessing = ConcatPreprocessing(tuple(part.preprocessing for part in parts))
-        self.preprocessing_source = " and ".join(part.preprocessing_source for part in parts)
+        self.preprocessing_source = " and ".join(
+            dict.fromkeys(part.preprocessing_source for part in parts)
+        )
         self.dim = sum(part.dim for part in parts)
         self.device = parts[0].device
         self.trials = tuple(trial for part in parts for trial in part.trials)

@@ -175,7 +175,10 @@ def read_table(path: Path) -> pd.DataFrame:
             ) from error
         raise TableError(path, actual=f"not a table ({error})", expected="a CSV table") from error
     if repeated := sorted({name for name in names if name and names.count(name) > 1}):
-        raise TableError(path, actual=f"column {repeated[0]!r} occurs twice", expected="once")
+        raise TableError(
+            path, actual=f"column {repeated[0]!r} occurs twice", expected="once",
+            hint="Delete one of them, or give it another name.",
+        )  # fmt: skip
     table.columns = [normalize_name(strip_blanks(str(name))) for name in table.columns]
     table.index += n_lines_before
     stripped = table.apply(lambda column: column.fillna("").str.strip())
@@ -321,9 +324,10 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise TableError(path, actual="there is no such file", expected="a CSV table") from error
     except UnicodeDecodeError as error:
+        line = len(content[: error.start + 1].splitlines())
         raise TableError(
             path,
-            actual=f"byte {error.start} is not UTF-8 text",
+            actual=f"line {line} is not UTF-8 text (byte {error.start})",
             expected="a CSV table",
             hint="Save it as CSV (UTF-8), which Excel offers besides plain CSV.",
         ) from error

@@ -219,6 +219,8 @@ def split_notes(cohort: Cohort, folds: Sequence[Fold], *, by: SplitBy) -> tuple[
     spread = centre_spread(cohort, folds)
     if spread is None:
         return ("folds are stratified by class alone: the table names no centres",)
+    if len(_centre_names(cohort)) == 1:
+        return ("folds are stratified by class alone: all patients are of one centre",)
     name = f"centre {spread.center_id!r}" if spread.center_id else "patients without a centre"
     shares = f"{name}, {spread.lowest:.3f} to {spread.highest:.3f}"
     note = "folds are stratified by class and centre: a centre's share of a fold differs by at most"

@@ -158,6 +158,7 @@ def odd_tables(study: Path) -> None:
     write("both", [[*row, row[0]] for row in COHORT], f"{HEADER},Label")
     write("pid", header=HEADER.replace("patient_id", "patient no"))
     write("kind", header=HEADER.replace("label", "kind"))
+    write("doubled", [[*row, row[2]] for row in COHORT], f"{HEADER},label")
     write("below", [HEADER.split(","), *COHORT], "a,b,c,d,e")
     write("scanners", [[*row[:4], f"of {row[3]}"] for row in COHORT])
     at = ["xy"[row[2] == "B" or n % 8 > 0] for n, row in enumerate(COHORT)]
@@ -168,7 +169,6 @@ def odd_tables(study: Path) -> None:
     write("constant", [[*row[:4], "50"] for row in COHORT])
     write("shared", [*COHORT, [COHORT[0][0], *COHORT[2][1:]]])
     write("twice", [*COHORT, COHORT[0]])
-    write("repeated", [*COHORT, COHORT[0]])
     write("unnamed", [*COHORT, ["s99", "", *COHORT[0][2:]]])
     write("zeros", [[f"t{n}", f"{n:03d}", *row[2:]] for n, row in enumerate(COHORT)])
     write("centres", [[*row[:3], "xy"[(row[2] == "B" and n > 1) or n > 19], row[4]]
@@ -290,6 +290,7 @@ def test_ids_that_became_dates_are_saved_again_as_text(study: Path) -> None:
          "numbers.csv"),
         ("kind.csv --column label=zz", "as --column states. State one of these columns.",
          "kind.csv --column label=kind"),
+        ("doubled.csv", "expected once. Delete one of them, or give it another name.", "good.csv"),
         ("titled.csv", "If row 3 is the header, delete what is above it.", "good.csv"),
         ("below.csv", "Row 2 looks like the header: make it the first row.", "good.csv"),
         ("cells.csv", "row 5: 6 cells; expected 5, as in the header. Put quotation marks around",
@@ -407,7 +408,7 @@ def test_training_by_centre_is_advised_only_where_it_is_possible(
 @pytest.mark.parametrize(
     ("wrong", "advice", "then"),
     [
-        ("repeated.csv", "Delete them.", "good.csv"),
+        ("twice.csv", "Delete them.", "good.csv"),
         ("unnamed.csv", "Add the ids, or delete the rows.", "good.csv"),
         ("zeros.csv", "Read ids as text", "good.csv"),
         ("centres.csv", "see 'mil audit', and train with 'mil train --by centre'", "good.csv"),

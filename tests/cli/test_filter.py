@@ -170,6 +170,11 @@ def test_tiles_are_dropped_while_embedding_and_new_slides_alike(
         assert old.meta.settings  # the options of `mil embed`, which `mil infer` was not given
         write_bag(tmp_path / "old.h5", replace(old, meta=replace(old.meta, settings="")))
         assert bag.read_bytes() == (tmp_path / "old.h5").read_bytes()
+    shown = mil_ok(
+        "embed", world / "slides", "--bags", tmp_path / "shown", "--filter", path,
+        *backbone(world), "--rules", "none",
+    ).stdout  # fmt: skip
+    assert "Tiles left out: filter 36." in shown
 
 
 @pytest.mark.ci

@@ -17,7 +17,7 @@ from mil.data.cohort_checks import check_cells
 from mil.errors import CohortError
 from mil.evaluation.metrics import wilson_interval
 from mil.reporting.cohort_report.statistics import ClassDifference, Crosstab
-from mil.reporting.cohort_report.table import SlideFiles, SlideTable
+from mil.reporting.cohort_report.table import OTHERS, SlideFiles, SlideTable
 
 __all__ = ["check_bags", "check_centres", "check_differences", "check_files", "check_table"]
 
@@ -39,14 +39,14 @@ def check_table(table: SlideTable) -> Iterator[Finding]:
     if table.n_rows_repeated:
         yield Finding(
             Severity.warning, "row_repeated",
-            f"{pluralize(table.n_rows_repeated, 'rows')} of the table "
-            "equal an earlier row in every cell; they are counted once", "Delete them.",
+            f"{pluralize(table.n_rows_repeated, 'rows')} of the table not counted, as equal to an "
+            "earlier row in every cell", "Delete them.",
         )  # fmt: skip
     if table.n_rows_left_out:
         yield Finding(
             Severity.warning, "row_without_id",
-            f"{pluralize(table.n_rows_left_out, 'rows')} without a "
-            "slide or patient id; they are not counted below",
+            f"{pluralize(table.n_rows_left_out, 'rows')} without a slide or patient id, not "
+            "counted below",
             "Add the ids, or delete the rows.",
         )  # fmt: skip
     for column in table.columns:
@@ -87,6 +87,8 @@ def check_centres(table: SlideTable, patients: Crosstab) -> Iterator[Finding]:
         return
     n_classes = len(patients.classes)
     for index in [int(counts.sum(axis=0).argmin())] if n_classes == 2 else range(n_classes):
+        if patients.classes[index] not in table.known_classes:
+            continue
         elsewhere = (counts[:, index].sum() - counts[:, index]) / (totals.sum() - totals)
         difference = np.where(totals >= _MIN_PATIENTS, patients.shares[:, index] - elsewhere, 0.0)
         order = [int(row) for row in np.argsort(-difference, kind="stable")]
@@ -174,10 +176,11 @@ def _check_classes(table: SlideTable) -> Iterator[Finding]:
         return
     (common, n_common), *_, (rare, n_rare) = labels.most_common()
     total = labels.total()
-    if total and n_rare / total < _RARE_SHARE:
+    if OTHERS not in table.classes and total and n_rare / total < _RARE_SHARE:
+        rarer = "rarer" if len(labels) == 2 else "rarest"
         yield Finding(
             Severity.note, "class_rare",
-            f"{rare} is the rarer class: {n_rare} of {total} patients "
+            f"{rare} is the {rarer} class: {n_rare} of {total} patients "
             f"({percent(n_rare / total, digits=1)}); accuracy says little here, since always "
             f"predicting {common} is right for {percent(n_common / total, digits=1)}", "", (rare,),
         )  # fmt: skip
@@ -189,10 +192,12 @@ def _check_ids(table: SlideTable) -> Iterator[Finding]:
     zeros = [name for name in digits if name.startswith("0") and len(name) > 1]
     powers = [name for name in names if _LIKE_A_NUMBER.fullmatch(name)]
     if powers or (digits and len(digits) < len(names)) or zeros:
+        kinds = {f"{len(digits)} of digits only ({len(zeros)} with a leading 0)": digits,
+                 f"{len(powers)} like powers of ten": powers}  # fmt: skip
         yield Finding(
             Severity.note, "ids_like_numbers",
-            f"patient ids that look like numbers: {len(digits)} of "
-            f"digits only ({len(zeros)} with a leading 0), {len(powers)} like powers of ten; "
+            "patient ids that look like numbers: "
+            f"{', '.join(kind for kind, some in kinds.items() if some)}; "
             "programs that read them as numbers change them",
             "Read ids as text (in pandas: dtype=str); this program does.",
             (*digits, *powers),

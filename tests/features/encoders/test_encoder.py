@@ -205,6 +205,7 @@ def test_two_backbones_are_joined_with_both_fingerprints(
     assert joined.dim == vit.dim + resnet.dim
     assert joined.weights_sha256 == f"{vit.weights_sha256}+{resnet.weights_sha256}"
     assert joined.execution == "eager float32 batch 4+eager float32 batch 4"
+    assert joined.preprocessing_source == vit.preprocessing_source == resnet.preprocessing_source
     both = json.loads(joined.preprocessing.as_json())["parts"]
     assert both == [json.loads(one.preprocessing.as_json()) for one in (vit, resnet)]
 

@@ -110,7 +110,9 @@ def test_empty_cells_beyond_the_header_do_no_harm(tmp_path: Path) -> None:
 def test_an_encoding_that_does_not_tell_itself_is_not_guessed(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("image_id,patient_id\na,Müller\n".encode("cp1252"))
-    with pytest.raises(TableError, match=r"byte 23 is not UTF-8 text.*Save it as CSV \(UTF-8\)"):
+    with pytest.raises(
+        TableError, match=r"line 2 is not UTF-8 text \(byte 23\).*Save it as CSV \(UTF-8\)"
+    ):
         read_table(path)
     path.write_bytes("image_id,patient_id\n".encode("utf-16") + b"\x00")
     with pytest.raises(TableError, match="is not UTF-8 text"):

@@ -173,7 +173,11 @@ def test_without_centres_folds_say_that_they_are_stratified_by_class_alone() -> 
     cohort = cohort_of([9, 8])
     folds = patient_folds(cohort, n_folds=2, n_repeats=1, seed=0)
     assert centre_spread(cohort, folds) is None
-    assert "by class alone" in split_notes(cohort, folds, by="patient")[0]
+    assert "by class alone: the table names no" in split_notes(cohort, folds, by="patient")[0]
+    one = cohort_with_centres({"1": "aaabbb"})
+    assert split_notes(one, patient_folds(one, n_folds=2, n_repeats=1, seed=0), by="patient") == (
+        "folds are stratified by class alone: all patients are of one centre",
+    )
 
 
 def test_each_centre_is_left_out_once_and_every_patient_judged_once() -> None:

@@ -226,6 +226,7 @@ def test_a_column_of_many_labels_or_centres_is_cut(tmp_path: Path) -> None:
     assert len(summary.table.classes) == 12
     assert summary.labels["patients"]["common"] == 150
     assert summary.labels["patients"]["(others)"] == 140
+    assert "class_rare" not in {finding.kind for finding in summary.findings}
     html = render_cohort_report(summary)
     assert "Patients by centre, the 100 largest of 300" in html
     assert "rare 299" not in html.split("Labels</h2>")[1]
@@ -235,6 +236,14 @@ def test_patients_without_a_unique_label_cause_no_division_by_zero(tmp_path: Pat
     summary = described(write(tmp_path, ["a_0,a,CE,1,0", "a_1,a,LAA,1,1"]))
     assert summary.labels["patients"] == {"(several)": 1, "CE": 0, "LAA": 0}
     assert "(several)" in render_cohort_report(summary)
+
+
+def test_only_classes_are_compared_between_centres(tmp_path: Path) -> None:
+    rows = [f"{n}_0,{n},{'AB'[n % 2]},{n // 20},0" for n in range(40)]
+    rows += [f"{n}_1,{n},{'BA'[n % 2]},{n // 20},1" for n in range(4)]
+    summary = described(write(tmp_path, rows))
+    assert summary.labels["patients"]["(several)"] == 4
+    assert not [f.message for f in summary.findings if "the share of (several)" in f.message]
 
 
 def test_missing_extra_copied_and_unusual_files_are_findings(tmp_path: Path) -> None:
