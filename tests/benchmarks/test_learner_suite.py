@@ -16,7 +16,15 @@ from mil.inference.predict import predict
 from mil.training.config import TrainConfig
 from mil.training_run import train_run
 from tests.benchmarks import learner_suite
-from tests.benchmarks.learner_suite import KINDS, METHODS, Score, main, make_world, measure
+from tests.benchmarks.learner_suite import (
+    KINDS,
+    METHODS,
+    Score,
+    main,
+    make_world,
+    measure,
+    measure_repeatedly,
+)
 from tests.benchmarks.test_mil_tables import write_table
 
 SMALL = partial(make_world, n_new=12)
@@ -121,7 +129,7 @@ def test_json_is_a_list_of_rows_of_cohorts_and_methods(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = write_table(tmp_path / "musk1.npz")
-    assert main([str(table), "--kinds", "30", "--seeds", "5-6", "--json"]) == 0
+    assert main([str(table), "--kinds", "30", "--seeds", "5-6", "--repeats", "1", "--json"]) == 0
     captured = capsys.readouterr()
     rows = json.loads(captured.out)
     assert [(row["cohort"], row["kind"], row["method"]) for row in rows] == [
@@ -133,6 +141,19 @@ def test_json_is_a_list_of_rows_of_cohorts_and_methods(
     assert all(0 < row["weighted_log_loss"] < 2 for row in rows)
     assert all((row["new_patients_log_loss"] is None) == (row["kind"] == "table") for row in rows)
     assert "1 of 3: 30-5" in captured.err
+
+
+def test_a_score_is_the_mean_over_divisions_into_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = SMALL("30", 5)
+    methods = ("mean + logistic", "min-max logistic")
+    monkeypatch.setattr(learner_suite, "measure", partial(measure, methods=methods))
+    one, other = (measure(world, methods=methods, seed=seed) for seed in (0, 1))
+    assert one != other
+    for mean, a, b in zip(measure_repeatedly(world, n_repeats=2), one, other, strict=True):
+        assert mean.method == a.method == b.method
+        for name in ("weighted_log_loss", "auroc", "new_patients_log_loss"):
+            expected = (getattr(a, name) + getattr(b, name)) / 2
+            assert getattr(mean, name) == pytest.approx(expected)
 
 
 def test_differences_are_paired_by_cohort_and_taken_to_the_best_of_each() -> None:
@@ -156,6 +177,7 @@ def test_differences_are_paired_by_cohort_and_taken_to_the_best_of_each() -> Non
         (["--kinds", "dens"], "'dens' is none of dense, 20%, 5%"),
         (["--seeds", "9-5"], "'9-5' is not FIRST-LAST"),
         (["--seeds", "x"], "'x' is not FIRST-LAST"),
+        (["--repeats", "0"], "--repeats 0: expected 1 or more"),
     ],
 )
 def test_wrong_usage_is_told(
