@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from features.errors import MilError, SlideError
-from features.slides.file_info import compression_of, content_hash, file_size
+from features.slides.file_info import compression_of, content_hash, file_size, slide_size
 from features.slides.reader import open_slide, scene_of, slide_id_of, split_scene
 from features.slides.resolution import resolve_mpp
 from features.slides.search import find_slides
@@ -97,7 +97,7 @@ def _read_header(slide_id: str, path: Path, content_id: str) -> SlideHeader:
             width_px0=slide.levels[0].width_px,
             height_px0=slide.levels[0].height_px,
             n_levels=len(slide.levels),
-            file_bytes=file_size(path),
+            file_bytes=slide_size(path),
             mpp=resolution.mpp if resolution.source in {"file", "derived"} else math.nan,
             reader=slide.reader,
             compression=compression_of(path),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import Any, Protocol
 
 from features.bags.bag import Bag
@@ -16,7 +16,13 @@ from features.embedding.config import BaseEmbedConfig, EmbedConfig
 from features.embedding.distributed import open_executor
 from features.embedding.finished import read_finished_bag
 from features.embedding.results import SlideResult, write_results
-from features.embedding.sources import SlideSource, Source, record_crash, slide_sources
+from features.embedding.sources import (
+    SlideSource,
+    Source,
+    known_sizes,
+    record_crash,
+    slide_sources,
+)
 from features.embedding.worker import (
     BatchSizeReduced,
     OutputFull,
@@ -52,8 +58,6 @@ TILES_PER_SLIDE = 200
 _TABLE_INTERVAL_S = 30.0
 _BAGS_CHECKED_FIRST = 8
 """Bags whose fingerprint is checked before the work starts, whatever their number."""
-_SIZES_S = 10.0
-"""Time after which the sizes of files that are not known yet are no longer awaited."""
 
 
 class EmbedProgress(Protocol):
@@ -362,19 +366,6 @@ def _largest_first(sources: Sequence[Source[Any]]) -> list[Source[Any]]:
     the end of the first quarter comes before all, so that the device has tiles while the tissue of
     the largest is found.
     """
-    sizes: dict[str, int] = {}
-    until = time.monotonic() + _SIZES_S
-
-    def measure() -> None:
-        for source in sources:
-            if time.monotonic() > until:
-                return
-            with suppress(OSError):  # It is reported when it is opened.
-                sizes[source.bag_id] = source.n_bytes()
-
-    thread = Thread(target=measure, name="sizes", daemon=True)  # Storage may not answer.
-    thread.start()
-    thread.join(_SIZES_S)
-    known = sizes.copy()
+    known = known_sizes(sources)
     ordered = sorted(sources, key=lambda source: -known.get(source.bag_id, 0))
     return [ordered.pop(len(ordered) // 4), *ordered]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from features.embedding.sources import SlideSource, warn_of_silence
+from features.embedding.sources import SlideSource, known_sizes, warn_of_silence
 from features.errors import MilError
 from features.tiling.slide_tiles import SlideTiles
 
@@ -54,7 +53,7 @@ def sample_slides(
 ) -> SlideSample:
     """Open a few slides of all sizes, and estimate the tiles of all.
 
-    Slides are ordered by the size of their files, which grows with their tissue, and sampled
+    Slides are ordered by the size of all their files, which grows with their tissue, and sampled
     evenly until enough can be read. Between sampled ones, the tiles of others are interpolated by
     the logarithm of the size, which differs by compression too; beyond them they are proportional
     to it. That is exact where all are opened, as it is for a few small slides.
@@ -68,7 +67,7 @@ def sample_slides(
     on_warning
         Receives the name of a slide at which reading stands still, from another thread.
     """
-    sizes = np.array([_n_bytes(source.path) for source in sources], np.float64)
+    sizes = _sizes(sources)
     order = np.argsort(sizes, kind="stable")
     counts: dict[int, int] = {}  # tiles by rank
     failures: dict[str, str] = {}
@@ -105,12 +104,11 @@ def _interpolate(sizes: Floats, sampled: Floats, n_tiles: Iterable[int]) -> Floa
     return np.asarray(np.interp(np.log(nearest), np.log(known), means) * sizes / nearest)
 
 
-def _n_bytes(path: Path) -> int:
-    """Return the size of a slide's file, bytes; 1 for folders and URLs, whose sizes cost time."""
-    try:
-        return max(1, path.stat().st_size) if path.is_file() else 1
-    except OSError:  # It is reported when it is opened.
-        return 1
+def _sizes(sources: Sequence[SlideSource]) -> Floats:
+    """Sizes of slides, bytes, shape (n,); of unknown ones, the median of the others."""
+    known = known_sizes(sources)
+    usual = float(np.median(list(known.values()))) if known else 1.0
+    return np.array([known.get(source.bag_id, usual) for source in sources])
 
 
 def _spread(n: int) -> Iterator[int]:

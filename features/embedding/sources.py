@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from features.bags.bag import Bag
@@ -16,7 +17,7 @@ from features.embedding.batching import SlideBuffer
 from features.embedding.config import EmbedConfig
 from features.embedding.results import SlideResult
 from features.errors import SlideError
-from features.slides.file_info import file_size
+from features.slides.file_info import slide_size
 from features.slides.reader import slide_id_of
 from features.tiling.slide_tiles import SlideTiles, open_slide_tiles
 from features.tiling.stain import build_stain_normalizer
@@ -31,6 +32,7 @@ __all__ = [
     "SILENT_S",
     "SlideSource",
     "Source",
+    "known_sizes",
     "record_crash",
     "silence_text",
     "slide_sources",
@@ -42,6 +44,8 @@ S = TypeVar("S", bound="Instances")
 
 SILENT_S = 600.0
 """Time without a finished tile or slide after which the slides in work are named."""
+_SIZES_S = 10.0
+"""Time after which the sizes of files that are not known yet are no longer awaited."""
 _HINTS = {
     "SIGKILL": "Memory may be short: give a smaller --workers or --batch.",
     "SIGBUS": "Memory or a disk may be full: free some space, or copy the file again.",
@@ -102,7 +106,7 @@ class SlideSource:
 
     def n_bytes(self) -> int:
         """Return the size of the slide, bytes; 0 behind a URL. May raise OSError."""
-        return file_size(self.path) or 0
+        return slide_size(self.path) or 0
 
     def open(self) -> AbstractContextManager[SlideTiles]:
         """Open the slide, segment its tissue and make its grid of tiles of ``tile_px`` px."""
@@ -150,6 +154,29 @@ def slide_sources(
         )
         for path in paths
     ]  # fmt: skip
+
+
+def known_sizes(sources: Sequence[Source[Any]]) -> dict[str, int]:
+    """Return the sizes of sources by bag id, bytes, without those that are unknown.
+
+    Unknown are those behind URLs, those that cannot be asked, which fails when they are opened, and
+    those whose storage has not answered within ten seconds.
+    """
+    sizes: dict[str, int] = {}
+    until = time.monotonic() + _SIZES_S
+
+    def measure() -> None:
+        for source in sources:
+            if time.monotonic() > until:
+                return
+            with suppress(OSError):
+                if n_bytes := source.n_bytes():
+                    sizes[source.bag_id] = n_bytes
+
+    thread = Thread(target=measure, name="sizes", daemon=True)  # Storage may not answer.
+    thread.start()
+    thread.join(_SIZES_S)
+    return sizes.copy()
 
 
 def silence_text(paths: Iterable[Path]) -> str:

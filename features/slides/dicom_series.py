@@ -9,10 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COMPANIONS", "SPLIT_SERIES", "group_dicom_files", "is_dicom"]
+from features.utils.paths import has_slide_suffix
+
+__all__ = [
+    "COMPANIONS", "SPLIT_SERIES", "files_of_series", "group_dicom_files", "is_dicom",
+    "may_be_dicom",
+]  # fmt: skip
+
+_SUFFIXES = (".dcm", ".dicom")
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -48,6 +56,34 @@ def is_dicom(path: Path) -> bool:
             return file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
     except OSError:
         return False
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Return whether a file is named as DICOM, or not as a slide, e.g. by a UID, and begins so."""
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    return not has_slide_suffix(path.name) and is_dicom(path)
+
+
+def files_of_series(path: Path) -> list[Path]:
+    """Return the files of one folder that are of the series of ``path``, and so of its slide.
+
+    Headers of the whole folder are read, once for all its slides. Raises OSError if it cannot be
+    listed.
+    """
+    folder = path.parent
+    names = _names_by_series(folder, folder.stat().st_mtime_ns)
+    return [folder / name for name in next((each for each in names if path.name in each), [])]
+
+
+@lru_cache(maxsize=1)
+def _names_by_series(folder: Path, _changed_ns: int) -> list[list[str]]:
+    """Names of the files of each series of a folder, as it was when its entries last changed."""
+    series: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if may_be_dicom(path) and (instance := _read_instance(path)) and instance.series:
+            series.setdefault(instance.series, []).append(path.name)
+    return list(series.values())
 
 
 def group_dicom_files(paths: Iterable[Path]) -> dict[Path, str | None]:

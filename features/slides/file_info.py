@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR
@@ -13,14 +14,21 @@ import tifffile
 from PIL import Image
 
 from features.errors import SlideError
+from features.slides.dicom_series import files_of_series, may_be_dicom
 from features.utils.paths import parse_url
 
-__all__ = ["compression_of", "content_hash", "file_size"]
+__all__ = [
+    "VMS_SUFFIXES", "compression_of", "content_hash", "file_size", "parts_of_vms", "slide_size",
+]  # fmt: skip
 
 _BLOCK_BYTES = 1 << 20
 _WHOLE_BELOW_BYTES = 64 * _BLOCK_BYTES
 _N_SAMPLED = 64
 _ZARR_MARKERS = ("zarr.json", ".zgroup")
+VMS_SUFFIXES = (".vms", ".vmu")
+"""Suffixes of Hamamatsu's slides in several files, of which the named one is a list."""
+_VMS_FILE = re.compile(r"^[^=\r\n]+=[ \t]*(\S[^\r\n]*)", re.MULTILINE)
+_VMS_BYTES = 1 << 18
 _ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 
@@ -154,12 +162,41 @@ def compression_of(path: Path) -> str:
 def file_size(path: Path) -> int | None:
     """Return the size of a slide in bytes, with the data folder of MRXS; None behind a URL.
 
-    A zarr folder counts whole; of a DICOM slide in many files, only the named one counts.
+    A zarr folder counts whole; of a DICOM or VMS slide in many files, only the named one counts, as
+    in the content hash.
     """
     if parse_url(path) is not None:
         return None
     parts = [path, path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [path]
     return sum(map(_n_bytes, parts))
+
+
+def slide_size(path: Path) -> int | None:
+    """Return the size of a slide with all its files, bytes; None behind a URL.
+
+    Differs from :func:`file_size` for DICOM, whose headers in the slide's folder are read once for
+    all of its slides, and for the pictures of a VMS. Raises OSError if a file cannot be asked.
+    """
+    size = file_size(path)
+    if size is None:
+        return size
+    if may_be_dicom(path):
+        others = set(files_of_series(path))
+    elif path.suffix.lower() in VMS_SUFFIXES:
+        others = {path.parent / name for name in parts_of_vms(path)}
+    else:
+        return size
+    return size + sum(_n_bytes(other) for other in others - {path})
+
+
+def parts_of_vms(path: Path) -> list[str]:
+    """Return the names of the files that a Hamamatsu VMS or VMU lists; none if it is unreadable."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_VMS_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [match.strip() for match in _VMS_FILE.findall(text)]
 
 
 def _n_bytes(path: Path) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.errors import SlideError
-from features.slides.dicom_series import SPLIT_SERIES, group_dicom_files, is_dicom
+from features.slides.dicom_series import SPLIT_SERIES, group_dicom_files, may_be_dicom
+from features.slides.file_info import VMS_SUFFIXES, parts_of_vms
 from features.utils.file_kinds import BFCONVERT
 from features.utils.files import is_zarr_folder, path_exists, unzip_hint
 from features.utils.paths import has_slide_suffix, parse_url, strip_slide_suffix
@@ -25,7 +24,6 @@ __all__ = [
     "without_repeats",
 ]
 
-_DICOM_SUFFIXES = (".dcm", ".dicom")
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 """Files that Windows and macOS put into folders; hidden ones begin with a point."""
 _BY_BIO_FORMATS = {
@@ -43,9 +41,7 @@ _PICTURES = {
 _ARCHIVES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"}
 _OTHERS = _BY_BIO_FORMATS | _BY_VENDOR | _PICTURES | _ARCHIVES
 """Suffixes of files that are never DICOM, and need not be opened."""
-_VMS_FILE = re.compile(r"^[^=\r\n]+=[ \t]*(\S[^\r\n]*)", re.MULTILINE)
 _MIRAX_INDEX = "slidedat.ini"
-_VMS_BYTES = 1 << 18
 _N_NAMED = 5
 
 
@@ -182,7 +178,12 @@ def _search(folder: Path, search: SlideSearch, dicom: list[Path]) -> None:
             is_slide=True,
         )
         return
-    parts = set(_parts_of_vms(folder, entries))
+    parts = {
+        part
+        for name in entries
+        if name.lower().endswith(VMS_SUFFIXES)
+        for part in parts_of_vms(folder / name)
+    }
     for name in sorted(entries):
         path, suffix = folder / name, _suffix_of(name)
         if _is_folder(entries[name]):
@@ -226,10 +227,7 @@ def _add_dicom(files: Iterable[Path], search: SlideSearch) -> None:
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Whether a file goes by the name of DICOM, or by no slide's, such as a UID, but is DICOM."""
-    if (suffix := path.suffix.lower()) in _DICOM_SUFFIXES:
-        return True
-    return not (has_slide_suffix(path.name) or suffix in _OTHERS) and is_dicom(path)
+    return path.suffix.lower() not in _OTHERS and may_be_dicom(path)
 
 
 def _pass_over_names(search: SlideSearch) -> None:
@@ -273,15 +271,6 @@ def _passed_over(suffix: str) -> PassedOver:
         kind = suffix or "no suffix"
         return PassedOver(reason=f"no slide by its name ({kind}), read only if it is named")
     return PassedOver(reason=how, is_slide=True)
-
-
-def _parts_of_vms(folder: Path, entries: Mapping[str, os.DirEntry[str]]) -> Iterator[str]:
-    """Names of the JPEG files that the index of a Hamamatsu VMS or VMU slide lists."""
-    for name in entries:
-        if name.lower().endswith((".vms", ".vmu")):
-            with suppress(OSError), (folder / name).open("rb") as file:
-                text = file.read(_VMS_BYTES).decode("utf-8", "replace")
-                yield from (match.strip() for match in _VMS_FILE.findall(text))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

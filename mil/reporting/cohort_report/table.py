@@ -118,8 +118,8 @@ class SlideTable:
 class SlideHeader:
     """Metadata of a slide file, read without its pixels.
 
-    ``file_bytes`` is the size of the file or folder, None if not known, as for a URL. ``mpp`` is
-    the geometric mean of both axes, NaN if the file states no plausible one. ``compression`` is
+    ``file_bytes`` is the size of all files of the slide, None if not known, as for a URL. ``mpp``
+    is the geometric mean of both axes, NaN if the file states no plausible one. ``compression`` is
     that of level 0, e.g. ``JPEG``, empty if not known. ``content_id`` is the content hash, empty if
     no other file has the same size.
     """

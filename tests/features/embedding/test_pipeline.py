@@ -193,7 +193,7 @@ def test_one_source_precedes_the_largest_and_those_of_unknown_size_are_not_await
         answer.wait()
         return 9
 
-    monkeypatch.setattr(pipeline, "_SIZES_S", 0.5)
+    monkeypatch.setattr("features.embedding.sources._SIZES_S", 0.5)
     sources = [
         of_size("url", lambda: 0), of_size("refused", refuse), of_size("small", lambda: 1),
         of_size("large", lambda: 3), of_size("hangs", hang), of_size("later", lambda: 2),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_slides_compressed_in_another_way_do_not_count_twenty_times(
 ) -> None:
     whole = sample_of(slides).n_tiles
     n_bytes = {path: path.stat().st_size * (1, 20)[n % 2] for n, path in enumerate(slides)}
-    monkeypatch.setattr(slide_sample, "_n_bytes", n_bytes.__getitem__)
+    monkeypatch.setattr(SlideSource, "n_bytes", lambda source: n_bytes[source.path])
     monkeypatch.setattr(slide_sample, "_MOST_SAMPLED", 4)
     assert sample_of(slides).n_tiles == pytest.approx(whole, rel=0.3)
 
@@ -94,10 +95,32 @@ def test_slides_compressed_in_another_way_do_not_count_twenty_times(
 def test_slides_of_equal_size_count_as_the_mean_of_those_that_are_opened(
     slides: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slide_sample, "_n_bytes", lambda _: 1)  # as of folders
+    monkeypatch.setattr(SlideSource, "n_bytes", lambda _: 0)  # as behind URLs
     monkeypatch.setattr(slide_sample, "_MOST_SAMPLED", 3)
     middle = [sample_of([slides[number]]).n_tiles for number in (4, 2, 6)]  # spread by name
     assert sample_of(slides).n_tiles == round(sum(middle) / 3 * len(slides))
+
+
+def test_slides_count_with_all_their_files_and_those_of_unknown_size_as_a_middle_one(
+    slides: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[float] = []
+    interpolate = slide_sample._interpolate
+
+    def spy(*arguments: Any) -> Any:
+        sizes.extend(arguments[0])
+        return interpolate(*arguments)
+
+    monkeypatch.setattr(slide_sample, "_interpolate", spy)
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "chunk").write_bytes(bytes(5_000))
+    (tmp_path / "m.mrxs").write_bytes(bytes(100))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "Data0000.dat").write_bytes(bytes(900))
+    assert slides[0].stat().st_size > 5_000
+    missing = tmp_path / "missing.svs"
+    sample_of([slides[0], tmp_path / "m.mrxs", missing, tmp_path / "s.zarr"])
+    assert sizes == [slides[0].stat().st_size, 1_000, 5_000, 5_000]
 
 
 def test_slides_that_cannot_be_read_do_not_take_the_place_of_others(

@@ -13,7 +13,8 @@ import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
 from features.errors import SlideError
-from features.slides.file_info import content_hash
+from features.slides.file_info import content_hash, file_size, slide_size
+from tests.features.slides.test_search import write_dicom
 
 
 @pytest.fixture
@@ -154,3 +155,35 @@ def test_what_is_not_there_is_a_clear_error(location: str) -> None:
     with pytest.raises(SlideError, match=r"its content cannot be read") as caught:
         content_hash(location)
     assert str(caught.value).startswith(f"{location}: ")
+
+
+def test_the_size_of_a_slide_is_that_of_all_its_files(tmp_path: Path) -> None:
+    tiff = tmp_path / "a.tif"
+    tiff.write_bytes(bytes(70))
+    (tmp_path / "s.vms").write_text("ImageFile=s-0.jpg\nMapFile=s_map.jpg\nMacroImage=absent.jpg\n")
+    (tmp_path / "s-0.jpg").write_bytes(bytes(500))
+    (tmp_path / "s_map.jpg").write_bytes(bytes(30))
+    named = (tmp_path / "s.vms").stat().st_size
+    assert file_size(tmp_path / "s.vms") == named
+    assert slide_size(tmp_path / "s.vms") == named + 530
+    assert slide_size(tiff) == 70
+    assert slide_size(Path("s3://bucket/a.zarr")) is None
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ""])
+def test_the_size_of_a_dicom_slide_is_that_of_its_series_also_after_files_were_added(
+    tmp_path: Path, suffix: str
+) -> None:
+    files = [write_dicom(tmp_path / f"{n}{suffix}", f"1.{n % 2}") for n in range(4)]
+    (tmp_path / "notes.txt").write_text("no part")
+    sizes = [path.stat().st_size for path in files]
+    assert file_size(files[0]) == sizes[0]
+    assert slide_size(files[0]) == sizes[0] + sizes[2]
+    assert slide_size(files[1]) == sizes[1] + sizes[3]
+    added = write_dicom(tmp_path / f"5{suffix}", "1.1")
+    with added.open("ab") as file:
+        file.write(bytes(100))
+    assert slide_size(files[1]) == sizes[1] + sizes[3] + added.stat().st_size
+    damaged = tmp_path / f"6{suffix}"
+    damaged.write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    assert slide_size(damaged) == 172
