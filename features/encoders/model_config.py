@@ -16,7 +16,7 @@ from torch import nn
 
 from features.encoders.hub import cached_file, download_file, require_hub_id
 from features.encoders.names import WEIGHT_FILES, name_with_args, split_model_args
-from features.encoders.pathology import find_pathology_encoder, require_of_timm
+from features.encoders.pathology import PathologyEncoder, find_pathology_encoder, require_of_timm
 from features.encoders.preprocessing import require_colours
 from features.errors import CONTENT_ERRORS, EncoderError
 from features.utils.files import missing_folder
@@ -83,8 +83,9 @@ class ModelConfig:
 def resolve_model_config(name: str, *, weights_path: Path | None = None) -> ModelConfig:
     """Return the configuration of a name; what only the hub knows is fetched from it.
 
-    A ``config.json`` of timm beside a checkpoint belongs to it, if the weights fit. Arguments in
-    the name, as of :mod:`features.encoders.names`, override all else.
+    A ``config.json`` of timm beside a checkpoint belongs to it, if the weights fit; a published
+    pathology encoder is what its card states all the same. Arguments in the name, as of
+    :mod:`features.encoders.names`, override all else.
 
     Raises
     ------
@@ -94,7 +95,7 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
     name, model_args = split_model_args(name)
     source, _, rest = name.partition(":")
     config = ModelConfig(name=name, architecture=name, weights_path=weights_path)
-    beside = None if weights_path is None else weights_path.with_name("config.json")
+    beside = _beside(config)
     if entry := find_pathology_encoder(name):
         config = replace(
             config, name=entry.name, architecture=entry.architecture, model_args=entry.model_args,
@@ -106,9 +107,10 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
                 "input_px": entry.input_px, "interpolation": entry.interpolation,
             },
         )  # fmt: skip
-        if beside is not None and beside.is_file():  # JSON cannot hold the layers of the card
+        stated = beside and _from_json(config, beside)
+        if stated and not _is_published(stated, entry):
+            # JSON cannot hold the layers of the card.
             layers = {k: v for k, v in entry.model_args.items() if k.endswith("_layer")}
-            stated = _from_json(config, beside)
             config = replace(
                 stated, model_args=layers | dict(stated.model_args), without_file=config
             )
@@ -117,10 +119,9 @@ def resolve_model_config(name: str, *, weights_path: Path | None = None) -> Mode
     elif source in ("hf-hub", "hf_hub") and rest:
         require_hub_id(rest)
         require_of_timm(rest)
-        path = beside if beside is not None and beside.is_file() else None
-        path = path or cached_file(rest, ["config.json"]) or download_file(rest, ["config.json"])
+        path = beside or cached_file(rest, ["config.json"]) or download_file(rest, ["config.json"])
         config = replace(_from_json(config, path), hub_id=rest)
-    elif beside is not None and beside.is_file():
+    elif beside:
         stated = _from_json(config, beside)
         if stated.architecture.split(".")[0] == name.split(".")[0]:
             config = replace(stated, without_file=config)
@@ -168,13 +169,41 @@ def _layer(value: Any, name: str) -> Any:
     return partial(layer, eps=float(epsilon)) if epsilon else layer
 
 
+def _beside(config: ModelConfig) -> Path | None:
+    """Return the ``config.json`` beside a checkpoint; None if there is none, or not of timm.
+
+    That of transformers or of a training script has no ``architecture``, and states nothing here.
+    """
+    if config.weights_path is None:
+        return None
+    path = config.weights_path.with_name("config.json")
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except CONTENT_ERRORS:
+        return path  # Reading it says what is wrong with it.
+    return None if isinstance(content, dict) and "architecture" not in content else path
+
+
+def _is_published(stated: ModelConfig, entry: PathologyEncoder) -> bool:
+    """Whether a configuration is of the network that a model card describes.
+
+    Some repositories have the mean, deviation and size of the network that training began with in
+    their ``config.json``, other than the card's.
+    """
+    own = {key: value for key, value in stated.model_args.items() if key != "global_pool"}
+    same_args = all(key in entry.model_args and entry.model_args[key] == own[key] for key in own)
+    return stated.architecture.split(".")[0] == entry.architecture and same_args
+
+
 def _from_folder(config: ModelConfig, folder: Path, beside: Path | None) -> ModelConfig:
     """Read a folder with ``config.json`` and weights, as timm and the hub lay it out.
 
     If the folder has moved since, the configuration beside a checkpoint that is given serves.
     """
     path = folder / "config.json"
-    if beside is not None and beside.is_file() and not path.is_file():
+    if beside and not path.is_file():
         path = beside
     if not path.is_file():
         raise EncoderError(

@@ -93,7 +93,7 @@ def _kaiko(
         hub_id=f"1aurent/{architecture}.kaiko_ai_towards_large_pathology_fms",
         architecture=architecture, model_args={"dynamic_img_size": True} | args, dim=dim,
         millions=millions, normalisation=_HALF, interpolation="bilinear",
-        mpp=(0.25, 0.5, 1.0, 2.0), licence=_SEE_CARD, gated=False,
+        mpp=(0.25, 0.5, 1.0, 2.0), licence="Kaiko non-commercial", gated=False,
         paper="Aben et al., 2024, arXiv:2404.15217",
     )  # fmt: skip
 

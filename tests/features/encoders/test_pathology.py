@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,8 @@ def test_weights_of_transformers_embed_as_transformers_does(
     reference = transformers_model(name).eval()
     for parameter in reference.parameters():
         nn.init.normal_(parameter, std=0.2)
-    if as_saved:  # names of the hub's files, which differ from those in memory
+    if as_saved:  # names of the hub's files, which differ from those in memory, and config.json
         reference.save_pretrained(tmp_path)
-        (tmp_path / "config.json").unlink()
     else:
         save_file(reference.state_dict(), tmp_path / "model.safetensors")
     encoder = load_encoder(
@@ -222,6 +222,38 @@ def test_a_folder_of_a_registered_repository_states_its_own_sizes(
     loaded = load_model(name, weights_path=tmp_path / "mine" / "model.safetensors")
     assert loaded.preprocessing.input_px == 64
     assert loaded.preprocessing.mean == (0.7, 0.5, 0.6)
+
+
+@pytest.mark.parametrize("name", ["mstar", "kaiko-vitl14", "virchow2"])
+def test_a_published_encoder_is_what_its_card_states_whatever_lies_beside_its_weights(
+    name: str, tmp_path: Path
+) -> None:
+    """The ``config.json`` of some repositories is that of the network training began with."""
+    entry = PATHOLOGY_ENCODERS[name]
+    args = {k: v for k, v in entry.model_args.items() if not k.endswith("_layer")}
+    stated = {"input_size": [3, 518, 518], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}
+    content = {"architecture": entry.architecture, "model_args": args | {"global_pool": ""},
+               "num_classes": 0, "pretrained_cfg": stated}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    weights = tmp_path / "model.safetensors"
+    assert resolve_model_config(name, weights_path=weights) == replace(
+        resolve_model_config(name), weights_path=weights
+    )
+
+
+def test_a_configuration_of_a_training_script_beside_the_weights_states_nothing(
+    tmp_path: Path,
+) -> None:
+    save_file(tiny_state(), tmp_path / "w.safetensors")
+    (tmp_path / "config.json").write_text('{"lr": 0.1, "epochs": 30}', encoding="utf-8")
+    assert load_model(TINY, weights_path=tmp_path / "w.safetensors").source == "timm"
+
+
+def test_a_damaged_configuration_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    save_file(tiny_state(), tmp_path / "w.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "vit_', encoding="utf-8")
+    with pytest.raises(EncoderError, match="not a configuration of timm"):
+        load_model(TINY, weights_path=tmp_path / "w.safetensors")
 
 
 def test_a_configuration_that_does_not_fit_the_weights_is_not_theirs(tmp_path: Path) -> None:
