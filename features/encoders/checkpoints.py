@@ -8,12 +8,15 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from features.errors import EncoderError
+from features.utils.file_kinds import START_BYTES, find_foreign_kind
+from features.utils.files import path_exists
 from features.utils.torch_io import safe_torch_load
 
 __all__ = [
@@ -41,7 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, or of a torch file; nothing in it is executed.
 
     Wrappers such as ``teacher`` or ``state_dict`` and prefixes such as ``module.`` are taken off,
-    tensors of transformers' vision models get timm's names, and half precision becomes float32.
+    tensors of transformers' vision models and the blocks of DINOv2's training get timm's names, and
+    half precision becomes float32.
 
     Raises
     ------
@@ -49,24 +53,74 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         If the file is missing, truncated, unreadable, or holds no named tensors.
     """
     if not path.is_file():
-        raise EncoderError(path, actual="there is no such file", expected="a checkpoint")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else safe_torch_load(path)
-    except Exception as error:  # The unpickler raises errors of any type on damaged data.
+        is_folder = path_exists(path)
         raise EncoderError(
             path,
-            actual=f"not readable as weights ({first_line(error)})",
+            actual="a folder, no file" if is_folder else "there is no such file",
+            expected="a checkpoint",
+            hint="Name the file in it, or give it with --backbone local-dir:FOLDER." * is_folder,
+        )
+    try:
+        content = load_file(path) if _is_safetensors(path) else safe_torch_load(path)
+    except Exception as error:  # The unpickler raises errors of any type on damaged data.
+        reason, hint = _why_unreadable(path, error)
+        raise EncoderError(
+            path,
+            actual=f"not readable as weights ({reason})",
             expected="safetensors, or a torch file of tensors only",
-            hint="Fetch it again if it was downloaded. Files that need code to be run are refused; "
-            "save the state_dict alone.",
+            hint=hint,
         ) from error
     if not isinstance(content, dict):
         raise EncoderError(path, actual=f"a {type(content).__name__}", expected="a state dict")
-    state = _strip_prefixes(_unwrap(content))
+    state = _unwrap(content)
+    if not state:
+        parts = ", ".join(repr(str(key)) for key in list(content)[:4])
+        raise EncoderError(
+            path,
+            actual=f"no single state dict under its names ({parts})" if parts else "empty",
+            expected="tensors by name, of one network",
+            hint="Save the state_dict of the network alone.",
+        )
+    state = convert_transformers_keys(_without_chunks(_strip_prefixes(state)))
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_meta:
+            raise EncoderError(
+                path,
+                actual=f"{key!r} is {'without values' if value.is_meta else 'sparse'}",
+                expected="dense tensors",
+                hint="Save the state_dict of the network as it runs.",
+            )
     return {
-        key: value.float() if value.is_floating_point() else value
-        for key, value in convert_transformers_keys(state).items()
+        key: value.float() if value.is_floating_point() else value for key, value in state.items()
     }
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, by its first bytes, else by its name.
+
+    safetensors begins with the length of its header, 8 bytes, and the JSON of the header.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK"):  # torch's archive
+        return False
+    return start[8:] == b"{" or path.suffix.lower() == ".safetensors"
+
+
+def _why_unreadable(path: Path, error: Exception) -> tuple[str, str]:
+    """Return why a checkpoint could not be read, and what to do."""
+    with path.open("rb") as file:
+        kind, hint = find_foreign_kind(file.read(START_BYTES))
+    if kind:
+        return kind, hint
+    if "TorchScript" in str(error):
+        return "a TorchScript program", "Save the state_dict alone."
+    if isinstance(error, UnpicklingError):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            return f"it needs code to be run: {found[1]}", "Save the state_dict alone."
+        return "no file of torch", "Fetch it again if it was downloaded."
+    return first_line(error), "Fetch it again if it was downloaded."
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
@@ -89,7 +143,8 @@ def _unwrap(content: Mapping[object, object]) -> dict[str, Tensor]:
     """Return the tensors of the innermost known wrapper."""
     inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
     if inner is None and not _holds_tensors(content):
-        others = [value for value in content.values() if _holds_tensors(value)]
+        near = [value for value in content.values() if _holds_tensors(value)]
+        others = near or [value for value in content.values() if _leads_to_tensors(value)]
         inner = others[0] if len(others) == 1 else None
     if isinstance(inner, dict):
         return _unwrap(inner)
@@ -98,6 +153,12 @@ def _unwrap(content: Mapping[object, object]) -> dict[str, Tensor]:
 
 def _holds_tensors(value: object) -> bool:
     return isinstance(value, Mapping) and any(isinstance(one, Tensor) for one in value.values())
+
+
+def _leads_to_tensors(value: object) -> bool:
+    return _holds_tensors(value) or (
+        isinstance(value, Mapping) and any(map(_leads_to_tensors, value.values()))
+    )
 
 
 def select_network(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,6 +200,14 @@ def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _is_part(prefix: str, state: Mapping[str, Tensor]) -> bool:
     """Whether a prefix is the name of a part of the network, which has others beside it."""
     return prefix == "encoder." and any(key.startswith("embeddings.") for key in state)
+
+
+def _without_chunks(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the chunk of DINOv2's ``blocks.CHUNK.BLOCK.``, which numbers blocks through."""
+    if "cls_token" not in state:  # EfficientNets have stages of blocks.
+        return state
+    chunked = re.compile(r"blocks\.\d+\.(\d+\.)")
+    return {chunked.sub(r"blocks.\1", key, count=1): value for key, value in state.items()}
 
 
 _TRANSFORMERS_BLOCK = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")

@@ -144,6 +144,12 @@ class TimmEncoder(Encoder):
             tiles = padded
         with torch.inference_mode():
             output = self._network(self._prepare(self._transfer.send(tiles)))
+            if output.shape != (len(tiles), self.dim):
+                raise EncoderError(
+                    f"backbone {self.name!r}",
+                    actual=f"an output of shape {tuple(output.shape)} for {len(tiles)} tiles",
+                    expected=f"({len(tiles)}, {self.dim}), one vector per tile",
+                )
             return self._transfer.fetch(output[:n_tiles])
 
     def _halve_batch(self, error: Exception) -> None:
@@ -331,7 +337,8 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
     Raises
     ------
     EncoderError
-        If the output is a feature map, several tensors or anything but one vector.
+        If the output is a feature map, several tensors or anything but one vector of
+        floating-point numbers.
     """
     side = pixels.shape[-1]
     try:
@@ -339,18 +346,20 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
             output = model(pixels)
     except torch.cuda.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except (Exception, SystemExit) as error:  # The code may be that of another package.
         raise EncoderError(
             f"backbone {name!r}",
             actual=f"it cannot take an image of {side} px ({first_line(error)})",
             expected=f"a network for images of shape (1, 3, {side}, {side})",
             hint="State its input with --model-arg input_px=PX.",
         ) from error
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return int(output.shape[1])
     shape = f"a {type(output).__name__}"
     if isinstance(output, Tensor):
-        shape = f"an output of shape {tuple(output.shape)}"
+        is_vector = output.ndim == 2 and len(output) == len(pixels) and output.shape[1]
+        if is_vector and output.is_floating_point():
+            return int(output.shape[1])
+        dtype = "" if output.is_floating_point() else f" and {output.dtype}"
+        shape = f"an output of shape {tuple(output.shape)}{dtype}"
     raise EncoderError(
         f"backbone {name!r}",
         actual=f"{shape} for one tile",

@@ -31,6 +31,8 @@ def require_hub_id(hub_id: str) -> None:
             f"backbone 'hf-hub:{hub_id}'",
             actual="not the name of a repository",
             expected="hf-hub:OWNER/NAME, e.g. hf-hub:timm/resnet50.a1_in1k",
+            hint="A revision cannot be named: fetch its files, and give them with "
+            "--backbone local-dir:FOLDER." * ("@" in hub_id),
         )
 
 

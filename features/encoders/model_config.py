@@ -17,7 +17,7 @@ from torch import nn
 from features.encoders.hub import cached_file, download_file, require_hub_id
 from features.encoders.names import WEIGHT_FILES, name_with_args, split_model_args
 from features.encoders.pathology import PathologyEncoder, find_pathology_encoder, require_of_timm
-from features.encoders.preprocessing import require_colours
+from features.encoders.preprocessing import require_colours, require_input
 from features.errors import CONTENT_ERRORS, EncoderError
 from features.utils.files import missing_folder
 
@@ -286,6 +286,7 @@ def _with_args(config: ModelConfig, model_args: Mapping[str, Any]) -> ModelConfi
                 f"--model-arg {key}", actual=f"{key} {chosen[key]!r}", expected=", ".join(known)
             )
     stated = {key: model_args[key] for key in _PREPROCESSING if key in model_args}
+    require_input("--model-arg", stated)
     others = {k: v for k, v in model_args.items() if k not in chosen and k not in stated}
     return replace(
         config,

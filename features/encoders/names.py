@@ -40,23 +40,17 @@ def parse_backbone(name: str, arguments: Sequence[str] = ()) -> str:
     Raises
     ------
     EncoderError
-        If an argument has no ``=`` or no key, or the name is of several encoders.
+        If an argument has no key or no value, or the name is of several encoders.
 
     Examples
     --------
     >>> parse_backbone("vit_tiny_patch16_224", ["init_values=1e-5", "pooling=token+mean"])
     'vit_tiny_patch16_224?init_values=1e-05&pooling=token%2Bmean'
     """
-    model_args = {}
+    model_args: dict[str, Any] = {}
     for text in arguments:
-        key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not key.isidentifier():
-            raise EncoderError(
-                f"--model-arg {text}",
-                actual="not KEY=VALUE",
-                expected="for example init_values=1e-5 or act_layer=SiLU",
-            )
-        model_args[key] = _json_or_text(value)
+        key, _, value = (part.strip() for part in text.partition("="))
+        model_args |= _argument(f"--model-arg {text}", key, value)
     names = [_with_absolute_folder(one) for one in name.split("+")]
     if model_args and len(names) > 1:
         raise EncoderError(
@@ -65,7 +59,10 @@ def parse_backbone(name: str, arguments: Sequence[str] = ()) -> str:
             expected="arguments in the name of the one they belong to",
             hint="Write them as NAME?KEY=VALUE+OTHER.",
         )
-    return name_with_args(names[0], model_args) if model_args else "+".join(names)
+    if not model_args:
+        return "+".join(names)
+    plain, own = split_model_args(names[0])
+    return name_with_args(plain, own | model_args)
 
 
 def name_with_args(name: str, model_args: Mapping[str, Any]) -> str:
@@ -77,13 +74,32 @@ def name_with_args(name: str, model_args: Mapping[str, Any]) -> str:
 def split_model_args(name: str) -> tuple[str, dict[str, Any]]:
     """Return a name without its arguments, and these; values are JSON where they can be.
 
+    Raises
+    ------
+    EncoderError
+        If an argument has no key or no value.
+
     Examples
     --------
     >>> split_model_args("vit_tiny_patch16_224?init_values=1e-5&pooling=token%2Bmean")
     ('vit_tiny_patch16_224', {'init_values': 1e-05, 'pooling': 'token+mean'})
     """
-    name, _, query = name.partition("?")
-    return name, {key: _json_or_text(value) for key, value in parse_qsl(query)}
+    plain, _, query = name.partition("?")
+    model_args: dict[str, Any] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        model_args |= _argument(f"backbone {name!r}", key, value)
+    return plain, model_args
+
+
+def _argument(where: str, key: str, value: str) -> dict[str, Any]:
+    """Return an argument as a dictionary of one entry."""
+    if not value or not key.isidentifier():
+        raise EncoderError(
+            where,
+            actual="not KEY=VALUE" + f" ({key}={value})" * where.startswith("backbone"),
+            expected="for example init_values=1e-5 or act_layer=SiLU",
+        )
+    return {key: _json_or_text(value)}
 
 
 def _with_absolute_folder(name: str) -> str:

@@ -291,12 +291,15 @@ def _advice_on(name: str, known: list[str]) -> str:
     same = _OTHER_SPELLINGS | {_plain(own): own for own in PATHOLOGY_ENCODERS}
     if plain in same:
         return f"Did you mean {same[plain]}?"
-    architecture = name.split(".", maxsplit=1)[0].lower()
+    if name.count("/") == 1:
+        return f"Did you mean the repository of the hub, hf-hub:{name}?"
+    architecture = name.split(".", maxsplit=1)[0].strip().lower()
     candidates = {other.lower(): other for other in [*PATHOLOGY_ENCODERS, *known]}
-    close = difflib.get_close_matches(architecture, candidates, n=3)
-    if not close:
-        return "See 'mil backbones'."
-    return f"Did you mean {', '.join(candidates[one] for one in close)}?"
+    family = [own for own in PATHOLOGY_ENCODERS if plain and _plain(own).startswith(plain)]
+    close = family or [
+        candidates[one] for one in difflib.get_close_matches(architecture, candidates, n=3)
+    ]
+    return f"Did you mean {', '.join(close)}?" if close else "See 'mil backbones'."
 
 
 def _plain(name: str) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from features.encoders.checkpoints import first_line
 from features.encoders.names import split_model_args
-from features.encoders.preprocessing import Preprocessing, require_colours
+from features.encoders.preprocessing import Preprocessing, require_colours, require_input
 from features.errors import EncoderError
 
 __all__ = ["ENTRY_POINT_GROUP", "PluginEncoder", "find_plugin"]
@@ -64,5 +64,13 @@ def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None
             actual=f"it returned a {type(encoder).__name__}",
             expected=f"a features.encoders.plugins.{PluginEncoder.__name__}",
         )
+    for key, kind in (("model", nn.Module), ("preprocessing", Preprocessing)):
+        if not isinstance(given := getattr(encoder, key), kind):
+            raise EncoderError(
+                where,
+                actual=f"its {key} is a {type(given).__name__}",
+                expected=f"a {kind.__module__}.{kind.__name__}",
+            )
     require_colours(where, vars(encoder.preprocessing), source=encoder.source)
+    require_input(where, vars(encoder.preprocessing))
     return encoder

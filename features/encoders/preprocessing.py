@@ -16,7 +16,16 @@ from features.errors import EncoderError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ConcatPreprocessing", "Preprocessing", "require_colours", "resolve_preprocessing"]
+__all__ = [
+    "ConcatPreprocessing",
+    "Preprocessing",
+    "require_colours",
+    "require_input",
+    "resolve_preprocessing",
+]
+
+_INTERPOLATIONS = ("bicubic", "bilinear")
+"""Ways to scale tiles to the side of the input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,24 @@ def require_colours(where: str, stated: Mapping[str, Any], *, source: str) -> No
             )
 
 
+def require_input(where: str, stated: Mapping[str, Any]) -> None:
+    """Raise EncoderError if a stated ``input_px`` or ``interpolation`` cannot be that of a network.
+
+    ``where`` is the beginning of the message.
+    """
+    side, interpolation = stated.get("input_px", 1), stated.get("interpolation", "bicubic")
+    if type(side) is not int or side < 1:
+        raise EncoderError(
+            where, actual=f"input_px {side!r}", expected="a whole number of px, e.g. 224"
+        )
+    if interpolation not in _INTERPOLATIONS:
+        raise EncoderError(
+            where,
+            actual=f"interpolation {interpolation!r}",
+            expected=" or ".join(_INTERPOLATIONS),
+        )
+
+
 def resolve_preprocessing(
     model: nn.Module, *, stated: Mapping[str, Any] | None = None, img_size: int | None = None
 ) -> Preprocessing:
@@ -110,7 +137,7 @@ def resolve_preprocessing(
     interpolation = config["interpolation"]
     return Preprocessing(
         input_px=int(config["input_px"]),
-        interpolation=interpolation if interpolation in {"bicubic", "bilinear"} else "bicubic",
+        interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
         mean=tuple(float(value) for value in config["mean"]),
         std=tuple(float(value) for value in config["std"]),
     )

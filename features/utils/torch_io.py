@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ _ARCHIVE_START = b"PK\x03\x04"
 
 def safe_torch_load(path: Path) -> object:
     """Load tensors of any shape, and plain containers of them, onto the CPU, without running code.
+
+    The arguments of a command line, which training scripts store, are read as plain values.
 
     Raises
     ------
@@ -41,6 +44,8 @@ def safe_torch_load(path: Path) -> object:
             raise ValueError(
                 f"an archive that unpacks to {n_unpacked:,} bytes, more than its own size"
             )
-    with warnings.catch_warnings(action="ignore"):
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    plain = torch.serialization.safe_globals([Namespace])
+    with path.open("rb") as file, warnings.catch_warnings(action="ignore"), plain:
+        # By its path, a file would be read as what its name says.
+        content: object = torch.load(file, map_location="cpu", weights_only=True)
     return content

@@ -42,6 +42,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({**state, "norm.weight": state["norm.weight"] * np.nan}, folder / "nan.safetensors")
     (folder / "damaged.safetensors").write_bytes((folder / "w.safetensors").read_bytes()[:999])
     torch.save(SimpleNamespace(model=3), folder / "model.pt")
+    torch.save({"ema": {"w": torch.ones(2)}, "net": state}, folder / "pair.pt")
+    torch.save({key: value.to("meta") for key, value in state.items()}, folder / "meta.pt")
     swiglu = timm.create_model("test_vit", mlp_layer=timm.layers.SwiGLUPacked)
     save_file(swiglu.state_dict(), folder / "swiglu.safetensors")
     save_file(timm.create_model("test_resnet").state_dict(), folder / "cnn.safetensors")
@@ -109,7 +111,15 @@ RESNET = "test_resnet --weights cnn.safetensors"
         ("test_vit --weights nan.safetensors", "Use the checkpoint of another epoch",
          f"test_vit {W}"),
         ("test_vit --weights damaged.safetensors", "Fetch it again", f"test_vit {W}"),
-        ("test_vit --weights model.pt", "save the state_dict alone", f"test_vit {W}"),
+        ("test_vit --weights model.pt", "Save the state_dict alone", f"test_vit {W}"),
+        ("test_vit --weights pair.pt", "Save the state_dict of the network alone.",
+         f"test_vit {W}"),
+        ("test_vit --weights meta.pt", "Save the state_dict of the network as it runs.",
+         f"test_vit {W}"),
+        ("test_vit --weights good", "or give it with --backbone local-dir:FOLDER.",
+         "local-dir:good"),
+        ("hf-hub:some/one@main", "A revision cannot be named: fetch its files, and give them with",
+         "local-dir:good"),
         (f"test_vit {W} --model-arg input_px=100", "State its input with --model-arg input_px=PX",
          f"test_vit {W} --model-arg input_px=160"),
         (f"test_vit {W} --model-arg nosuch=1", "Correct what --model-arg states, or leave it out.",
@@ -145,6 +155,15 @@ def test_advice_to_list_backbones_leads_to_a_list(
     follow_advice(f"{EMBED.format(out=tmp_path / 'bags')} {wrong}", advice, ["backbones", then])
     if "tags" in advice:
         follow_advice("backbones test_vit.nope", advice, ["backbones", then])
+
+
+def test_a_repository_without_its_prefix_is_advised_and_found(
+    study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hub, "hf_hub_download", lambda _, name: str(study / "good" / name))
+    embed = EMBED.format(out=tmp_path / "bags")
+    advice = "Did you mean the repository of the hub, hf-hub:some/one?"
+    follow_advice(f"{embed} some/one", advice, f"{embed} hf-hub:some/one")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from huggingface_hub.errors import (
 )
 
 from features.encoders import hub, model_config, weights
+from features.encoders.encoder import load_encoder
 from features.encoders.weights import load_model
 from features.errors import EncoderError
+from tests.features.encoders.test_encoder import CPU, random_tiles
 from tests.features.encoders.test_pathology import write_folder
 
 ANSWER: Any = SimpleNamespace(headers={}, request=None, status_code=403)
@@ -139,12 +141,59 @@ def test_an_installed_package_provides_an_encoder(package: Any) -> None:
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
+PLUGIN = """
+from dataclasses import replace
+from torch import nn
+from features.encoders.plugins import PluginEncoder
+from features.encoders.preprocessing import Preprocessing
+
+GIVEN = Preprocessing(input_px=8, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+class Network(nn.Module):
+    def forward(self, images):
+        vectors = images.mean((2, 3))
+        return OUTPUT
+
+def load(weights_path):
+    return PluginEncoder"""
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("{}['x']", "cannot take an image of 8 px .'x'"),
+        ("exit(3)", "cannot take an image of 8 px"),
+        ("vectors[:, :0]", r"shape \(1, 0\).*expected one vector per tile"),
+        ("vectors.int()", r"shape \(1, 3\) and torch.int32"),
+        ("vectors + 1j", r"shape \(1, 3\) and torch.complex64"),
+        ("vectors[:1]", r"shape \(1, 3\) for 2 tiles; expected \(2, 3\)"),
+        ("vectors.repeat(2, 1)", r"shape \(2, 3\).*expected one vector per tile"),
+    ],
+)
+def test_a_package_whose_network_returns_no_vector_per_tile_is_one_message(
+    package: Any, output: str, words: str
+) -> None:
+    code = PLUGIN.replace("OUTPUT", output) + "(model=Network(), preprocessing=GIVEN)"
+    package(code)
+    with pytest.raises(EncoderError, match=f"backbone 'my-encoder'.*{words}"):
+        load_encoder("my-encoder", weights_path=None, device=CPU, batch_tiles=2).embed(
+            random_tiles(side_px=8)
+        )
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
         ("raise RuntimeError('broken')", "RuntimeError: broken"),
         ("load = 3", "TypeError"),
         ("def load(weights_path): return 3", "it returned a int"),
+        (f"{PLUGIN}(model=len, preprocessing=GIVEN)", "its model is a builtin_function"),
+        (f"{PLUGIN}(model=nn.Identity(), preprocessing={{}})", "its preprocessing is a dict"),
+        (f"{PLUGIN}(model=nn.Identity(), preprocessing=replace(GIVEN, input_px=0))", "input_px 0"),
+        (
+            f"{PLUGIN}(model=nn.Identity(), preprocessing=replace(GIVEN, interpolation='box'))",
+            "interpolation 'box'; expected bicubic or bilinear",
+        ),
     ],
 )
 def test_a_broken_package_is_one_message(package: Any, code: str, words: str) -> None:

@@ -283,6 +283,12 @@ def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
     [
         (TINY, ["pooling"], "not KEY=VALUE"),
         (TINY, ["=3"], "not KEY=VALUE"),
+        (TINY, ["pooling="], "not KEY=VALUE"),
+        (f"{TINY}?pooling", [], r"not KEY=VALUE \(pooling="),
+        (TINY, ["input_px=x"], "input_px 'x'; expected a whole number of px"),
+        (TINY, ["input_px=0"], "input_px 0; expected a whole number of px"),
+        (TINY, ["input_px=224.5"], "input_px 224.5; expected a whole number of px"),
+        (TINY, ["interpolation=cubic"], "interpolation 'cubic'; expected bicubic or bilinear"),
         (f"{TINY}+resnet18", ["pooling=token"], "with several backbones"),
         (TINY, ["pooling=max"], "expected token, mean, token.mean"),
         ("resnet18", ["pooling=token"], "expected a VisionTransformer"),
@@ -298,6 +304,11 @@ def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
         ("phikon_v2", [], r"Did you mean phikon-v2\?$"),
         ("uni_v2", [], r"Did you mean uni2-h\?$"),
         ("gigapath", [], r"Did you mean prov-gigapath\?$"),
+        ("lunit", [], r"Did you mean lunit-dino, lunit-dino-p8\?$"),
+        ("kaiko", [], r"Did you mean kaiko-vits16, .*kaiko-vitl14\?$"),
+        ("timm/resnet50.a1_in1k", [], r"Did you mean .*, hf-hub:timm/resnet50.a1_in1k\?$"),
+        ("someone/else", [], r"Did you mean .*, hf-hub:someone/else\?$"),
+        ("hf-hub:someone/else@main", [], "A revision cannot be named.*local-dir:FOLDER"),
         ("h0-mini", [], "--backbone hf-hub:bioptimus/H0-mini --model-arg mlp_layer=SwiGLUPacked"),
         ("conch_v15", [], "entry point mil.encoders"),
         ("hf-hub:MahmoodLab/conchv1_5", [], "timm cannot build it.*entry point mil.encoders"),
@@ -312,6 +323,11 @@ def test_bad_names_and_arguments_are_clear(
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(EncoderError, match=message):
         load_model(parse_backbone(name, arguments), weights_path=tmp_path / "w.safetensors")
+
+
+def test_arguments_join_those_that_the_name_has() -> None:
+    name = parse_backbone(f"{TINY}?img_size=64&depth=2", ["depth=3"])
+    assert name == f"{TINY}?depth=3&img_size=64"
 
 
 def test_the_advice_on_h0_mini_builds_what_its_repository_states(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,83 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path, name: str, conten
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EncoderError, match="not readable as weights"):
         load_model(TINY, weights_path=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a web page.*Download it again"),
+        (b"\x1f\x8b\x08", "an archive.*Unpack it"),
+        (b"x", "no file of torch.*Fetch it again"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "w.bin").write_bytes(content)
+    with pytest.raises(EncoderError, match=rf"not readable as weights \({words}"):
+        load_model(TINY, weights_path=tmp_path / "w.bin")
+
+
+def test_a_checkpoint_is_read_as_what_it_is_whatever_its_name(tmp_path: Path) -> None:
+    state = tiny_state()
+    save_file(state, tmp_path / "first.pth")
+    save_file(state, tmp_path / "second.SAFETENSORS")
+    torch.save(state, tmp_path / "third.safetensors")
+    for path in tmp_path.iterdir():
+        assert read_checkpoint(path).keys() == state.keys()
+
+
+def test_a_whole_network_is_refused_by_what_would_have_to_be_run(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pth")
+    with pytest.raises(EncoderError, match=r"code to be run: torch.nn.*Save the state_dict alone"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_the_arguments_of_a_training_script_are_no_obstacle(tmp_path: Path) -> None:
+    """DINO, MAE and MoCo store them beside the weights."""
+    state = {"x.weight": torch.ones(2)}
+    torch.save({"args": Namespace(lr=0.1), "model": state}, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth").keys() == state.keys()
+
+
+def test_blocks_that_dinov2_trained_in_chunks_are_numbered_through(tmp_path: Path) -> None:
+    state = tiny_state()
+    chunked = {re.sub(r"^blocks\.(\d+)", r"blocks.\1.\1", key): v for key, v in state.items()}
+    backbone = {f"backbone.{key}": value for key, value in chunked.items()}
+    torch.save({"teacher": backbone | {"dino_head.w": torch.ones(2)}}, tmp_path / "w.pth")
+    model = load_model(TINY, weights_path=tmp_path / "w.pth").model
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "empty"),
+        ({"epoch": 3}, r"no single state dict under its names \('epoch'\)"),
+        ({"a": {"w": torch.ones(2)}, "b": {"w": torch.ones(2)}}, r"its names \('a', 'b'\)"),
+        ({"w": torch.ones(2).to_sparse()}, "'w' is sparse"),
+        ({"w": torch.ones(2, device="meta")}, "'w' is without values"),
+    ],
+)
+def test_a_file_without_the_tensors_of_one_network_is_one_message(
+    tmp_path: Path, content: object, words: str
+) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(EncoderError, match=f"{words}.*Save the state_dict"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_a_state_dict_under_several_unknown_names_is_found(tmp_path: Path) -> None:
+    torch.save({"a": {"b": {"c": {"w": torch.ones(2)}}}, "epoch": 3}, tmp_path / "w.pth")
+    assert list(read_checkpoint(tmp_path / "w.pth")) == ["w"]
+
+
+def test_a_folder_of_weights_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"a folder, no file.*local-dir:FOLDER"):
+        load_model(TINY, weights_path=tmp_path)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
