@@ -13,6 +13,7 @@ from features.bags.digest import BagDigest
 from features.utils.text import list_names, percent, pluralize, rounded
 from mil.audit.findings import Finding, Severity
 from mil.audit.tables import Split, audit_similar_ids, audit_table, audit_unclear_labels
+from mil.calibration import MIN_PATIENTS_PER_CLASS
 from mil.data.cohort_checks import check_cells
 from mil.errors import CohortError
 from mil.evaluation.metrics import wilson_interval
@@ -21,6 +22,8 @@ from mil.reporting.cohort_report.table import OTHERS, SlideFiles, SlideTable
 
 __all__ = ["check_bags", "check_centres", "check_differences", "check_files", "check_table"]
 
+_N_FOLDS = 5
+"""Folds of ``mil train`` unless asked for others."""
 _MIN_SHARE_DIFFERENCE = 0.10
 _MIN_PATIENTS = 10
 _RARE_SHARE = 0.35
@@ -174,6 +177,7 @@ def _check_classes(table: SlideTable) -> Iterator[Finding]:
             f"{next(iter(labels), 'none')}: there is nothing to learn",
         )  # fmt: skip
         return
+    yield from _check_class_sizes(table)
     (common, n_common), *_, (rare, n_rare) = labels.most_common()
     total = labels.total()
     if OTHERS not in table.classes and total and n_rare / total < _RARE_SHARE:
@@ -183,6 +187,30 @@ def _check_classes(table: SlideTable) -> Iterator[Finding]:
             f"{rare} is the {rarer} class: {n_rare} of {total} patients "
             f"({percent(n_rare / total, digits=1)}); accuracy says little here, since always "
             f"predicting {common} is right for {percent(n_common / total, digits=1)}", "", (rare,),
+        )  # fmt: skip
+
+
+def _check_class_sizes(table: SlideTable) -> Iterator[Finding]:
+    """Find classes, also of those that are not shown, that training or its usual folds refuse."""
+    labelled = table.rows[table.rows["label"] != ""].drop_duplicates(["patient", "label"])
+    sizes = labelled.drop_duplicates("patient", keep=False)["label"].value_counts()
+    counts = {str(name): int(sizes.get(name, 0)) for name in sorted(labelled["label"].unique())}
+    least = MIN_PATIENTS_PER_CLASS + 1
+    small = {name: count for name, count in counts.items() if count < least}
+    if small:
+        those = "that class" if len(small) == 1 else "these classes"
+        yield Finding(
+            Severity.warning, "class_too_small",
+            f"'mil train' refuses a class of fewer than {least} patients: "
+            f"{list_names([f'{name} has {count}' for name, count in small.items()])}",
+            f"Add patients of {those}, or take {those} out of the table.", tuple(small),
+        )  # fmt: skip
+    elif few := [name for name, count in counts.items() if count < _N_FOLDS]:
+        yield Finding(
+            Severity.warning, "class_too_small",
+            f"{list_names(few)}: fewer patients than the {_N_FOLDS} folds of 'mil train'",
+            f"Train with --folds {min(counts.values())}, or add patients of "
+            f"{'that class' if len(few) == 1 else 'these classes'}.", tuple(few),
         )  # fmt: skip
 
 

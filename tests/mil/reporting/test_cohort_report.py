@@ -186,6 +186,30 @@ def test_cells_that_training_refuses_are_a_finding(tmp_path: Path) -> None:
     assert not {"table_refused", "unclear_labels"} & set(kinds)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said", "advice"),
+    [
+        ({"A": 9, "B": 3}, "B has 3", "Add patients of that class"),
+        ({"A": 2, "B": 3, "C": 9}, "A has 2, B has 3", "Add patients of these classes"),
+        ({"A": 9, "B": 4}, "B: fewer patients than the 5 folds", "--folds 4"),
+        ({"A": 5, "B": 6}, None, None),
+        ({f"class {n:02d}": 6 for n in range(14)} | {"rare": 1}, "rare has 1", "Add patients"),
+    ],
+)
+def test_classes_too_small_to_train_on_are_a_finding(
+    tmp_path: Path, sizes: dict[str, int], said: str | None, advice: str | None
+) -> None:
+    rows = [f"{name}{n},{name}{n},{name},1,0" for name, size in sizes.items() for n in range(size)]
+    rows += ["x_0,x,A,1,0", "x_1,x,B,1,1"] if "A" in sizes else []  # of no class
+    found = [f for f in described(write(tmp_path, rows)).findings if f.kind == "class_too_small"]
+    if said is None or advice is None:
+        assert not found
+    else:
+        (finding,) = found
+        assert said in finding.message
+        assert advice in finding.advice
+
+
 def test_a_table_without_ids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no column 'patient_id'"):
         described(write(tmp_path, ["a,CE"], head="image_id,label"))
