@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from features.bags.setting_words import UNKNOWN, describe_difference
 from features.bags.tile_keys import TileKeys, hash_tiles, make_tile_keys, sketch_tiles
-from features.errors import CONTENT_ERRORS, BagError, MilError
+from features.errors import BagError, MilError
 from features.utils.paths import slide_name
 from features.utils.spreadsheet_dates import date_hint
 from features.utils.text import nearest_names, pluralize
@@ -43,17 +44,13 @@ __all__ = [
     "check_no_tie",
     "check_same_fingerprint",
     "check_slide_id",
-    "different_field",
     "is_plain_id",
     "meta_attributes",
     "meta_from_attrs",
     "no_bag_error",
     "usual_fingerprint",
-    "without_equal_parts",
 ]
 
-UNKNOWN = "unknown"
-"""Value of an attribute that the file a bag was imported from does not state."""
 
 TILE = "tile"
 """Kind of a bag whose instances are tiles of a slide."""
@@ -361,19 +358,16 @@ def check_fingerprint(
     source: str,
     hint: str = "Embed all slides with the same settings, or choose bags that were.",
 ) -> None:
-    """Raise BagError for the first bag whose fingerprint differs, with the field and both values.
+    """Raise BagError for the first bag whose fingerprint differs, with the settings that differ.
 
     ``actual`` holds the reference, for messages, and the fingerprint of each bag; ``source`` names
     the origin of the expected fingerprint, e.g. ``the run 'runs/a'``; ``hint`` says what to do.
     """
     for ref, other in actual:
-        if name := different_field(other, expected):
-            found, wanted = getattr(other, name), getattr(expected, name)
+        if other != expected:
+            found, wanted = describe_difference(vars(other), vars(expected))
             raise BagError(
-                ref,
-                actual=f"{name} is {without_equal_parts(found, wanted)}",
-                expected=f"{without_equal_parts(wanted, found)} as in {source}",
-                hint=hint,
+                ref, actual=f"made with {found}", expected=f"{wanted} as in {source}", hint=hint
             )
 
 
@@ -399,12 +393,10 @@ def check_no_tie(where: object, fingerprints: Iterable[Fingerprint], *, hint: st
     if len(most) < 2 or most[0][1] > most[1][1]:
         return
     (one, n_bags), (other, _) = most
-    name = different_field(one, other)
-    found, others = getattr(one, name), getattr(other, name)
+    found, others = describe_difference(vars(one), vars(other))
     raise BagError(
         where,
-        actual=f"{pluralize(n_bags, 'bags')} whose {name} is {without_equal_parts(found, others)}"
-        f", and as many whose {name} is {without_equal_parts(others, found)}",
+        actual=f"{pluralize(n_bags, 'bags')} made with {found}, and as many with {others}",
         expected="bags that were made in the same way",
         hint=hint,
     )
@@ -451,28 +443,6 @@ def check_slide_id(bag_ref: BagRef, meta: BagMeta, slide_id: str) -> None:
             expected=f"that of {slide_id!r}",
             hint="Name the file after its slide, or move it away and embed the slide again.",
         )
-
-
-def different_field(one: Fingerprint, other: Fingerprint) -> str:
-    """Return the name of the first field in which two fingerprints differ; empty if none."""
-    if one == other:  # also where a resolution is NaN in both, which differs from itself
-        return ""
-    names = (part.name for part in fields(Fingerprint))
-    return next((name for name in names if getattr(one, name) != getattr(other, name)), "")
-
-
-def without_equal_parts(value: object, other: object) -> str:
-    """Return the text of a value; of one of many settings, of those that differ from the other."""
-    try:
-        own, others = json.loads(str(value)), json.loads(str(other))
-        differing = [key for key in {**own, **others} if own.get(key) != others.get(key)]
-    except CONTENT_ERRORS:
-        differing = []
-    if not differing:
-        return repr(value)
-    return ", ".join(
-        f"{key} {json.dumps(own[key])}" if key in own else f"without {key}" for key in differing
-    )
 
 
 def _hash_of(array: npt.NDArray[Any]) -> str:

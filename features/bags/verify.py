@@ -18,11 +18,10 @@ from features.bags.bag import (
     BagRef,
     Fingerprint,
     bag_id,
-    different_field,
-    without_equal_parts,
 )
 from features.bags.formats.base import unknown_fields
 from features.bags.h5 import read_bag
+from features.bags.setting_words import describe_difference
 from features.bags.store import open_bags
 from features.errors import CONTENT_ERRORS, BagError
 
@@ -182,13 +181,10 @@ def _check_fingerprint(
     """
     is_tied = len(most) == 2 and most[0][1] == most[1][1]
     usual, n_usual = most[is_tied and most[0][0] == fingerprint]
-    if not (name := different_field(fingerprint, usual)):
+    if fingerprint == usual:
         return report
-    own, others = getattr(fingerprint, name), getattr(usual, name)
-    problem = (
-        f"{name} is {without_equal_parts(own, others):.60}, but "
-        f"{without_equal_parts(others, own):.60} in {n_usual:,} of {n_bags:,} bags"
-    )
+    own, others = describe_difference(vars(fingerprint), vars(usual))
+    problem = f"made with {own}, but {n_usual:,} of {n_bags:,} bags with {others}"
     return replace(report, problems=(*report.problems, problem))
 
 

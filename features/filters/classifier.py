@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from features.bags.bag import Bag, Fingerprint, as_json, check_format
+from features.bags.setting_words import describe_difference
 from features.errors import CONTENT_ERRORS, FilterError, one_line
 from features.utils.files import atomic_write
 from features.utils.paths import parse_url
@@ -219,7 +220,7 @@ def apply_filter(tile_filter: TileFilter, bag: Bag) -> Bag:
 def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, source: str) -> None:
     """Raise FilterError for a filter that was fitted on other embeddings than a fingerprint's.
 
-    The message names the field, both values and the ``source`` of these embeddings.
+    The message names the settings that differ and the ``source`` of these embeddings.
     """
     if fingerprint.stain_norm:
         raise FilterError(
@@ -228,15 +229,15 @@ def check_compatible(tile_filter: TileFilter, fingerprint: Fingerprint, *, sourc
             expected=f"no stain normalisation of {source}",
             hint="Leave out --filter or --stain-norm.",
         )
-    own, other = asdict(tile_filter.spec), asdict(EmbeddingSpec.from_fingerprint(fingerprint))
-    for name, value in own.items():
-        if other[name] != value:
-            raise FilterError(
-                "the tile filter",
-                actual=f"fitted on tiles whose {name} is {value!r}",
-                expected=f"{other[name]!r} as in {source}",
-                hint="Fit it again: 'mil filter fit' with the same backbone, --mpp and --tile-px.",
-            )
+    other = EmbeddingSpec.from_fingerprint(fingerprint)
+    if tile_filter.spec != other:
+        found, wanted = describe_difference(vars(tile_filter.spec), vars(other))
+        raise FilterError(
+            "the tile filter",
+            actual=f"fitted on tiles made with {found}",
+            expected=f"{wanted} as in {source}",
+            hint="Fit it again: 'mil filter fit' with the same backbone, --mpp and --tile-px.",
+        )
 
 
 def write_filter(path: Path, tile_filter: TileFilter) -> None:

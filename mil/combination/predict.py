@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from features.bags.bag import BagRef, Fingerprint, different_field
+from features.bags.bag import BagRef, Fingerprint
 from features.bags.h5 import read_meta
 from features.bags.store import is_bag_store, open_bags
 from features.errors import BagError
@@ -53,7 +53,7 @@ def find_bag_folders(combination: Combination, given: Sequence[Path]) -> dict[st
     return {
         name: next(
             (path for path, made in candidates.items()
-             if not different_field(made, member.fingerprint)), None,
+             if made == member.fingerprint), None,
         )
         for name, member in combination.members.items()
     }  # fmt: skip

@@ -258,7 +258,8 @@ def test_a_bag_of_another_encoder_is_not_imported_with_the_others(tmp_path: Path
     result = mil("bags", "import", tmp_path / "source", "--from", "clam", "--bags", tmp_path / "b")
     assert result.exit_code == 3
     assert "failed: " in result.stderr
-    assert "s1.h5: dim is 9; expected 8 as in 3 of 4 bags" in result.stderr
+    assert "s1.h5: made with embeddings of 9 numbers; expected" in result.stderr
+    assert "embeddings of 8 numbers as in 3 of 4 bags" in result.stderr
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["s0.h5", "s2.h5", "s3.h5"]
     mil_ok("bags", "verify", tmp_path / "b")
 
@@ -270,7 +271,7 @@ def test_bags_of_two_kinds_are_exported_apart(tmp_path: Path) -> None:
         write_bag(path, make_bag(path.stem, dim=8 + number % 2))
     export = ["bags", "export", tmp_path / "bags", "--to", "torch", "--out", tmp_path / "out"]
     tie = expect_advice(export, "Move the bags of each kind into a folder of their own")
-    assert "2 bags whose dim is 8, and as many whose dim is 9" in tie
+    assert "2 bags made with embeddings of 8 numbers, and as many with embeddings of 9" in tie
     assert not (tmp_path / "out").exists()
     (tmp_path / "others").mkdir()
     for name in ("s1.h5", "s3.h5"):
@@ -292,7 +293,7 @@ def test_files_of_two_kinds_are_imported_once_it_is_said_which_are_meant(tmp_pat
     bags = tmp_path / "bags"
     do_import = ["bags", "import", source, "--from", "stamp", "--bags", bags]
     advice = "State what files leave out with --backbone, --mpp, --tile-px, or import the others"
-    assert "'uni' as in 3 of 4 bags" in expect_advice(do_import, advice, exit_code=3)
+    assert "--backbone uni as in 3 of 4 bags" in expect_advice(do_import, advice, exit_code=3)
     rmtree(bags)
     mil_ok(*do_import, "--backbone", "uni")
     assert len(list(bags.iterdir())) == 4
@@ -300,7 +301,7 @@ def test_files_of_two_kinds_are_imported_once_it_is_said_which_are_meant(tmp_pat
     with h5py.File(source / "s1.h5", "r+") as file:
         del file.attrs["extractor"]
     tie = expect_advice(do_import, advice)
-    assert "2 bags whose encoder is 'unknown', and as many whose encoder is 'uni'" in tie
+    assert "2 bags made with unknown --backbone, and as many with --backbone uni" in tie
     assert not list(bags.iterdir())
     (tmp_path / "others").mkdir()
     for name in ("s0.h5", "s1.h5"):

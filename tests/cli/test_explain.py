@@ -189,7 +189,12 @@ def test_wrong_use_and_bad_input_are_told_in_one_line(world: Path, tmp_path: Pat
         ("--patients", table, "--patient", "nobody"): "no patient 'nobody' among 3",
         ("--slide", "gone_0"): "slide 'gone_0' has no bag",
         ("--slide", "../gone"): "slide '../gone' has no bag",
-        ("--slide", "odd_0", "--bags", tmp_path): "dim is 8; expected 16",
+        (
+            "--slide",
+            "odd_0",
+            "--bags",
+            tmp_path,
+        ): "made with embeddings of 8 numbers; expected embeddings of 16 numbers",
         ("--slide", "alone_0", "--slides", world / "slides"): "none of the 1 slides",
         ("--slide", "alone_0", "--slides", tmp_path / "no"): "no such file or folder",
         ("--slide", "alone_0", "--run", tmp_path): "no model.json",

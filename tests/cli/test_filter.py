@@ -273,7 +273,7 @@ def test_a_filter_of_other_tiles_is_refused_by_embed(world: Path, tmp_path: Path
     result = mil("embed", world / "slides", "--bags", tmp_path / "bags", *backbone(world),
                 "--mpp", 1, "--filter", path)  # fmt: skip
     assert result.exit_code == 1
-    assert "target_mpp is 0.5; expected 1.0" in result.output
+    assert "made with --mpp 0.5; expected --mpp 1" in result.output
 
 
 HISTOLAB = {

@@ -39,13 +39,16 @@ def test_the_odd_bag_is_named_though_it_comes_first(
 ) -> None:
     result = mil(*command.format(world, tmp_path).split())
     assert result.exit_code == 1, result.output
-    assert "000_0.h5: tile_px is 256; expected 224 as in 9 of 10 bags" in result.output
+    assert (
+        "000_0.h5: made with --tile-px 256; expected --tile-px 224 as in 9 of 10 bags"
+        in result.output
+    )
 
 
 def test_the_others_are_exported(world: Path, tmp_path: Path) -> None:
     result = mil("bags", "export", world / "bags", "--to", "trident", "--out", tmp_path / "out")
     assert result.exit_code == 3, result.output
-    assert "tile_px is 256; expected 224 as in 9 of 10 bags" in result.output
+    assert "made with --tile-px 256; expected --tile-px 224 as in 9 of 10 bags" in result.output
     assert len(list((tmp_path / "out").glob("*/features_*/*.h5"))) == 9
 
 
@@ -55,5 +58,7 @@ def test_of_as_many_on_either_side_the_first_is_the_norm() -> None:
     assert usual_fingerprint([one, other, other]) == other
     assert usual_fingerprint([other, one]) == other
     check_same_fingerprint([("a", one), ("b", one)])
-    with pytest.raises(BagError, match="c: tile_px is 256; expected 224 as in 2 of 3 bags"):
+    with pytest.raises(
+        BagError, match="c: made with --tile-px 256; expected --tile-px 224 as in 2 of"
+    ):
         check_same_fingerprint([("a", one), ("b", one), ("c", other)])

@@ -139,7 +139,10 @@ def test_explanations_go_on_past_a_bag_of_another_make(
            tmp_path / "pages"]  # fmt: skip
     result = mil(*ask)
     assert result.exit_code == 3
-    assert "n1.h5: dim is 15; expected 16 as in the run" in result.output
+    assert (
+        "n1.h5: made with embeddings of 15 numbers; expected embeddings of 16 numbers as in the run"
+        in result.output
+    )
     table.write_text("image_id,patient_id\nn1,p1\n")
     assert mil(*ask).exit_code == 1
 

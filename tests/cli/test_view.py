@@ -332,7 +332,10 @@ def test_a_bag_that_breaks_meanwhile_is_told_in_one_line(world: Path, tmp_path: 
     thread.join()
     server.server_close()
     assert status == 500
-    assert "dim is 8; expected 16" in json.loads(content)["error"]
+    assert (
+        "made with embeddings of 8 numbers; expected embeddings of 16 numbers"
+        in json.loads(content)["error"]
+    )
 
 
 def test_a_slide_that_is_read_from_is_not_closed(world: Path, tmp_path: Path) -> None:

@@ -680,7 +680,7 @@ def test_imported_bags_train_together_but_never_with_our_own(tmp_path: Path) -> 
     np.testing.assert_array_equal(store.features["p1"], FEATURES[IN_ORDER])
     assert store.fingerprint.encoder == "uni_v1"
     assert len({note.content_id for note in store.slides}) == 1  # equal embeddings
-    with pytest.raises(BagError, match="encoder is 'fake'"):
+    with pytest.raises(BagError, match="made with --backbone fake"):
         check_fingerprint(
             store.fingerprint, [("s3", make_bag("s3").meta.fingerprint)], source="the run"
         )

@@ -161,7 +161,7 @@ def test_bags_of_two_makes_are_refused_before_anything_is_written(
     fingerprint = replace(bag.meta.fingerprint, target_mpp=1.0)
     write_bag(folder / "d.h5", replace(bag, meta=replace(bag.meta, fingerprint=fingerprint)))
     with pytest.raises(
-        BagError, match=r"d\.h5: target_mpp is 1\.0; expected 0\.5 as in 3 of 4 bags"
+        BagError, match=r"d\.h5: made with --mpp 1; expected --mpp 0\.5 as in 3 of 4 bags"
     ):
         pack(folder, tmp_path / "bags.zarr")
     assert [path.name for path in tmp_path.iterdir()] == ["bags"]

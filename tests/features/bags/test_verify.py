@@ -172,12 +172,12 @@ def test_bags_made_otherwise_than_most_are_found(tmp_path: Path) -> None:
     report = check(tmp_path)
     assert report.n_fingerprints == 2
     assert {bag.slide_id: bag.problems for bag in report.bags if bag.problems} == {
-        "b": ("encoder is 'another', but 'fake' in 2 of 3 bags",)
+        "b": ("made with --backbone another, but 2 of 3 bags with --backbone fake",)
     }
     (tmp_path / "c.h5").unlink()  # and now one is as usual as the other
     assert {bag.slide_id: bag.problems for bag in check(tmp_path).bags} == {
-        "a": ("encoder is 'fake', but 'another' in 1 of 2 bags",),
-        "b": ("encoder is 'another', but 'fake' in 1 of 2 bags",),
+        "a": ("made with --backbone fake, but 1 of 2 bags with --backbone another",),
+        "b": ("made with --backbone another, but 1 of 2 bags with --backbone fake",),
     }
 
 
@@ -230,7 +230,7 @@ def test_of_many_settings_those_that_differ_are_said(tmp_path: Path) -> None:
             tmp_path / f"{name}.h5", replace(bag, meta=replace(bag.meta, fingerprint=fingerprint))
         )
     assert {bag.slide_id: bag.problems for bag in check(tmp_path).bags if bag.problems} == {
-        "c": ("tissue is min_tissue 0.5, but min_tissue 0.3 in 2 of 3 bags",)
+        "c": ("made with --min-tissue 0.5, but 2 of 3 bags with --min-tissue 0.3",)
     }
 
 
@@ -342,7 +342,7 @@ def test_a_group_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
         ("mpp_x", "fine", "damaged (attribute 'mpp_x' is 'fine'"),
         ("n_tried", 4.5, "damaged (attribute 'n_tried' is 4.5"),
         ("slide_id", h5py.Empty("f"), "damaged (attribute 'slide_id' is None"),
-        ("transform", "x" * 60_000, "transform is 'xxx"),
+        ("transform", "x" * 60_000, "preprocessing xxx"),
         ("encoder", np.bytes_(b"\xff\xfe"), ""),
     ],
 )

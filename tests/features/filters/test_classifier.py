@@ -238,9 +238,9 @@ def test_a_filter_of_other_tiles_is_refused_and_the_field_is_named() -> None:
     tile_filter = make_filter(n_slides=8)
     check_compatible(tile_filter, replace(FINGERPRINT, overlap_px=9), source="the bags")
     for changes, words in (
-        ({"target_mpp": 1.0}, r"target_mpp is 0\.5; expected 1\.0 as in the bags"),
-        ({"weights_sha256": "f" * 64}, r"weights_sha256 is '000"),
-        ({"encoder": "resnet50"}, r"encoder is 'fake'; expected 'resnet50'"),
+        ({"target_mpp": 1.0}, r"--mpp 0\.5; expected --mpp 1 as in the bags"),
+        ({"weights_sha256": "f" * 64}, r"made with weights 000"),
+        ({"encoder": "resnet50"}, r"made with --backbone fake; expected --backbone resnet50"),
     ):
         with pytest.raises(FilterError, match=words):
             check_compatible(tile_filter, replace(FINGERPRINT, **changes), source="the bags")  # type: ignore[arg-type]

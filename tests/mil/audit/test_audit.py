@@ -393,7 +393,10 @@ def test_slides_without_a_bag_are_told_and_bags_made_otherwise_refused(tmp_path:
     assert kinds(report, Severity.warning) == ["slide_without_bag"]
     assert report.findings[0].subjects == ("gone_0",)
     world.add(make_bag("odd", dim=9), "odd")
-    with pytest.raises(BagError, match=r"odd.h5: dim is 9; expected 8"):
+    with pytest.raises(
+        BagError,
+        match=r"odd.h5: made with embeddings of 9 numbers; expected embeddings of 8 numbers",
+    ):
         world.audit()
 
 

@@ -218,7 +218,9 @@ def test_a_filter_of_other_embeddings_is_refused(tmp_path: Path) -> None:
     bags, cohort = world(tmp_path)
     other = replace(FINGERPRINT, dim=16, encoder="resnet50")
     tile_filter = fit_filter(known_examples(), spec=EmbeddingSpec.from_fingerprint(other))
-    with pytest.raises(FilterError, match=r"encoder is 'resnet50'; expected 'fake' as in the bags"):
+    with pytest.raises(
+        FilterError, match=r"made with --backbone resnet50; expected --backbone fake as in the bags"
+    ):
         through(bags, cohort, tile_filter)
 
 

@@ -134,7 +134,10 @@ def test_bags_of_another_make_alone_are_refused_and_one_among_others_is_not_used
     world: Path,
 ) -> None:
     write_bag(world / "bags" / "odd_0.h5", make_bag("odd_0", dim=8))
-    with pytest.raises(BagError, match="dim is 8; expected 16 as in the run"):
+    with pytest.raises(
+        BagError,
+        match="made with embeddings of 8 numbers; expected embeddings of 16 numbers as in the run",
+    ):
         explain(world, "gated", "odd_0,odd")
     _, (of_new, of_odd) = explain(world, "gated", "new_0,new", "odd_0,odd")
     assert of_new.slides

@@ -241,7 +241,10 @@ def test_bags_made_otherwise_are_refused_by_field(
 ) -> None:
     write_bag(tmp_path / "odd_0.h5", make_bag("odd_0", dim=8))
     cohort = read_cohort(write_new_patients(tmp_path, "odd_0,odd"), labelled=False)
-    with pytest.raises(BagError, match="dim is 8; expected 16 as in the run"):
+    with pytest.raises(
+        BagError,
+        match="made with embeddings of 8 numbers; expected embeddings of 16 numbers as in the run",
+    ):
         predict(run, cohort, tmp_path, prior=balanced(run.classes))
 
 

@@ -75,7 +75,10 @@ def test_bags_made_differently_are_not_mixed(tmp_path: Path) -> None:
 
     table = write_cohort(tmp_path, n_patients=6, shift=0.0)
     write_bag(tmp_path / "bags" / "003_0.h5", make_bag("003_0", dim=5))
-    with pytest.raises(BagError, match=r"003_0\.h5: dim is 5; expected 16"):
+    with pytest.raises(
+        BagError,
+        match=r"003_0\.h5: made with embeddings of 5 numbers; expected embeddings of 16 numbers",
+    ):
         load_patient_bags(read_cohort(table, labelled=True), find_bags(tmp_path / "bags"))
 
 

@@ -204,9 +204,9 @@ def test_bags_with_and_without_views_are_neither_trained_on_together_nor_judged(
     write_bag(tmp_path / "003_0.h5", make_bag("003_0", n_tiles=12, dim=16))
     cohort = read_cohort(world / "train.csv", labelled=True)
     paths = {**find_bags(world / "bags"), "003_0": tmp_path / "003_0.h5"}
-    with pytest.raises(BagError, match="views is ''; expected '"):
+    with pytest.raises(BagError, match="made with no --views; expected --views"):
         load_patient_bags(cohort, paths)
-    with pytest.raises(BagError, match=r"views is ''; expected '.*as in the run"):
+    with pytest.raises(BagError, match=r"made with no --views; expected --views .* as in the run"):
         predict(run, cohort, tmp_path, prior=balanced(run.classes))
 
 

@@ -122,7 +122,9 @@ def test_a_restricted_store_keeps_the_unlabelled() -> None:
 def test_bags_made_otherwise_are_refused() -> None:
     bags, _ = noise_cohort(6, 0)
     others = new_patients(bags)
-    with pytest.raises(BagError, match="encoder is 'another'; expected 'fake' as in the labelled"):
+    with pytest.raises(
+        BagError, match="made with --backbone another; expected --backbone fake as in the labelled"
+    ):
         bags.with_unlabelled(
             replace(others, fingerprint=replace(others.fingerprint, encoder="another"))
         )
