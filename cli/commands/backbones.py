@@ -143,5 +143,19 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, Any]]) -> None:
     if speeds:
         runtimes = ", ".join(sorted({str(speed["execution"]) for speed in speeds.values()}))
         stdout.print(f"tiles/s: measured here with random weights, {runtimes}, without reading.")
-    if usable := [one.name for one in infos if not one.unusable]:
-        print_next("mil embed SLIDES --bags bags-new --backbone {name}", name=usable[0])
+    usable = [one for one in infos if not one.unusable]
+    if usable:
+        _print_next(min(usable, key=lambda one: (not one.weights_here, one.gated)))
+
+
+def _print_next(chosen: EncoderInfo) -> None:
+    """Suggest a backbone, and say what it takes where its weights are not on this machine."""
+    embed = "mil embed SLIDES --bags bags-new --backbone {name}"
+    if chosen.weights_here:
+        print_next(embed, name=chosen.name)
+        return
+    stdout.print(
+        f"The weights of {chosen.name} are not here: they come from the model hub"
+        f"{', after its licence was accepted there' * chosen.gated}, or from a file with --weights."
+    )
+    print_next(embed, f"{embed} --weights FILE", name=chosen.name)

@@ -7,7 +7,7 @@ token and cache are used as they are, or from a file.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -272,18 +272,24 @@ def require_of_timm(hub_id: str) -> None:
         )
 
 
-def unknown_encoder(name: str, known: list[str]) -> EncoderError:
-    """Return the error for a name that neither timm nor this registry knows, with close matches."""
+def unknown_encoder(
+    name: str, known: list[str], *, find_weights: Callable[[str], str]
+) -> EncoderError:
+    """Return the error for a name that neither timm nor this registry knows, with close matches.
+
+    ``find_weights`` returns where the weights of a name are on this machine, empty if nowhere:
+    matches with weights are marked and come first.
+    """
     return EncoderError(
         f"backbone {name!r}",
         actual="timm does not know it, nor is it a pathology encoder",
         expected="a timm name, a name of 'mil backbones --pathology', hf-hub:OWNER/NAME or "
         "local-dir:FOLDER",
-        hint=_advice_on(name, known),
+        hint=_advice_on(name, known, find_weights),
     )
 
 
-def _advice_on(name: str, known: list[str]) -> str:
+def _advice_on(name: str, known: list[str], find_weights: Callable[[str], str]) -> str:
     """Return what to give instead of an unknown name."""
     plain = _plain(name)
     if plain in _ADVICE_OF_OTHERS:
@@ -299,7 +305,12 @@ def _advice_on(name: str, known: list[str]) -> str:
     close = family or [
         candidates[one] for one in difflib.get_close_matches(architecture, candidates, n=3)
     ]
-    return f"Did you mean {', '.join(close)}?" if close else "See 'mil backbones'."
+    if not close:
+        return "See 'mil backbones'."
+    here = [own for own in close if find_weights(own)]
+    others = [own for own in close if own not in here]
+    marked = [*(f"{own} (its weights are installed)" for own in here), *others]
+    return f"Did you mean {', '.join(marked)}?"
 
 
 def _plain(name: str) -> str:

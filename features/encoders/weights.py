@@ -64,7 +64,7 @@ class LoadedModel:
 def require_known(name: str) -> None:
     """Raise EncoderError, with the closest matches, for a name that timm does not know."""
     if not timm.is_model(name.split(".", maxsplit=1)[0]):
-        raise unknown_encoder(name, timm.list_models())
+        raise unknown_encoder(name, timm.list_models(), find_weights=local_weights)
 
 
 def tags_command(name: str) -> str:

@@ -50,3 +50,26 @@ def test_an_unknown_backbone_is_one_line() -> None:
     result = mil("backbones", "resnet_50")
     assert result.exit_code == 1
     assert "Did you mean" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("here", "gated", "chosen"),
+    [("", "", "a"), ("b", "", "b"), ("", "a", "b"), ("b", "b", "b"), ("", "ab", "a")],
+)
+def test_a_backbone_whose_weights_are_here_is_suggested_and_what_others_take_is_said(
+    monkeypatch: pytest.MonkeyPatch, here: str, gated: str, chosen: str
+) -> None:
+    infos = [
+        EncoderInfo(name=name, input_px=224, dim=8, gated=name in gated,
+                    weights_here="hub cache" if name in here else "")
+        for name in "ab"
+    ]  # fmt: skip
+    printed = io.StringIO()
+    for module, name in ((console, "stdout"), (console, "stderr"), (backbones, "stdout")):
+        monkeypatch.setattr(module, name, Console(file=printed, width=200))
+    backbones._print(infos, {})
+    text = printed.getvalue()
+    assert f"Next: mil embed SLIDES --bags bags-new --backbone {chosen}\n" in text
+    assert (f"The weights of {chosen} are not here" in text) == (not here)
+    assert (f"--backbone {chosen} --weights FILE" in text) == (not here)
+    assert ("its licence was accepted" in text) == (chosen in gated and not here)

