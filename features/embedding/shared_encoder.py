@@ -74,6 +74,7 @@ class SharedEncoderWorker:
         self, bags_dir: Path, load_encoder: Callable[[], Encoder], config: BaseEmbedConfig, *,
         n_processes: int, n_workers: int = 1,
     ) -> None:  # fmt: skip
+        self._queue: JobQueue | None = None
         self._warnings: list[str] = []
         remote = config.without_encoder()
         n_threads, n_more = divmod(config.n_threads, n_processes)
@@ -95,7 +96,7 @@ class SharedEncoderWorker:
             self._pool = stack.enter_context(
                 WorkerPool(
                     ProcessTransport(factories, import_main=False),
-                    start_first_only=False, on_warning=self._warnings.append, wait_for_first=False,
+                    start_first_only=False, on_warning=self._warn, wait_for_first=False,
                 )
             )  # fmt: skip
             encoder = load_encoder()
@@ -107,9 +108,11 @@ class SharedEncoderWorker:
         """Write bags until the queue offers no source."""
         self._server.restart_clock()
         before = STAGE_TIMES.as_dict()
-        listener = _Listener(queue, self._warnings)
+        self._queue = queue
+        while self._warnings:
+            self._warn(self._warnings.pop(0))
+        listener = _Listener(queue)
         self._pool.run(listener.sources(), listener, stop=Event(), on_requeue=listener.requeue)
-        listener.send_warnings()
         after = STAGE_TIMES.as_dict()
         queue.send_message(
             StagesTimed({stage: after[stage] - before[stage] for stage in DEVICE_STAGES})
@@ -118,6 +121,13 @@ class SharedEncoderWorker:
     def close(self) -> None:
         """End the processes."""
         self._stack.close()
+
+    def _warn(self, text: str) -> None:
+        """Pass a warning of the pool on at once, or as soon as there are slides."""
+        if self._queue is None:
+            self._warnings.append(text)
+        else:
+            self._queue.send_message(Warned(text))
 
 
 def _batch_shape(config: BaseEmbedConfig) -> tuple[int, int, int, int]:
@@ -142,8 +152,8 @@ class _ReadingWorkerFactory:
 class _Listener:
     """Passes what the processes report on to the queue from which their slides come."""
 
-    def __init__(self, queue: JobQueue, warnings: list[str]) -> None:
-        self._queue, self._warnings = queue, warnings
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
         self._jobs: dict[str, Job] = {}
         self._runtimes: set[str] = set()
 
@@ -159,7 +169,6 @@ class _Listener:
 
     def on_done(self, payload: Source[Any], result: SlideResult) -> None:
         """Report the result of a source."""
-        self.send_warnings()
         self._queue.finish(self._jobs.pop(payload.bag_id), result)
 
     def on_failed(self, payload: Source[Any], reason: str) -> None:
@@ -168,7 +177,6 @@ class _Listener:
 
     def on_message(self, message: object) -> None:
         """Pass a message on, unless it is about the encoder, of which there is only one."""
-        self.send_warnings()
         if isinstance(message, StagesTimed):
             seconds = {s: value for s, value in message.seconds.items() if s not in DEVICE_STAGES}
             message = StagesTimed(seconds)
@@ -177,8 +185,3 @@ class _Listener:
                 return
             self._runtimes.add(message.runtime)
         self._queue.send_message(message)
-
-    def send_warnings(self) -> None:
-        """Pass the warnings of the pool on."""
-        while self._warnings:
-            self._queue.send_message(Warned(self._warnings.pop(0)))

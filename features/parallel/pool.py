@@ -51,8 +51,8 @@ class WorkerPool:
     """Executor with several workers, each in another process.
 
     A worker that dies is replaced and its jobs are queued again; see
-    :class:`features.parallel.queue.CrashAwareQueue`. A worker that dies three times before it has
-    started is given up.
+    :class:`features.parallel.queue.CrashAwareQueue`. A worker that dies before it has started is
+    started again with a warning, and given up after the third time.
 
     Use it as a context manager: workers start on entry; with ``start_first_only``, the others after
     the first is ready, which makes a choice that they take over. Entry waits for the first, unless
@@ -192,7 +192,8 @@ class WorkerPool:
             self._retire(worker_id, error)
 
     def _replace(self, worker_id: str, reason: str) -> None:
-        self._n_failed_starts[worker_id] += worker_id not in self._locations
+        is_start = worker_id not in self._locations
+        self._n_failed_starts[worker_id] += is_start
         self._locations.pop(worker_id, None)
         self._idle.discard(worker_id)
         are_others_starting = not self._start_first_only
@@ -201,6 +202,9 @@ class WorkerPool:
                 self._transport.start(worker_id)
             except MilError as no_room:
                 self._retire(worker_id, no_room, are_others_starting=are_others_starting)
+            else:
+                if is_start:
+                    self._warn(f"worker {worker_id} {reason} while it started; it is started again")
         else:
             error = MilError(
                 f"worker {worker_id}",

@@ -15,7 +15,6 @@ from dataclasses import replace
 from multiprocessing import RawArray
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -31,17 +30,17 @@ from features.embedding.distributed import EmbeddingWorkerFactory, open_executor
 from features.embedding.estimate import estimate_embedding
 from features.embedding.pipeline import NoProgress, embed_slides
 from features.embedding.results import SlideResult
-from features.embedding.shared_encoder import SharedEncoderWorker, _Listener, reading_processes
+from features.embedding.shared_encoder import SharedEncoderWorker, reading_processes
 from features.embedding.sources import record_crash, slide_sources
-from features.embedding.worker import EmbeddingWorker, TilesDone, Warned
+from features.embedding.worker import EmbeddingWorker
 from features.encoders.base import ConcatResult, Encoder
 from features.errors import EncoderError, MilError, OutputError
-from features.parallel.base import JobQueue
 from features.parallel.local import LocalExecutor
 from features.slides.synthetic import make_cohort, render_slide, write_slide
 from features.tiling.grid import TileSettings
 from features.utils.stage_times import StageTimes
 from tests.disks import few_handles
+from tests.features.parallel.toys import exit_at_once
 
 N_SLIDES = 6
 EXPECTED = {f"s{number}": "done" for number in range(N_SLIDES)} | {
@@ -214,11 +213,13 @@ def test_processes_start_before_their_encoder_is_loaded_and_end_if_it_cannot_be(
     readers: list[psutil.Process] = []
 
     def load_encoder() -> Encoder:
-        readers.extend(
-            child
-            for child in psutil.Process().children()
-            if "spawn_main" in " ".join(child.cmdline())
-        )
+        until = time.monotonic() + 30.0
+        while len(readers) < 2 and time.monotonic() < until:  # They have not begun at once.
+            readers[:] = [
+                child
+                for child in psutil.Process().children()
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
         raise error
 
     with pytest.raises(type(error)):
@@ -251,12 +252,25 @@ def test_slides_that_have_a_bag_count_neither_for_processes_nor_as_tiles(
     assert counted == [(2, 400), (3, 600), (0, 1), (None, None)]
 
 
-def test_a_process_that_died_is_told_before_a_slide_is_finished() -> None:
-    told: list[object] = []
-    queue = SimpleNamespace(send_message=told.append)
-    listener = _Listener(cast("JobQueue", queue), ["worker 2 ended"])
-    listener.on_message(TilesDone(1))
-    assert told == [Warned("worker 2 ended"), TilesDone(1)]
+def test_reading_processes_that_cannot_start_are_told_at_once_and_end_the_run(
+    world: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "features.embedding.shared_encoder._ReadingWorkerFactory", lambda **_: exit_at_once
+    )
+    progress = Killer(tmp_path, n_kills=0)
+    with (
+        pytest.raises(MilError, match=r"reading process .* 3 times while it started") as caught,
+        shared(tmp_path, encoder, config_for(world)) as worker,
+    ):
+        embed_slides(
+            [world / "slides"], tmp_path, config_for(world), executor=LocalExecutor(worker),
+            progress=progress,
+        )  # fmt: skip
+    assert "give fewer --workers" in caught.value.hint
+    again = "ended with code 3 while it started; it is started again"
+    for number in (1, 2):
+        assert f"worker reading process {number} {again}" in progress.warnings
 
 
 @pytest.mark.parametrize(

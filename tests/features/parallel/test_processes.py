@@ -104,6 +104,16 @@ def test_a_worker_that_cannot_start_is_left_out_with_a_warning() -> None:
     )
 
 
+def test_a_worker_that_ends_while_it_starts_is_told_each_time_and_then_left_out() -> None:
+    warnings: list[str] = []
+    with process_pool(make_toy, exit_at_once, warnings=warnings) as executor:
+        while len(warnings) < 3:
+            executor.run([1], RecordingListener(), stop=Event())
+    again = "worker process 1 ended with code 3 while it started; it is started again"
+    assert warnings[:2] == [again, again]
+    assert warnings[2].startswith("continuing without process 1: worker process 1: ended with code")
+
+
 def test_a_stop_finishes_started_jobs() -> None:
     stop = Event()
     listener = RecordingListener(on_result=lambda payload: stop.set())
@@ -171,7 +181,8 @@ def test_a_worker_that_dies_at_each_start_is_left_out_though_no_other_is_ready_y
     with process_pool(*factories, warnings=warnings) as executor:
         executor.run(range(3), listener, stop=Event())
     assert len(listener.results) == 3
-    assert warnings[0].startswith("continuing without process 0: worker process 0: ended with code")
+    assert ["it is started again" in text for text in warnings] == [True, True, False]
+    assert warnings[2].startswith("continuing without process 0: worker process 0: ended with code")
 
 
 @pytest.mark.parametrize(
