@@ -73,7 +73,9 @@ def jpeg_stores_rgb(stream: bytes, *, is_tagged_rgb: bool = False) -> bool | Non
     """Return whether the components of a JPEG stream are RGB, not YCbCr; None if it does not say.
 
     JFIF and subsampled components mean YCbCr; Adobe's marker states either. Components that count
-    from 0 are in the colours of the file's tag, as libjpeg writes what is not YCbCr.
+    from 0 are in the colours of the file's tag, as libjpeg writes what is not YCbCr. Of a stream
+    without any of these, components with quantisation tables of their own behind the first are
+    chroma: those of RGB share one.
     """
     said: set[str] = set()
     try:
@@ -89,6 +91,9 @@ def jpeg_stores_rgb(stream: bytes, *, is_tagged_rgb: bool = False) -> bool | Non
                 is_counted = is_tagged_rgb and not said and components[::3] == b"\0\1\2"
                 if is_counted or components[::3] == b"RGB":
                     said.add("RGB")
+                first_table, *others = components[2::3]
+                if not said and first_table not in others:
+                    said.add("YCbCr")
                 break
     except (IndexError, struct.error):
         return None

@@ -52,6 +52,7 @@ from features.slides.backends.tiff_tags import (
     states_ycbcr,
     to_colours,
     unsupported_samples,
+    ventana_warning,
 )
 from features.slides.backends.unstored import PLAIN_RANGE, plain_colour
 from features.slides.base import RgbArray, StatedMpp
@@ -157,6 +158,7 @@ class TiffSlide(BlockReader):
             self._bits, notes = self._read_bits()
             self.warnings += notes + self._describe_gaps()
             self._check_samples()
+            self.warnings += ventana_warning(levels[0].keyframe.description)
             self.warnings += orientation_warning(levels[0].keyframe.tags.valueof(274))
             self.levels = self._make_levels()
         except SlideError:

@@ -11,7 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tifffile
+from PIL import Image
 
 from features.errors import UnsupportedFormatError
 from features.slides.backends.scenes import (
@@ -35,6 +37,13 @@ _PARTLY_LISTED = {"svs", "qpi"}
 _SUBFILE_TYPE, _SUBFILE_TYPE_REDUCED = 255, 2
 _IMAGE_TYPE = re.compile(r"<ImageType>\s*(\w+)\s*</ImageType>")
 _SAME_MPP = 1.05
+_ROUNDED_PX = 1.5
+"""Difference of a side of a reduced picture from that which the other side lets expect, px."""
+_MOST_COMPARED_PX = 1 << 24
+_CELLS_ACROSS = 12
+_LEAST_CONTRAST, _MOST_DIFFERENCE, _LEAST_CORRELATION = 3.0, 24.0, 0.8
+"""Standard deviation of these cells, grey levels, from which on they show structure, and mean
+difference and correlation of those that show the same, as for levels of a pyramid."""
 _FACTORS = (2, 3, 4)
 """Those by which tifffile takes the levels of a pyramid to differ."""
 
@@ -193,7 +202,48 @@ def _joined(
 def _pictures_of(
     pyramids: Sequence[list[tifffile.TiffPageSeries]], ome: str | None
 ) -> list[Picture]:
-    return [_picture_of(levels[0], ome, is_single=len(pyramids) == 1) for levels in pyramids]
+    pictures = [_picture_of(levels[0], ome, is_single=len(pyramids) == 1) for levels in pyramids]
+    untiled = [
+        levels[0]
+        for levels, picture in zip(pyramids, pictures, strict=True)
+        if not picture.is_tiled and not picture.is_companion
+    ]
+    return [
+        replace(picture, is_companion=True)
+        if picture.is_tiled and any(_is_thumbnail(levels[0], other) for other in untiled)
+        else picture
+        for levels, picture in zip(pyramids, pictures, strict=True)
+    ]
+
+
+def _is_thumbnail(small: tifffile.TiffPageSeries, large: tifffile.TiffPageSeries) -> bool:
+    """Return whether a picture shows what a larger one in strips does, by sizes in px and pixels.
+
+    A photograph of the glass, which is in strips as well, shows something else.
+    """
+    (width_px, height_px), (whole_px, other_px) = _size_of(small), _size_of(large)
+    factor = whole_px / width_px
+    if factor <= 1 or abs(other_px / factor - height_px) > _ROUNDED_PX:
+        return False
+    if whole_px * other_px > _MOST_COMPARED_PX:
+        return False
+    with suppress(Exception):  # a damaged picture is reported where it is read
+        pages: list[Any] = [small.keyframe, large.keyframe]
+        coarse, fine = (
+            np.asarray(
+                Image.fromarray(page.asarray())
+                .convert("L")
+                .resize((_CELLS_ACROSS, _CELLS_ACROSS), Image.Resampling.BOX),
+                np.float64,
+            )
+            for page in pages
+        )
+        return bool(
+            min(coarse.std(), fine.std()) > _LEAST_CONTRAST
+            and np.abs(coarse - fine).mean() < _MOST_DIFFERENCE
+            and np.corrcoef(coarse.ravel(), fine.ravel())[0, 1] > _LEAST_CORRELATION
+        )
+    return False
 
 
 def _picture_of(series: tifffile.TiffPageSeries, ome: str | None, *, is_single: bool) -> Picture:
@@ -278,7 +328,7 @@ def _is_level_of(level: tifffile.TiffPageSeries, slide: tifffile.TiffPageSeries)
     return (
         is_like
         and factor > 1
-        and abs(height_0 / factor - height) <= 1.5
+        and abs(height_0 / factor - height) <= _ROUNDED_PX
         and not companion_name(_name_of(level))
         and not unsupported_samples(page)
     )

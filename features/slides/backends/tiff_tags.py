@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -39,6 +40,7 @@ __all__ = [
     "states_ycbcr",
     "to_colours",
     "unsupported_samples",
+    "ventana_warning",
 ]
 
 _NDPI_TAG = 65420
@@ -48,6 +50,8 @@ _TURNS: dict[object, str] = {
     7: "mirrored and turned by 90 degrees", 8: "turned clockwise by 270 degrees",
 }  # fmt: skip
 """What tag 274 asks of a viewer; 1 is upright."""
+_VENTANA_LEVEL = re.compile(r"level=\d+ mag=\d")
+"""Beginning of Ventana's description of a level."""
 _MAX_DIRECTORIES = 64
 _PHOTOMETRICS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
 _OTHER_COLOURS = {"SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LOGL", "LOGLUV", "LINEAR_RAW"}
@@ -124,6 +128,21 @@ def count_images(level: tifffile.TiffPageSeries) -> int:
     """
     sizes = zip(level.axes, level.shape, strict=True)
     return math.prod(size for axis, size in sizes if axis not in "YXS")
+
+
+def ventana_warning(description: str) -> tuple[str, ...]:
+    """Return a warning if a page is described as Ventana does it, and so was left without its XML.
+
+    Files with the XML are read by OpenSlide. Empty for other pages.
+    """
+    if not _VENTANA_LEVEL.match(description):
+        return ()
+    text = (
+        "a Ventana slide without the XML that says where its tiles overlap: they are read side by "
+        "side, and tissue at their borders may be shown twice. Use the scanner's file if there is "
+        "one."
+    )
+    return (text,)
 
 
 def orientation_warning(value: object) -> tuple[str, ...]:

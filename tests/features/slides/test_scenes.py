@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 
 from features.errors import MultiImageError, SceneError, SlideError
 from features.slides.backends.scenes import Picture, choose_scene, companion_name
@@ -113,6 +114,28 @@ def test_the_largest_picture_that_is_no_companion_is_the_slide(
     path = write_pages(tmp_path / "s.tif", *pages)
     largest_tiled = LARGE if any(pixels is LARGE for pixels, _ in pages) else SLIDE
     np.testing.assert_array_equal(shown(path), largest_tiled)
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "jpeg"])
+@pytest.mark.parametrize("shape", [(900, 1200), (1900, 1900), (2600, 3000)])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_slide_in_strips_is_not_lost_to_its_tiled_thumbnail(
+    tmp_path: Path, compression: str | None, shape: tuple[int, int], is_first: bool
+) -> None:
+    slide = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), np.uint8)).resize(shape[::-1])
+    thumbnail = slide.resize((round(shape[1] / 2.7), round(shape[0] / 2.7)))
+    turned = thumbnail.transpose(Image.Transpose.ROTATE_180)
+    for small, size in ((thumbnail, slide.size), (turned, thumbnail.size)):
+        pages: list[Page] = [
+            (np.asarray(small), {**TILED, "compression": compression}),
+            (np.asarray(slide), {**PLAIN, "rowsperstrip": 64, "compression": compression}),
+        ]
+        path = write_pages(tmp_path / "s.tif", *(pages if is_first else pages[::-1]))
+        with closing(open_slide(path)) as opened:
+            found = opened.levels[0].width_px, opened.levels[0].height_px
+            if shape != (2600, 3000) or small is thumbnail:
+                assert found == size
+            assert len(opened.associated_images) + len(opened.other_scenes) == 1
 
 
 @pytest.mark.parametrize("name", ["macro of twice the size first", "label of half the size behind"])

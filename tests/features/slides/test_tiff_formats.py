@@ -463,6 +463,27 @@ def test_a_tag_of_rgb_is_believed_where_components_count_from_0(tmp_path: Path) 
         assert not slide.warnings
 
 
+@pytest.mark.parametrize("colour", [(186, 110, 160), (150, 100, 60), (128, 128, 128)])
+def test_ycbcr_without_any_mark_is_known_by_the_tables_of_its_components(
+    tmp_path: Path, colour: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.slides.backends.tiff.is_ycbcr", lambda _: False)
+    pixels = stained(colour, 256)  # without any glass
+    for stored in ("ycbcr", "rgb"):
+        tiles = in_tiles(pixels, subsampling="444", colorspace="rgb", outcolorspace=stored)
+        path = tmp_path / f"{stored}.tif"
+        write_jpeg_as_rgb(path, [pixels], [[without_markers(tile) for tile in tiles]])
+        assert np.abs(pixels_of(path).astype(int) - pixels).mean() < 4
+
+
+def test_a_ventana_slide_without_its_xml_is_read_with_a_warning(tmp_path: Path) -> None:
+    for description in ("level=0 mag=40 quality=90", "level=0"):
+        path = write(tmp_path / "s.bif", PIXELS, photometric="rgb", description=description)
+        with closing(open_slide(path)) as slide:
+            is_warned = any("Ventana slide without the XML" in text for text in slide.warnings)
+        assert is_warned == ("mag" in description)
+
+
 def test_each_level_tagged_as_rgb_is_read_in_the_colours_that_its_jpeg_has(tmp_path: Path) -> None:
     fine = np.pad(stained((186, 110, 160), 256), ((0, 0), (256, 0), (0, 0)), constant_values=243)
     levels = [fine, np.ascontiguousarray(fine[::2, ::2])]
