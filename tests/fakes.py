@@ -208,6 +208,9 @@ class FakeSlide:
     def overview(self, *, downsample: int) -> np.ndarray:
         return self._pixels[0][::downsample, ::downsample]
 
+    def release_memory(self) -> None:
+        """Do nothing: all pixels stay in memory."""
+
     def close(self) -> None:
         """Do nothing: no file is open."""
 

@@ -51,6 +51,9 @@ class Instances(Protocol):
         Pixels have shape (height_px, width_px, 3), uint8, the same for all.
         """
 
+    def end_reading(self) -> None:
+        """Release what only reading needs: all have been read."""
+
 
 S = TypeVar("S", bound=Instances)
 
@@ -262,7 +265,10 @@ def encode_slides(
                 if buffer.is_done:  # The slide has no tiles.
                     yield buffer
                 continue
-            for index, pixels in enumerate(tiles.result(), first):
+            part = tiles.result()
+            if first + len(part) == buffer.instances.n_tiles:
+                buffer.instances.end_reading()
+            for index, pixels in enumerate(part, first):
                 if isinstance(pixels, np.ndarray):
                     batch += [(_TileRef(buffer, index, view), p) for view, p in enumerate(pixels)]
                 else:

@@ -68,6 +68,9 @@ class ImageSeries:
         except TileError as error:
             return error
 
+    def end_reading(self) -> None:
+        """Do nothing: each image is read once, and nothing of it is kept."""
+
     def _pixels(self, image: SeriesImage) -> RgbArray:
         if image.header is None:
             return read_image(image.path)

@@ -140,5 +140,8 @@ class Slide(Protocol):
             If none of it can be read.
         """
 
+    def release_memory(self) -> None:
+        """Release what is kept to read pixels again; they can be read as before."""
+
     def close(self) -> None:
         """Release files and memory; may be called twice."""

@@ -74,6 +74,10 @@ class SlideTiles:
             tile = window.scale()
             return self.detect_artifact(tile) or tile
 
+    def end_reading(self) -> None:
+        """Release the decoded blocks of the slide, of which the next one takes the memory."""
+        self.slide.release_memory()
+
     def read_all(
         self, pool: ThreadPoolExecutor, *, n_ahead: int
     ) -> Iterator[tuple[int, RgbArray | str | TileError]]:

@@ -166,9 +166,13 @@ class BlockReader(RegionReader):
         self.unreadable_px0 = tuple(self._box_px0(level, row, column) for row, column in lost)
         return means.mean_image(fill_rgb=fill_rgb)
 
+    def release_memory(self) -> None:
+        """Release the bytes of cached blocks."""
+        self._cache.clear()
+
     def close(self) -> None:
         """Release files and the bytes of cached blocks."""
-        self._cache.clear()
+        self.release_memory()
 
     @abstractmethod
     def _decode(self, level: int, row: int, column: int) -> RgbArray | None:

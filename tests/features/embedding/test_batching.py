@@ -181,6 +181,38 @@ def test_tiles_are_handed_to_threads_several_at_a_time() -> None:
     assert len(parts) <= 5
 
 
+def test_the_memory_of_a_slide_is_released_once_its_tiles_are_read_whatever_became_of_them() -> None:
+    n_released: list[int] = []
+
+    class Recording(MeanEncoder):
+        def embed_async(self, tiles: RgbArray) -> ConcatResult:
+            released.wait(timeout=30)
+            n_released.append(len(order))
+            return super().embed_async(tiles)
+
+    order: list[int] = []
+    released = threading.Event()
+    buffers = [make_buffer(6, seed=1), make_buffer(5, seed=2, broken=(4,)), make_buffer(1, seed=3)]
+    for number, buffer in enumerate(buffers):
+        slide = buffer.instances.slide
+        read, n_read = slide.read, []
+
+        def record(read=read, n_read=n_read, **where: int) -> RgbArray:
+            n_read.append(where)
+            return read(**where)
+
+        def release(number: int = number, n_read: list[object] = n_read) -> None:
+            assert len(n_read) == buffers[number].instances.n_tiles
+            order.append(number)
+            if number == len(buffers) - 1:
+                released.set()
+
+        slide.read, slide.release_memory = record, release  # type: ignore[method-assign]
+    embed(buffers, Recording(), batch_tiles=16)
+    assert order == [0, 1, 2]
+    assert n_released == [3]  # and not only when all is embedded
+
+
 def test_slides_are_taken_as_they_are_needed() -> None:
     taken = []
 

@@ -110,6 +110,19 @@ def test_the_overview_leaves_the_blocks_in_the_cache_that_tiles_begin_with(
     assert decoded == [2, 3]
 
 
+def test_blocks_whose_memory_was_released_are_decoded_again(tmp_path: Path) -> None:
+    with closing(TiffSlide(write(tmp_path / "s.tif", compression="lzw"))) as slide:
+        before = whole(slide)
+        decoded: list[object] = []
+        original = slide._decode
+        slide._decode = lambda *a: decoded.append(a) or original(*a)
+        np.testing.assert_array_equal(whole(slide), before)
+        assert not decoded
+        slide.release_memory()
+        np.testing.assert_array_equal(whole(slide), before)
+        assert len(decoded) == 12
+
+
 def test_the_cache_keeps_to_its_bytes() -> None:
     cache = TileCache(max_bytes=3 * 300)
     piece = np.zeros((10, 10, 3), np.uint8)
