@@ -196,7 +196,7 @@ class _TileRef(NamedTuple):
 
 
 class _PendingBatch(NamedTuple):
-    """A batch in the encoder."""
+    """A batch in the encoder; ``pixels`` may have room for more tiles than it has."""
 
     refs: list[_TileRef]
     pixels: RgbArray
@@ -252,12 +252,10 @@ def encode_slides(
         ThreadPoolExecutor(1, thread_name_prefix="encoder") as device,
         _Reader(buffers, pool, n_ahead=ahead) as items,
     ):
-        queue = _EncoderQueue(device, encoder, on_tiles)
-        batch: list[tuple[_TileRef, RgbArray]] = []
+        queue = _EncoderQueue(device, encoder, on_tiles, batch_tiles=batch_tiles)
         for item in items:
             if item is None:  # Tiles that are read must not wait for a slide that hangs.
-                queue.send(batch)
-                batch = []
+                queue.send()
                 yield from queue.collect(max_pending=0)
                 continue
             buffer, first, tiles = item
@@ -270,38 +268,48 @@ def encode_slides(
                 buffer.instances.end_reading()
             for index, pixels in enumerate(part, first):
                 if isinstance(pixels, np.ndarray):
-                    batch += [(_TileRef(buffer, index, view), p) for view, p in enumerate(pixels)]
+                    for view, one in enumerate(pixels):
+                        queue.add(_TileRef(buffer, index, view), one)
                 else:
                     buffer.reject(index, pixels)
                     on_tiles(1)
                     if buffer.is_done:
                         yield buffer
-            while len(batch) >= batch_tiles:
-                queue.send(batch[:batch_tiles])
-                batch = batch[batch_tiles:]
             yield from queue.collect(max_pending=_BATCHES_ON_DEVICE)
-        queue.send(batch)
+        queue.send()
         yield from queue.collect(max_pending=0)
 
 
 class _EncoderQueue:
-    """Batches in the encoder, which a thread of its own feeds."""
+    """Batches in the encoder, which a thread of its own feeds, and the one that is being filled."""
 
     def __init__(
-        self, device: ThreadPoolExecutor, encoder: Encoder, on_tiles: Callable[[int], None]
-    ) -> None:
+        self, device: ThreadPoolExecutor, encoder: Encoder, on_tiles: Callable[[int], None], *,
+        batch_tiles: int,
+    ) -> None:  # fmt: skip
         self._device = device
         self._encoder = TimedEncoder(encoder)
         self._on_tiles = on_tiles
         self._memory = PinnedBufferPool(pinned=encoder.device.type == "cuda")
         self._pending: deque[_PendingBatch] = deque()
+        self._batch_tiles = batch_tiles
+        self._refs: list[_TileRef] = []
 
-    def send(self, batch: list[tuple[_TileRef, RgbArray]]) -> None:
-        if not batch:
-            return
-        pixels = self._memory.stack([tile for _, tile in batch])
-        result = self._device.submit(self._encoder.embed_async, pixels)
-        self._pending.append(_PendingBatch([ref for ref, _ in batch], pixels, result))
+    def add(self, ref: _TileRef, tile: RgbArray) -> None:
+        """Copy a tile, shape (height, width, 3) in px, into the batch, and send it once full."""
+        if not self._refs:
+            self._pixels = self._memory.take((self._batch_tiles, *tile.shape))
+        self._pixels[len(self._refs)] = tile
+        self._refs.append(ref)
+        if len(self._refs) == self._batch_tiles:
+            self.send()
+
+    def send(self) -> None:
+        """Send the batch, however many tiles it has."""
+        if refs := self._refs:
+            self._refs = []
+            result = self._device.submit(self._encoder.embed_async, self._pixels[: len(refs)])
+            self._pending.append(_PendingBatch(refs, self._pixels, result))
 
     def collect(self, *, max_pending: int) -> Iterator[SlideBuffer[Any]]:
         """Store embeddings that are ready, wait while more are pending, yield finished slides."""

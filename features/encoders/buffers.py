@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from features.slides.base import RgbArray
@@ -22,17 +20,16 @@ class PinnedBufferPool:
         self._pinned = pinned
         self._spare: list[RgbArray] = []
 
-    def stack(self, tiles: Sequence[RgbArray]) -> RgbArray:
-        """Stack tiles, each uint8 of shape (height, width, 3) in px, along a new first axis."""
-        shape = (len(tiles), *tiles[0].shape)
-        for index, batch in enumerate(self._spare):
-            if batch.shape == shape:
-                return np.stack(tiles, out=self._spare.pop(index))
-        return np.stack(tiles, out=self._allocate(shape))
+    def take(self, shape: tuple[int, ...]) -> RgbArray:
+        """Return a buffer of shape (n, height, width, 3) in px, with any pixels in it."""
+        for index, buffer in enumerate(self._spare):
+            if buffer.shape == shape:
+                return self._spare.pop(index)
+        return self._allocate(shape)
 
-    def release(self, batch: RgbArray) -> None:
-        """Return a batch to the pool once it is not read any more."""
-        self._spare.append(batch)
+    def release(self, buffer: RgbArray) -> None:
+        """Return a buffer to the pool once it is not read any more."""
+        self._spare.append(buffer)
 
     def _allocate(self, shape: tuple[int, ...]) -> RgbArray:
         if not self._pinned:

@@ -192,7 +192,8 @@ class EncoderServer:
         pinned = None
         try:
             if self._encoder.device.type == "cuda":
-                pinned = self._memory.stack(list(pixels))
+                pinned = self._memory.take(pixels.shape)
+                pinned[:] = pixels
             result: ConcatResult | Exception = self._timed.embed_async(
                 pixels if pinned is None else pinned
             )

@@ -71,6 +71,9 @@ class RegionReader(Slide, ABC):
             self._read_inside(level, left, top, out=inside)
         return image
 
+    def release_memory(self) -> None:
+        """Do nothing, unless a reader keeps pixels that it can decode again."""
+
     @abstractmethod
     def _read_inside(self, level: int, x_px: int, y_px: int, *, out: RgbArray) -> None:
         """Fill ``out`` with the pixels of a region that is wholly inside the level."""

@@ -14,6 +14,7 @@ import torch
 
 from features.embedding.batching import SlideBuffer, decoding_pool, encode_slides
 from features.encoders.base import AsyncResult, ConcatResult
+from features.errors import TileError
 from features.slides.base import RgbArray
 from features.slides.resolution import Resolution
 from features.tiling.augmentation import AugmentationConfig
@@ -181,36 +182,35 @@ def test_tiles_are_handed_to_threads_several_at_a_time() -> None:
     assert len(parts) <= 5
 
 
-def test_the_memory_of_a_slide_is_released_once_its_tiles_are_read_whatever_became_of_them() -> None:
-    n_released: list[int] = []
+def test_a_slide_releases_memory_once_its_tiles_are_read_and_before_they_are_embedded() -> None:
+    events: list[str] = []
+    all_released = threading.Event()
 
-    class Recording(MeanEncoder):
+    class Recording(SlideBuffer[SlideTiles]):
+        def read(self, index: int) -> RgbArray | str | TileError:
+            events.append("read")
+            return super().read(index)
+
+    def release() -> None:
+        events.append("release")
+        if events.count("release") == 3:
+            all_released.set()
+
+    class Waiting(MeanEncoder):
         def embed_async(self, tiles: RgbArray) -> ConcatResult:
-            released.wait(timeout=30)
-            n_released.append(len(order))
+            assert all_released.wait(timeout=30)
             return super().embed_async(tiles)
 
-    order: list[int] = []
-    released = threading.Event()
-    buffers = [make_buffer(6, seed=1), make_buffer(5, seed=2, broken=(4,)), make_buffer(1, seed=3)]
-    for number, buffer in enumerate(buffers):
-        slide = buffer.instances.slide
-        read, n_read = slide.read, []
-
-        def record(read=read, n_read=n_read, **where: int) -> RgbArray:
-            n_read.append(where)
-            return read(**where)
-
-        def release(number: int = number, n_read: list[object] = n_read) -> None:
-            assert len(n_read) == buffers[number].instances.n_tiles
-            order.append(number)
-            if number == len(buffers) - 1:
-                released.set()
-
-        slide.read, slide.release_memory = record, release  # type: ignore[method-assign]
-    embed(buffers, Recording(), batch_tiles=16)
-    assert order == [0, 1, 2]
-    assert n_released == [3]  # and not only when all is embedded
+    made = [
+        make_buffer(6),
+        make_buffer(5, seed=1, broken=(4,)),
+        make_buffer(1, seed=2, bright=(0,)),
+    ]
+    for buffer in made:
+        buffer.instances.slide.release_memory = release  # type: ignore[method-assign]
+    embed([Recording(buffer.instances, dim=3) for buffer in made], Waiting(), batch_tiles=16)
+    ends = [number for number, event in enumerate(events) if event == "release"]
+    assert all(events[:end].count("read") >= n for end, n in zip(ends, (6, 11, 12), strict=True))
 
 
 def test_slides_are_taken_as_they_are_needed() -> None:
