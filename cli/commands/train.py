@@ -321,6 +321,19 @@ def _next_run() -> Path:
     return next(p for p in (Path("runs") / f"run-{n}" for n in count(1)) if not p.exists())
 
 
+def _coverage_words(summary: TrainingSummary) -> str:
+    if summary.planned is None or summary.guaranteed is None:
+        return (
+            "how often they hold the class of new patients is not known, as for all runs by centre "
+            "or with --filter"
+        )
+    planned, guaranteed = (
+        ", ".join(f"{name} {share:.2f}" for name, share in of.items())
+        for of in (summary.planned, summary.guaranteed)
+    )
+    return f"plan with a coverage of {planned} (guaranteed on average: {guaranteed})"
+
+
 def _print_summary(summary: TrainingSummary, bags: Path, *, again: Sequence[str]) -> None:
     """Print scores, sets and next commands, which repeat the options ``again``."""
     from features.series.config import is_series_fingerprint
@@ -340,13 +353,9 @@ def _print_summary(summary: TrainingSummary, bags: Path, *, again: Sequence[str]
     print_comparison(summary.comparison)
     if summary.learners:
         stdout.print(describe_weights(summary.learners))
-    planned, guaranteed = (
-        ", ".join(f"{name} {share:.2f}" for name, share in (of or {}).items()) or "nothing"
-        for of in (summary.planned, summary.guaranteed)
-    )
     stdout.print(
         f"Prediction sets that aim at {COVERAGE:g} hold one class for {summary.one_class:.2f} of "
-        f"the patients; plan with a coverage of {planned} (guaranteed on average: {guaranteed})",
+        f"the patients; {_coverage_words(summary)}"
     )
     stdout.print(f"Run: {summary.path}")
     trained = load_bundle(summary.path)

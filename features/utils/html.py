@@ -15,9 +15,11 @@ from jinja2 import (
     StrictUndefined,
     select_autoescape,
 )
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 __all__ = ["page_environment", "page_style"]
+
+_OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 
 def page_environment(package: str) -> Environment:
@@ -26,6 +28,7 @@ def page_environment(package: str) -> Environment:
     Pages extend ``page.html``, which holds the style and a policy that forbids network access and
     all scripts but the page's own, and import the macros of ``macros.html``; both are in
     ``features/templates``. In HTML all values are escaped, and a value that is missing is an error.
+    The filter ``keep_options`` keeps the options of commands in one line.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("features")]),
@@ -33,8 +36,15 @@ def page_environment(package: str) -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.globals["page_style"] = page_style
+    environment.filters["keep_options"] = _keep_options
     environment.filters["source_hash"] = _source_hash
     return environment
+
+
+def _keep_options(text: str) -> Markup:
+    """Escape a text, whose options of commands, such as ``--mpp``, no line then breaks."""
+    kept = _OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text)))
+    return Markup(kept)  # noqa: S704 - escaped above
 
 
 @cache

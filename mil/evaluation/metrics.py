@@ -51,9 +51,9 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        """Return text such as ``0.6612 [0.6301, 0.6933]``."""
-        ends = "not estimable" if np.isnan(self.low) else f"{self.low:.4f}, {self.high:.4f}"
-        return f"{self.value:.4f} [{ends}]"
+        """Return text such as ``0.6612 [0.6301, 0.6933]``; a zero has no minus."""
+        ends = "not estimable" if np.isnan(self.low) else f"{self.low:z.4f}, {self.high:z.4f}"
+        return f"{self.value:z.4f} [{ends}]"
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON: ``value``, and ``interval`` of two numbers."""

@@ -235,8 +235,9 @@ def test_predictions_of_patients_that_only_the_filter_saw_come_with_a_warning(
     embed(world, bags)
     rows = (world / "train.csv").read_text().splitlines()
     (tmp_path / "others.csv").write_text("\n".join([rows[0], *rows[2:]]) + "\n")
-    mil_ok("train", "--cohort", tmp_path / "others.csv", "--bags", bags, "--run",
-                tmp_path / "run", "--folds", 3, "--filter", path)  # fmt: skip
+    trained = mil_ok("train", "--cohort", tmp_path / "others.csv", "--bags", bags, "--run",
+                     tmp_path / "run", "--folds", 3, "--filter", path)  # fmt: skip
+    assert "new patients is not known, as for all runs by centre or with --filter" in trained.output
     data = mil_ok("infer", "--patients", world / "train.csv", "--run", tmp_path / "run", "--bags",
                bags, "--out", tmp_path / "out.csv")  # fmt: skip
     assert "filter was fitted on slides of 1 of these patients" in data.output

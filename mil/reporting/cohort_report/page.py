@@ -251,7 +251,7 @@ def _files(summary: CohortSummary, files: SlideFiles) -> Section:
 
 def _in_words(largest: SlideHeader) -> str:
     width, height, n_bytes = largest.width_px0, largest.height_px0, largest.file_bytes
-    size = "" if n_bytes is None else f", a file of {rounded(n_bytes / 1e6)} MB"
+    size = "" if n_bytes is None else f", {rounded(n_bytes / 1e6)} MB"
     return (
         f"The largest slide is {largest.slide_id}: {width:,} × {height:,} px, "
         f"{rounded(width * height / 1e6)} megapixels{size}."

@@ -48,3 +48,13 @@ def test_a_template_names_no_colour_and_no_type_of_its_own(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert re.findall(r":[^;{}\n]*#[0-9a-fA-F]{3,8}\b[^;{}\n]*;", text) == []
     assert "font-family" not in text
+
+
+def test_options_of_commands_are_not_broken_at_their_hyphens_and_all_else_is_escaped() -> None:
+    template = page_environment("features").from_string("{{ text | keep_options }}")
+    text = template.render(text="Give --slide-mpp <b> or 'mil x --no-y'; 1--2 and a--b stay.")
+    kept = '<span class="option">{}</span>'
+    assert text == (
+        f"Give {kept.format('--slide-mpp')} &lt;b&gt; or &#39;mil x {kept.format('--no-y')}&#39;; "
+        "1--2 and a--b stay."
+    )

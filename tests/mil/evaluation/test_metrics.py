@@ -107,3 +107,4 @@ def test_weights_let_the_sample_stand_for_other_shares() -> None:
 def test_an_interval_without_ends_says_so() -> None:
     assert str(Interval(value=0.5, low=0.4, high=0.6)) == "0.5000 [0.4000, 0.6000]"
     assert str(Interval(value=2.38, low=np.nan, high=np.nan)) == "2.3800 [not estimable]"
+    assert str(Interval(value=-1e-9, low=-1e-7, high=1e-9)) == "0.0000 [0.0000, 0.0000]"
