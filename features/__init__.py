@@ -17,6 +17,7 @@ The names below are imported on first use, so that ``import features`` loads nei
 slide reader.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ __all__ = [
     "open_slide",
     "read_bag",
 ]
+
+# Builds of ONNX Runtime report to their maker, and read this when they are loaded, whoever does it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
     "EmbedConfig": "features.embedding.config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,6 +36,8 @@ def load_tracker(text: str | None) -> Callable[[Path], None]:
     name, _, uri = text.partition(":")
     if name != "mlflow":
         raise MilError("--track", actual=repr(text), expected="mlflow or mlflow:URI")
+    # It reports its use to its maker as well as the run to the server.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         import mlflow  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:

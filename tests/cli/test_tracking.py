@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +85,9 @@ def test_a_server_that_fails_loses_no_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", FakeMlflow(fails=True))
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     said = mil_ok(*train(world, tmp_path / "run", "--track", "mlflow")).output
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert "MLflow failed: no such server" in said
     assert (tmp_path / "run" / "model.json").is_file()
 
