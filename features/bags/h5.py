@@ -39,6 +39,7 @@ from features.bags.embeddings import (
     as_embeddings,
     check_embeddings,
     embedding_dtype,
+    fits_float16,
     largest_absolute,
 )
 from features.bags.safe_hdf5 import create_h5, find_item, open_h5, read_array, read_attributes
@@ -72,7 +73,6 @@ all others still have version 1, to the byte.
 """
 
 _CHUNK_ROWS = 1024
-_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 _HINT = "Delete it and run 'mil embed' again."
 
 
@@ -123,17 +123,21 @@ def find_bags(bags_dir: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
 
 
 def to_storage_dtype(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    """Return embeddings as float16, or as float32 if one would overflow; the shape stays."""
-    return features.astype(
-        np.float16 if largest_absolute(features) <= _LARGEST_FLOAT16 else np.float32, copy=False
-    )
+    """Return embeddings as float16, or as float32 if one does not fit; the shape stays.
+
+    See :func:`features.bags.embeddings.fits_float16`.
+    """
+    if features.dtype == np.float16:
+        return features
+    fit = fits_float16(features.reshape(-1, features.shape[-1]))
+    return features.astype(np.float16 if fit.all() else np.float32, copy=False)
 
 
 def write_bag(path: Path, bag: Bag) -> None:
     """Write a bag whole or not at all; equal bags give equal bytes.
 
-    Embeddings, shape (n_tiles, dim), are stored as float16 unless a value would overflow, then as
-    float32.
+    Embeddings, shape (n_tiles, dim), are stored as float16, or as float32 if float16 cannot hold
+    one, see :func:`to_storage_dtype`.
 
     Raises
     ------

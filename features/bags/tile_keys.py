@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.bags.embeddings import fits_float16
+
 __all__ = ["N_SKETCHED", "TileKeys", "hash_tiles", "make_tile_keys", "no_sketch", "sketch_tiles"]
 
 TileKeys = npt.NDArray[np.uint64]
@@ -22,12 +24,21 @@ _CHUNK_VALUES = 1 << 18
 def make_tile_keys(features: npt.NDArray[np.floating[Any]]) -> TileKeys:
     """Return two keys per tile, shape (n_tiles, 2), for embeddings of shape (n_tiles, dim).
 
-    Equal tiles have equal keys, in float32 as in the float16 they are stored as.
+    Equal tiles have equal keys, in float32 as in the float16 they are stored as. What float16
+    cannot hold is stored as float32, and told apart by all its digits.
     """
     with np.errstate(over="ignore"):
         half = np.ascontiguousarray(features, dtype="<f2")
     odd = half.shape[1] % 2
-    words = (np.pad(half, ((0, 0), (0, 1))) if odd else half).view("<u4")
+    keys = _hash_words((np.pad(half, ((0, 0), (0, 1))) if odd else half).view("<u4"))
+    if features.dtype != np.float16:
+        beyond = np.flatnonzero(~fits_float16(features))
+        keys[beyond] = _hash_words(np.ascontiguousarray(features[beyond], dtype="<f4").view("<u4"))
+    return keys
+
+
+def _hash_words(words: npt.NDArray[np.uint32]) -> TileKeys:
+    """Return two sums of products with random factors per row of words, shape (n, 2)."""
     keys = np.zeros((len(words), 2), np.uint64)
     factors = _random_words(2 * words.shape[1]).reshape(-1, 2)
     rows = max(1, _CHUNK_VALUES // max(1, words.shape[1]))

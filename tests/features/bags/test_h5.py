@@ -37,17 +37,22 @@ def test_a_bag_without_tiles_is_a_valid_bag_that_says_why(tmp_path: Path) -> Non
     assert back.meta.empty_reason == "no tissue"
 
 
-def test_large_values_are_kept_in_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("factor", "offset"), [(1, 1e6), (1e6, 0), (1e-8, 0), (1e-30, 0), (1, 1e4)]
+)
+def test_values_that_float16_cannot_hold_are_kept_in_float32(
+    tmp_path: Path, factor: float, offset: float
+) -> None:
     bag = make_bag("s1", n_tiles=2)
     big = Bag(
-        features=1e6 + np.arange(16, dtype=np.float32).reshape(2, 8),
+        features=offset + factor * np.arange(16, dtype=np.float32).reshape(2, 8),
         coords_px0=bag.coords_px0,
         tissue_fraction=bag.tissue_fraction,
         meta=bag.meta,
     )
     write_bag(tmp_path / "s1.h5", big)
-    assert read_bag(tmp_path / "s1.h5").features.dtype == np.float32
-    write_bag(tmp_path / "s1.h5", bag)
+    np.testing.assert_array_equal(read_bag(tmp_path / "s1.h5").features, big.features)
+    write_bag(tmp_path / "s1.h5", replace(bag, features=bag.features.astype(np.float32)))
     assert read_bag(tmp_path / "s1.h5").features.dtype == np.float16
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from features.bags.h5 import to_storage_dtype
 from features.bags.tile_keys import hash_tiles, make_tile_keys, sketch_tiles
 
 RNG = np.random.default_rng(0)
@@ -32,6 +33,23 @@ def test_the_hash_of_tiles_has_no_order_and_no_type() -> None:
 )  # fmt: skip
 def test_other_tiles_have_another_hash(other: np.ndarray) -> None:
     assert hash_of(other.astype(np.float16)) != hash_of(TILES)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-8, 1e6, 1e15])
+@pytest.mark.parametrize("offset", [0, 20])
+def test_tiles_of_any_size_have_their_own_keys(factor: float, offset: float) -> None:
+    """As float16 they would all be zero or infinite, and copies of each other."""
+    tiles = ((RNG.normal(size=(50, 10)) + offset) * factor).astype(np.float32)
+    keys = make_tile_keys(tiles)
+    assert len(np.unique(keys[:, 0])) == 50
+    assert hash_of(tiles[::-1]) == hash_of(tiles)
+
+
+def test_tiles_that_are_stored_as_float32_have_the_keys_of_what_is_stored() -> None:
+    tiles = (RNG.normal(size=(9, 10)) + 1e4).astype(np.float32)
+    tiles[0] -= np.float32(1e4)
+    assert to_storage_dtype(tiles).dtype == np.float32
+    assert len(np.unique(make_tile_keys(tiles)[:, 0])) == 9
 
 
 def test_a_sketch_holds_each_tile_once_in_a_stored_order() -> None:
