@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from mil.arrays import Float32s, Floats, Ints
-from mil.base_learners.logistic import LinearModel
+from mil.base_learners.logistic import LEAST_SPREAD, LinearModel
 
 __all__ = ["LAPLACIAN", "RANKS", "VALUES", "PatientKernels"]
 
@@ -80,7 +80,8 @@ class PatientKernels:
             pooled.mean(axis=0, dtype=np.float64),
             pooled.std(axis=0, dtype=np.float64),
         )
-        varies = deviation > max(_LEAST_DEVIATION * deviation.max(), 1e-12)
+        largest = float(np.abs(pooled).max())
+        varies = deviation > max(_LEAST_DEVIATION * deviation.max(), LEAST_SPREAD * largest)
         scale = np.where(varies, deviation, 0.0)
         of_anchor = np.linspace(0, len(pooled) - 1, min(len(pooled), _MOST_ANCHORS)).astype(
             np.int64

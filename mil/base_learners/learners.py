@@ -194,6 +194,7 @@ class BaseLearners:
         features: dict[str, Floats | Float32s] = {
             "mean": raw.numpy(), "mean + logistic": raw.numpy(),
         }  # fmt: skip
+        pooled = dict.fromkeys(features, mean_and_extremes(raw)[0])
         for name, directions in self.directions.items():
             features[name] = tail_parts(raw, directions).reshape(len(raw), -1)
         if self.component_directions is not None:
@@ -202,7 +203,7 @@ class BaseLearners:
         if self.codebook is not None:
             features["histogram"] = self.codebook.occupancy(components).numpy()
         of_tiles = {
-            name: model.contributions(features[name])
+            name: model.contributions(features[name], pooled=pooled.get(name))
             for name, model in self.models.items()
             if name in features
         }

@@ -13,12 +13,14 @@ from sklearn.linear_model import LogisticRegression
 
 from mil.arrays import Bools, Float32s, Floats, Ints
 
-__all__ = ["LinearModel"]
+__all__ = ["LEAST_SPREAD", "LinearModel"]
 
 _C = 7.0  # decision 0019
 _MEAN_SQUARED_NORM = 16.0
 _MAX_DEVIATION = 8.0  # training standard deviations, of new patients
 _LEAST_DEVIATION = 1e-6  # of the largest: smaller ones are rounding errors
+LEAST_SPREAD = 1e-12  # of the largest value
+"""Standard deviations below this share of the largest value are rounding errors of float64."""
 _MOST_NEWTON_COEFFICIENTS = 1024
 _MOST_PATIENTS_PER_FEATURE = 2  # of two classes, for a fit on the patients' Gram matrix
 _TILES_PER_BLOCK = 8192
@@ -93,10 +95,12 @@ class LinearModel:
         """
         # The only copy, if any, changed in place: it may be large.
         x = pooled.astype(np.float64, copy=not overwrite)
+        largest = float(np.abs(x).max())
         centre = x.mean(axis=0)
         x -= centre
         deviation = np.sqrt(np.einsum("ij,ij->j", x, x) / len(x))
-        varies = deviation > max(_LEAST_DEVIATION * deviation.max(), 1e-12)
+        least = max(_LEAST_DEVIATION * deviation.max(), LEAST_SPREAD * largest)
+        varies = deviation > least
         scale = np.where(varies, deviation, 1.0) if standardise else np.ones(x.shape[1])
         if standardise:
             x /= scale
@@ -106,10 +110,10 @@ class LinearModel:
             varies &= factors > 0
         if not varies.all():
             x = x[:, varies]
-        norm = np.sqrt(_MEAN_SQUARED_NORM / max(float(np.vdot(x, x)) / len(x), 1e-12))
         weights = np.zeros((len(varies), n_classes))
         bias = np.zeros(n_classes)
         if varies.any():
+            norm = np.sqrt(_MEAN_SQUARED_NORM / (float(np.vdot(x, x)) / len(x)))
             x *= norm
             most = _MOST_PATIENTS_PER_FEATURE if n_classes == 2 else 1
             is_wide = most * x.shape[1] > len(x)
@@ -124,22 +128,27 @@ class LinearModel:
         standard = np.clip((pooled - self.centre) / self.scale, -self.limit, self.limit)
         return np.asarray(standard @ self.weights + self.bias, np.float64)
 
-    def contributions(self, of_tiles: Floats | Float32s) -> Floats:
+    def contributions(
+        self, of_tiles: Floats | Float32s, *, pooled: Floats | Float32s | None = None
+    ) -> Floats:
         """Return summands of the logits, shape (tiles, classes), where features are tile means.
 
-        ``of_tiles`` has shape (tiles, features); the pooled features are its mean over the tiles.
-        The sum over tiles is exactly the logit: the bias is divided equally, and where the limit
-        shortens a pooled feature, the parts of its tiles are shortened alike.
+        ``of_tiles`` has shape (tiles, features); the pooled features are its mean over the tiles,
+        or ``pooled``, shape (features,), if that was rounded before the logits were computed. The
+        sum over tiles is exactly the logit: the bias and the rounding are divided equally, and
+        where the limit shortens a pooled feature, the parts of its tiles are shortened alike.
         """
-        pooled = (of_tiles.mean(axis=0, dtype=np.float64) - self.centre) / self.scale
-        kept = np.minimum(self.limit / np.maximum(np.abs(pooled), 1e-300), 1.0)
+        mean = of_tiles.mean(axis=0, dtype=np.float64)
+        standard = (mean - self.centre) / self.scale
+        kept = np.minimum(self.limit / np.maximum(np.abs(standard), 1e-300), 1.0)
         weights = (kept / self.scale)[:, None] * self.weights
         offset = self.bias - self.centre @ weights
         blocks = [
             of_tiles[at : at + _TILES_PER_BLOCK].astype(np.float64) @ weights
             for at in range(0, len(of_tiles), _TILES_PER_BLOCK)
         ]
-        return np.asarray((np.concatenate(blocks) + offset) / len(of_tiles), np.float64)
+        rounding = 0.0 if pooled is None else (pooled - mean) @ weights
+        return np.asarray((np.concatenate(blocks) + offset + rounding) / len(of_tiles), np.float64)
 
 
 def _fit_logistic(

@@ -20,6 +20,8 @@ _TOTAL_TILES = 4096
 _TILES_PER_PATIENT = (16, 256)
 _MOST_MOMENT_BYTES = 2**28  # of all parts of training sets together
 _TILES_PER_BLOCK = 65_536
+_LEAST_VARIANCE = 1e-12  # of the mean square
+_SMALLEST = 1e-36  # whose root a float32 number can be divided by
 
 MomentsKey = tuple[int, tuple[str, ...]]
 """Tiles per patient at most, and patients."""
@@ -140,7 +142,8 @@ def _from_moments(
 
 
 def _scaled(mean: Tensor, values: Tensor, vectors: Tensor) -> Whitening:
-    scale = (values + values.mean() + 1e-12).rsqrt()
+    rounding = _LEAST_VARIANCE * (float(mean.square().mean()) + float(values.mean()))
+    scale = (values + values.mean() + rounding).clamp(min=_SMALLEST).rsqrt()
     whitening = Whitening(len(mean), len(values)).to(mean.device)
     whitening.mean = mean.float()
     whitening.matrix = (vectors * scale).float().to(mean.device)

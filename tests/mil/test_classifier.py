@@ -90,6 +90,16 @@ def test_a_bag_is_judged_alike_alone_and_among_others(fitted: MILClassifier) -> 
     np.testing.assert_array_equal(together[4:5], fitted.predict_proba(bags[4:5]))
 
 
+@pytest.mark.parametrize("factor", [2.0**-27, 2.0**20])
+def test_the_unit_of_embeddings_does_not_matter(fitted: MILClassifier, factor: float) -> None:
+    """As float16 they would all be alike, and copies of each other."""
+    bags, labels = drawn()
+    scaled = [bag * np.float32(factor) for bag in bags]
+    again = MILClassifier(**FAST).fit(scaled, labels)
+    expected = fitted.predict_proba([bag.astype(np.float32) for bag in bags])
+    np.testing.assert_allclose(again.predict_proba(scaled), expected, atol=0.02)
+
+
 def test_the_same_random_state_gives_the_same_bytes(fitted: MILClassifier) -> None:
     bags, labels = drawn()
     again, other = (MILClassifier(**FAST, random_state=n).fit(bags, labels) for n in (0, 1))

@@ -58,6 +58,33 @@ def fit(
     return learners, whitening
 
 
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**-27, 2.0**20])
+def test_learners_do_not_depend_on_the_unit_of_embeddings(factor: float) -> None:
+    bags, labels = drawn()
+    scaled = {name: bag * np.float32(factor) for name, bag in bags.items()}
+    expected, of_factor = fit(bags, labels), fit(scaled, labels)
+    assert not of_factor[0].constant
+    for name, bag in bags.items():
+        np.testing.assert_allclose(
+            of_factor[0].logits(scaled[name], of_factor[1]), expected[0].logits(bag, expected[1]),
+            atol=1e-3,
+        )  # fmt: skip
+        np.testing.assert_allclose(
+            of_factor[1](torch.from_numpy(scaled[name])), expected[1](torch.from_numpy(bag)),
+            atol=1e-3,
+        )  # fmt: skip
+
+
+def test_contributions_sum_to_the_logits_of_embeddings_far_from_0() -> None:
+    bags, labels = drawn()
+    far = {name: bag + np.float32(1e6) for name, bag in bags.items()}
+    learners, whitening = fit(far, labels)
+    logits = learners.logits(far["p0"], whitening)
+    for name, parts in learners.contributions(far["p0"], whitening).items():
+        expected = logits[list(learners.models).index(name)]
+        np.testing.assert_allclose(parts.sum(axis=0), expected, atol=1e-6)
+
+
 def test_the_stack_has_gated_heads_and_single_heads_are_themselves() -> None:
     assert (head_kind("stack"), head_kind("mean")) == ("gated", "mean")
     assert learner_names("stack") == ("gated", *BASE_LEARNERS)
