@@ -132,9 +132,7 @@ def fits_float16(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool
         if part.shape[1] > 1:
             part -= part.mean(axis=1, keepdims=True)
         spread = np.einsum("td,td->t", part, part)
-        fit[first : first + rows] = (
-            np.einsum("td,td->t", error, error) <= _MAX_ROUNDING**2 * spread
-        )
+        fit[first : first + rows] = np.einsum("td,td->t", error, error) <= _MAX_ROUNDING**2 * spread
     return fit
 
 

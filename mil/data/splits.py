@@ -406,9 +406,11 @@ def _check_centres(cohort: Cohort) -> None:
 
 def _note_centre_folds(cohort: Cohort) -> str:
     sizes = np.bincount(_centre_indices(cohort))
+    least, most = int(sizes.min()), int(sizes.max())
+    size = f"{least} to {most} patients" if least < most else f"{pluralize(least, 'patients')} each"
     return (
         f"each of {len(sizes)} centres was predicted by heads trained on the others; centres have "
-        f"{sizes.min()} to {sizes.max()} patients"
+        + size
     )
 
 
