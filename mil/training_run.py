@@ -25,7 +25,7 @@ from mil.errors import InputError
 from mil.evaluation.baseline_models import MEAN_LOGISTIC
 from mil.evaluation.baselines import (
     BaselineComparison,
-    compare_with_baselines,
+    decisive_comparison,
     embedding_baselines,
 )
 from mil.evaluation.metrics import Interval
@@ -101,8 +101,11 @@ class TrainingSummary:
 
     @property
     def comparison(self) -> BaselineComparison:
-        """Comparison with the best baseline on pooled embeddings, by weighted log loss."""
-        return compare_with_baselines(self.gains)
+        """Comparison with the best baseline on pooled embeddings, by weighted log loss.
+
+        By AUROC where a baseline is better beyond its interval by that alone.
+        """
+        return decisive_comparison(self.gains)
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""

@@ -71,7 +71,11 @@ def import_bags(
     """
     bag_format = BAG_FORMATS[layout]
     if not source.is_dir():
-        raise BagError(source, actual=missing_folder(source), expected=f"bags of {layout}")
+        raise BagError(
+            source,
+            actual=missing_folder(source),
+            expected=f"a folder with {bag_format.expected}",
+        )
     found = bag_format.find(source)
     _make_new_folder(bags_dir)
     fingerprints: dict[str, Fingerprint] = {}

@@ -26,6 +26,7 @@ __all__ = [
     "BaselineComparison",
     "compare_with_baselines",
     "covariate_probabilities",
+    "decisive_comparison",
     "embedding_baselines",
     "shortcut_probabilities",
 ]
@@ -61,14 +62,18 @@ class BaselineComparison:
     def phrase(self) -> str:
         """Words that complete "the run is …"."""
         name, words = self.baseline, _METRIC_WORDS[self.metric]
-        low, high, value = self.gain.low, self.gain.high, self.gain.value
+        # Rounded here, so that none is written as -0.000.
+        value, low, high = (
+            round(one, 3) + 0.0 for one in (self.gain.value, self.gain.low, self.gain.high)
+        )
         if self.verdict == "better":
             return f"better than the best baseline, {name}, by {value:.3f} [{low:.3f}, {high:.3f}]"
         if self.verdict == "worse":
-            return f"worse than the baseline {name} by {-value:.3f} [{-high:.3f}, {-low:.3f}]"
-        way = "better" if value >= 0 else "worse"
+            lead, least, most = (0.0 - one for one in (value, high, low))
+            return f"worse than the baseline {name} by {lead:.3f} [{least:.3f}, {most:.3f}]"
+        way = f"{abs(value):.3f} {'better' if value > 0 else 'worse'}" if value else "equal"
         return (
-            f"not shown to differ from the best baseline, {name} ({words} {abs(value):.3f} {way}; "
+            f"not shown to differ from the best baseline, {name} ({words} {way}; "
             f"gain between {low:.3f} and {high:.3f})"
         )
 
@@ -94,6 +99,15 @@ def compare_with_baselines(
     own = {name: gains[name][metric] for name in BASELINE_MODELS if name in gains}
     name = min(own, key=lambda name: (own[name].high >= 0, own[name].value))
     return BaselineComparison(baseline=name, metric=metric, gain=own[name])
+
+
+def decisive_comparison(gains: Mapping[str, Mapping[str, Interval]]) -> BaselineComparison:
+    """Return the comparison by log loss, or that by AUROC if a baseline is better there only.
+
+    ``gains`` are those of :func:`compare_with_baselines`; better means beyond the interval.
+    """
+    by_loss, by_auroc = (compare_with_baselines(gains, of) for of in _METRIC_WORDS)
+    return by_auroc if by_auroc.verdict == "worse" != by_loss.verdict else by_loss
 
 
 def embedding_baselines(

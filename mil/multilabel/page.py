@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from features.errors import CONTENT_ERRORS
-from mil.evaluation.baselines import compare_with_baselines
+from mil.evaluation.baselines import decisive_comparison
 from mil.evaluation.metrics import Interval
 from mil.reporting.html import render, write_html
 from mil.reporting.run_report import PatientTissue
@@ -83,7 +83,7 @@ def _describe(
         for label in n_with
     }
     compared = {
-        label: compare_with_baselines({
+        label: decisive_comparison({
             baseline: {metric: Interval.from_dict(gain) for metric, gain in gains.items()}
             for baseline, gains in of_labels[label]["gains"].items()
         })

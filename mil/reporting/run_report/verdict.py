@@ -86,10 +86,10 @@ def run_verdict(
         )
     which = "patients" if by == "patient" else "patients of centres it was not trained on"
     if area.low <= _GUESSING:
-        start = "Not shown to rank" if area.high >= _GUESSING else "Ranks"
-        better = "better" if area.high >= _GUESSING else "worse"
         rest = _baseline_without_signal(scores)
-        return Verdict("error", f"{start} {which} {better} than guessing: {words}; {rest}.")
+        if area.high < _GUESSING:
+            return Verdict("error", f"Ranks {which} worse than guessing: {words}; {rest}.")
+        return Verdict("error", f"Not shown to rank {which} better than guessing: {words}; {rest}.")
     unseen = [name for name, own in of_classes.items() if own.low <= _GUESSING]
     parts: list[tuple[Level, str]] = [
         ("warning" if unseen else "good", f"Ranks {which} better than guessing: {words}")
@@ -226,8 +226,11 @@ def _baseline_without_signal(scores: _Scores) -> str:
     areas = {name: scores[name]["auroc"] for name in BASELINE_MODELS if name in scores}
     name = max(areas, key=lambda name: areas[name].low)
     if areas[name].low > _GUESSING:
-        return f"a simple baseline does ({name}, {two_decimals(areas[name], beside=_GUESSING)})"
-    return "nor is a simple baseline"
+        return (
+            "a simple baseline ranks them better than guessing "
+            f"({name}, {two_decimals(areas[name], beside=_GUESSING)})"
+        )
+    return "no simple baseline is shown to rank them better than guessing"
 
 
 def _names(names: Sequence[str]) -> str:

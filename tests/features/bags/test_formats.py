@@ -846,3 +846,14 @@ def test_tensors_of_any_floating_type_are_imported(tmp_path: Path, dtype: torch.
     write_pt(tmp_path / "in" / "s1.pt", torch.from_numpy(FEATURES).to(dtype))
     bag, _ = import_slide(tmp_path / "in", "torch")
     np.testing.assert_array_equal(bag.features, FEATURES)
+
+
+def test_a_table_of_vectors_is_told_what_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "vectors.csv").write_text("slide_id,f0\ns1,1.5\n")
+    with pytest.raises(
+        BagError, match=r"a file, no folder; expected a folder with <slide>.h5, .pt"
+    ):
+        import_bags(
+            tmp_path / "vectors.csv", tmp_path / "bags", layout="slide-vectors",
+            defaults=ImportDefaults(), on_slide=quiet,
+        )  # fmt: skip

@@ -12,7 +12,11 @@ import pytest
 from mil.data.bags import PatientBags
 from mil.data.features import Features
 from mil.evaluation.baseline_models import BASELINE_MODELS, baseline_logits, pool_embeddings
-from mil.evaluation.baselines import compare_with_baselines, embedding_baselines
+from mil.evaluation.baselines import (
+    compare_with_baselines,
+    decisive_comparison,
+    embedding_baselines,
+)
 from mil.evaluation.metrics import Interval, auroc
 from mil.training.cross_validation import OutOfFoldPredictions
 from tests.fakes import FINGERPRINT
@@ -178,13 +182,29 @@ def gain(value: float, width: float = 0.05) -> dict[str, Interval]:
                 "logistic (log loss 0.010 worse; gain between -0.060 and 0.040)."
             ),
         ),
+        (
+            {"mean + logistic": gain(-0.0004, 0.0002)},
+            "worse",
+            (
+                "By log loss, the run is worse than the baseline mean + logistic by 0.000 [0.000, "
+                "0.001]."
+            ),
+        ),
+        (
+            {"mean + logistic": gain(-0.0001, 0.0003)},
+            "no difference shown",
+            (
+                "By log loss, the run is not shown to differ from the best baseline, mean + "
+                "logistic (log loss equal; gain between 0.000 and 0.000)."
+            ),
+        ),
         (  # what is beyond noise comes before what is only larger
             {"mean + logistic": gain(-0.2, 0.3), "mean + ridge": gain(-0.1)},
             "worse",
             "By log loss, the run is worse than the baseline mean + ridge by 0.100 [0.050, 0.150].",
         ),
     ],
-    ids=["better", "worse", "unclear", "beyond noise first"],
+    ids=["better", "worse", "unclear", "small", "equal", "beyond noise first"],
 )
 def test_the_comparison_names_the_baseline_that_is_hardest_to_beat(
     gains: dict[str, dict[str, Interval]], verdict: str, sentence: str
@@ -192,3 +212,23 @@ def test_the_comparison_names_the_baseline_that_is_hardest_to_beat(
     comparison = compare_with_baselines(gains)
     assert comparison.verdict == verdict
     assert str(comparison) == sentence
+
+
+@pytest.mark.parametrize(
+    ("loss", "area", "sentence"),
+    [
+        (0.2, -0.1, "By AUROC, the run is worse than the baseline mean + ridge by 0.100"),
+        (0.0, -0.1, "By AUROC, the run is worse than the baseline mean + ridge by 0.100"),
+        (-0.2, -0.1, "By log loss, the run is worse than the baseline mean + ridge by 0.200"),
+        (-0.2, 0.1, "By log loss, the run is worse than the baseline mean + ridge by 0.200"),
+        (0.2, 0.0, "By log loss, the run is better than the best baseline, mean + ridge"),
+        (0.0, 0.1, "By log loss, the run is not shown to differ"),
+    ],
+)
+def test_a_baseline_that_ranks_better_is_named_where_none_has_the_lower_loss(
+    loss: float, area: float, sentence: str
+) -> None:
+    metrics = {
+        "weighted_log_loss": gain(loss)["weighted_log_loss"], "auroc": gain(area)["auroc"],
+    }  # fmt: skip
+    assert str(decisive_comparison({"mean + ridge": metrics})).startswith(sentence)

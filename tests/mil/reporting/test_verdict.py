@@ -97,9 +97,9 @@ def test_a_run_without_signal_says_so_and_whether_a_baseline_has_one() -> None:
     alone = verdict_on(proba, labels)
     assert alone.level == "error"
     assert alone.text.startswith("Not shown to rank patients better than guessing: AUROC 0.")
-    assert alone.text.endswith("]; nor is a simple baseline.")
+    assert alone.text.endswith("]; no simple baseline is shown to rank them better than guessing.")
     beaten = verdict_on(proba, labels, baseline=draw(200)[0])
-    assert "; a simple baseline does (mean + ridge, 0.8" in beaten.text
+    assert "; a simple baseline ranks them better than guessing (mean + ridge, 0.8" in beaten.text
 
 
 def test_ranking_the_wrong_way_round_is_an_error() -> None:
