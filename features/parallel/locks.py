@@ -38,7 +38,11 @@ class FolderLocks:
     """
 
     def __init__(self, folder: Path, *, heartbeat_s: float = 10.0) -> None:
-        make_folder(folder)
+        make_folder(folder.parent)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:  # A folder that the user did not name is of no use in a message.
+            raise write_error(folder if folder.exists() else folder.parent, error) from error
         self._folder = folder
         self._heartbeat_s = heartbeat_s
         self._token = uuid.uuid4().hex

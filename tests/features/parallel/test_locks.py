@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -21,6 +22,23 @@ def test_a_name_is_locked_once_and_again_when_released(tmp_path: Path) -> None:
         one.release("a")
         assert other.acquire("a")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_in_which_none_can_be_made_is_named_and_not_that_of_the_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, **_: object) -> None:
+        if self.name == ".claims":
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OutputError, match=r"Make the folder writable") as caught:
+        FolderLocks(tmp_path / ".claims")
+    assert str(caught.value).startswith(f"{tmp_path}: cannot be written (Permission denied)")
+    monkeypatch.undo()
+    (tmp_path / ".claims").touch()
+    with pytest.raises(OutputError, match=r"\.claims: cannot be written \(File exists\)"):
+        FolderLocks(tmp_path / ".claims")
 
 
 def test_a_lock_not_touched_for_long_is_taken_over_by_one(tmp_path: Path) -> None:
