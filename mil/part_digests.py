@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from features.errors import TableError, one_line
 from features.utils.files import missing_folder
+from features.utils.text import list_names
 from mil.errors import CalibrationError, RunError
 
 __all__ = [
@@ -49,11 +50,12 @@ def no_run_error(path: Path) -> RunError:
     """Return the error on a path that is no folder of a finished run, with runs that are near."""
     near = [path.parent] if path.name in MARKERS else []
     near += sorted(file.parent for name in MARKERS for file in path.glob(f"*/{name}"))
+    names = [shlex.quote(str(run)) for run in near]
     return RunError(
         path,
         actual="no model.json in it" if path.is_dir() else missing_folder(path),
         expected="the folder of a finished run",
-        hint=f"Name {shlex.quote(str(near[0]))}."
+        hint=f"Name {'one of ' if len(names) > 1 else ''}{list_names(names)}."
         if near
         else "Make one with 'mil train', or name the folder of another run.",
     )

@@ -24,7 +24,9 @@ def report(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder written by `mil explain`, to link patients to their pages.",
+            show_default=False,
+            help="Folder written by `mil explain`, to link patients to their pages; default: "
+            "`explanations` in the run, if there is one.",
         ),
     ] = None,
     bags: BagsSource = Path("bags"),
@@ -61,9 +63,16 @@ def report(
         else:
             from cli.shared.report_tissue import draw_report
 
-            page = draw_report(run, bags, slides=slides, explanations=explanations)
+            page = draw_report(
+                run, bags, slides=slides, explanations=explanations or _explanations_in(run)
+            )
     if as_json:
         print_json({"report": str(page)})
     else:
         stdout.print(f"Report written to {page}")
         print_next("open {page}", page=page)
+
+
+def _explanations_in(run: Path) -> Path | None:
+    folder = run / "explanations"
+    return folder if (folder / "index.html").is_file() else None

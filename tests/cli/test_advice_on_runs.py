@@ -183,7 +183,7 @@ def test_advice_on_usage_is_usage_that_works(
          "Bags of earlier versions and imported ones state none: give the options themselves.",
          f"{MEAN} --cohort train.csv"),
         (INFER.replace("runs/a", "nowhere"), NO_RUN, INFER),
-        (INFER.replace("runs/a", "runs"), "Name runs/a.", INFER),
+        (INFER.replace("runs/a", "runs"), "Name one of runs/a, ", INFER),
         (INFER.replace("runs/a", "runs/a/model.json"), "Name runs/a.", INFER),
         (INFER.replace("bags/a", "new.csv"), "new.csv: a file, no folder", INFER),
         (f"{INFER} --slides nowhere", "nowhere: there is no such file or folder", INFER),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -59,6 +60,11 @@ def test_patients_that_were_explained_are_linked_to_their_pages(run: Path) -> No
     assert {name for _, name in links} == {index, *table["patient_id"].head(2)}
     assert all((run / unquote(link)).resolve().is_file() for link, _ in links)
     assert mil("report", run, "--explanations", folder / "nowhere").exit_code == 2
+    shutil.copytree(folder / "ex plained", run / "explanations")
+    mil_ok("report", run)  # which finds them in the run
+    links = re.findall(r'<a href="([^"#]+)">', (run / "report.html").read_text())
+    assert {"explanations/index.html", "explanations/000/index.html"} <= set(links)
+    shutil.rmtree(run / "explanations")
     (run / "report.html").write_bytes(before)
 
 
