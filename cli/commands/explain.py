@@ -267,12 +267,12 @@ def _print_warnings(report: ExplanationReport, terms: Terms) -> None:
     if n_seen:
         warn(
             f"warning: the run was trained on {n_seen} of these patients (or on their {slide}s); "
-            "their pages say so"
+            "the page of each says so"
         )
     if n_unlike := sum(p.unlike_training for p in report.predictions):
         warn(
-            f"warning: {pluralize(n_unlike, 'patients')} unlike the training patients; their pages "
-            "say so"
+            f"warning: {pluralize(n_unlike, 'patients')} unlike the training patients; the page of "
+            "each says so"
         )
     notes = list(report.label_notes)
     if report.agreement is not None and not report.agreement.n_patients:
