@@ -40,7 +40,8 @@ def parse_backbone(name: str, arguments: Sequence[str] = ()) -> str:
     Raises
     ------
     EncoderError
-        If an argument has no key or no value, or the name is of several encoders.
+        If an argument has no key or no value, the name is of several encoders, or the path of a
+        folder holds ``+``.
 
     Examples
     --------
@@ -51,6 +52,14 @@ def parse_backbone(name: str, arguments: Sequence[str] = ()) -> str:
     for text in arguments:
         key, _, value = (part.strip() for part in text.partition("="))
         model_args |= _argument(f"--model-arg {text}", key, value)
+    folder = name.removeprefix(_FOLDER).partition("?")[0]
+    if name.startswith(_FOLDER) and "+" in folder and Path(folder).is_dir():
+        raise EncoderError(
+            f"backbone {name!r}",
+            actual="a folder with '+' in its path, which joins backbones",
+            expected="a path without it",
+            hint="Link the folder under another name.",
+        )
     names = [_with_absolute_folder(one) for one in name.split("+")]
     if model_args and len(names) > 1:
         raise EncoderError(

@@ -57,6 +57,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "examples.csv").write_text("\n".join(rows) + "\n")
     for name in ("good", "bare", "odd"):
         write_folder(folder / name)
+    (folder / "good+odd").symlink_to(folder / "good")
     (folder / "bare" / "model.safetensors").unlink()
     write_folder(folder / "headless", model_args={"num_heads": 0})
     write_folder(folder / "wide", pretrained_cfg={"input_size": [3, 64, 96]})
@@ -101,6 +102,7 @@ RESNET = "test_resnet --weights cnn.safetensors"
          "local-dir:moved --weights good/model.safetensors"),
         ("local-dir:bare", "Copy them there, or give them with --weights FILE.",
          "local-dir:bare --weights good/model.safetensors"),
+        ("local-dir:good+odd", "Link the folder under another name.", "local-dir:good"),
         ("local-dir:wide", "Change it there; other inputs are not supported.", "local-dir:good"),
         ("local-dir:headless", "Correct the model_args of its config.json.", "local-dir:good"),
         ("local-dir:odd", "KEY=VALUE, and give the weights with --weights.", f"test_vit {W}"),
