@@ -150,12 +150,16 @@ def _print(infos: list[EncoderInfo], speeds: dict[str, dict[str, Any]]) -> None:
 
 def _print_next(chosen: EncoderInfo) -> None:
     """Suggest a backbone, and say what it takes where its weights are not on this machine."""
-    embed = "mil embed SLIDES --bags bags-new --backbone {name}"
     if chosen.weights_here:
-        print_next(embed, name=chosen.name)
+        print_next("mil embed SLIDES --bags bags-new --backbone {name}", name=chosen.name)
         return
     stdout.print(
         f"The weights of {chosen.name} are not here: they come from the model hub"
-        f"{', after its licence was accepted there' * chosen.gated}, or from a file with --weights."
+        f"{', after its licence was accepted there' * chosen.gated}, or from a file with "
+        "'mil embed --weights'."
     )
-    print_next(embed, f"{embed} --weights FILE", name=chosen.name)
+    print_next(
+        "mil embed SLIDES --bags bags-new --backbone {name}",
+        "mil embed SLIDES --bags bags-new --backbone {name} --weights FILE",
+        name=chosen.name,
+    )

@@ -209,7 +209,7 @@ def _check_class_sizes(table: SlideTable) -> Iterator[Finding]:
         yield Finding(
             Severity.warning, "class_too_small",
             f"{list_names(few)}: fewer patients than the {_N_FOLDS} folds of 'mil train'",
-            f"Train with --folds {min(counts.values())}, or add patients of "
+            f"Train with 'mil train --folds {min(counts.values())}', or add patients of "
             f"{'that class' if len(few) == 1 else 'these classes'}.", tuple(few),
         )  # fmt: skip
 
