@@ -146,7 +146,7 @@ _ENCODERS = (
         name="h-optimus-0", hub_id="bioptimus/H-optimus-0",
         architecture="vit_giant_patch14_reg4_dinov2",
         model_args={"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False},
-        normalisation=_H_OPTIMUS, dim=1536, millions=1135, licence="Apache-2.0", gated=False,
+        normalisation=_H_OPTIMUS, dim=1536, millions=1135, licence="Apache-2.0", gated=True,
         paper="",
     ),
     PathologyEncoder(
