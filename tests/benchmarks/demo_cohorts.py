@@ -6,7 +6,7 @@ compares the methods of :mod:`tests.benchmarks.learner_suite` on them: embedding
 Painting and embedding take some three minutes a seed on two cores, the comparison half a minute.
 
     python -m tests.benchmarks.demo_cohorts --seeds 0-3 --out demo-cohorts
-    python -m tests.benchmarks.demo_cohorts --seeds 0 --signal 0 --out demo-without-signal
+    python -m tests.benchmarks.demo_cohorts --seeds 0-3 --signal 0 --out demo-cohorts
 
 Prints tables, or with ``--json`` the list of objects of that benchmark; the held-out patients are
 the ``new_patients``.
@@ -69,14 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=parse_seeds, default=range(4), metavar="FIRST-LAST")
     parser.add_argument(
         "--out", type=Path, default=Path("demo-cohorts"), metavar="FOLDER",
-        help="one folder a seed, 1 GB each; kept for the next call with the same --signal",
+        help="one folder a seed and signal, 1 GB each; kept for the next call",
     )  # fmt: skip
     parser.add_argument("--signal", type=float, default=1.0, metavar="SHARE", help="as of mil demo")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     scores = []
     for seed in given.seeds:
-        world = painted_world(given.out / f"seed-{seed}", seed, signal=given.signal)
+        folder = given.out / f"seed-{seed}-signal-{given.signal:g}"
+        world = painted_world(folder, seed, signal=given.signal)
         scores += measure(world, seed=seed)
         losses = ", ".join(f"{s.method} {s.weighted_log_loss:.3f}" for s in scores[-4:])
         sys.stderr.write(f"{world.name}: {losses}\n")

@@ -37,8 +37,8 @@ def test_a_plan_holds_both_classes_in_every_centre_and_ids_like_numbers() -> Non
     ("signal", "low", "high", "shares"),
     [
         (0.0, 0.46, 0.54, (0.5, 0.5)),
-        (0.5, 0.62, 0.72, (0.31, 0.69)),
-        (1.0, 0.75, 0.85, (0.12, 0.88)),
+        (0.5, 0.62, 0.72, (0.28, 0.72)),
+        (1.0, 0.75, 0.85, (0.06, 0.94)),
     ],
 )
 def test_mixture_and_focus_separate_the_classes_as_far_as_asked(
