@@ -24,6 +24,7 @@ _N_LOOKED_AT = 8
 """Numbers of a row that are compared first; only equal ones need the others."""
 _MAX_ROUNDING = 0.05
 """Largest error of rounding to float16, relative to how much a row's numbers differ."""
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 _HINT = "Delete the bag and run 'mil embed' again, or import it again from its source."
 
 
@@ -124,15 +125,24 @@ def fits_float16(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool
     have in common leaves no digits for what differs. Else the error is about 1 part in 5,000.
     """
     fit = np.empty(len(features), np.bool_)
-    rows = max(1, _CHUNK_VALUES // max(1, features.shape[1]))
+    n_numbers = features.shape[1]
+    rows = max(1, _CHUNK_VALUES // max(1, n_numbers))
     for first in range(0, len(features), rows):
-        part = features[first : first + rows].astype(np.float64)
+        part = features[first : first + rows]
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("td,td->t", part, part)
+            spread = squares - n_numbers * part.mean(axis=1) ** 2
+            # What rounding costs at most; twice for this sum's own rounding.
+            bound = 2 * (squares * 2.0**-22 + n_numbers * 2.0**-50)
+            fit[first : first + rows] = bound <= _MAX_ROUNDING**2 * spread
+    fit &= bool(largest_absolute(features) <= _LARGEST_FLOAT16)
+    for row in np.flatnonzero(~fit):
+        exact = features[row].astype(np.float64)
         with np.errstate(over="ignore"):
-            error = part - part.astype(np.float16)
-        if part.shape[1] > 1:
-            part -= part.mean(axis=1, keepdims=True)
-        spread = np.einsum("td,td->t", part, part)
-        fit[first : first + rows] = np.einsum("td,td->t", error, error) <= _MAX_ROUNDING**2 * spread
+            error = exact - exact.astype(np.float16)
+        if n_numbers > 1:
+            exact -= exact.mean()
+        fit[row] = error @ error <= _MAX_ROUNDING**2 * (exact @ exact)
     return fit
 
 
