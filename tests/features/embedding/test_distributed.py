@@ -213,8 +213,9 @@ def test_processes_start_before_their_encoder_is_loaded_and_end_if_it_cannot_be(
     readers: list[psutil.Process] = []
 
     def load_encoder() -> Encoder:
-        until = time.monotonic() + 30.0
+        until = time.monotonic() + 120.0
         while len(readers) < 2 and time.monotonic() < until:  # They have not begun at once.
+            time.sleep(0.05)
             readers[:] = [
                 child
                 for child in psutil.Process().children()
