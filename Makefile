@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	@touch $@
 
-demo: $(READY) ## paint a small synthetic cohort and run embed, train and infer on it (5 minutes)
+demo: $(READY) ## paint a small synthetic cohort and run embed, train and infer on it (3 minutes)
 	$(BIN)/mil demo
 
 docs: $(READY) ## build the documentation into docs/_build/html; warnings are errors

@@ -3,7 +3,7 @@
 Paints and embeds the slides of ``mil demo --seed S`` for each seed, if that is not done yet, and
 compares the methods of :mod:`tests.benchmarks.learner_suite` on them: embeddings of painted slides,
 60 patients cross-fitted and 30 held-out ones, by what is deployed. Seed 0 is the one shipped.
-Painting and embedding take some three minutes a seed on two cores, the comparison half a minute.
+Painting and embedding take some two minutes a seed on two cores, the comparison half a minute.
 
     python -m tests.benchmarks.demo_cohorts --seeds 0-3 --out demo-cohorts
     python -m tests.benchmarks.demo_cohorts --seeds 0-3 --signal 0 --out demo-cohorts
