@@ -91,8 +91,8 @@ def jpeg_stores_rgb(stream: bytes, *, is_tagged_rgb: bool = False) -> bool | Non
                 is_counted = is_tagged_rgb and not said and components[::3] == b"\0\1\2"
                 if is_counted or components[::3] == b"RGB":
                     said.add("RGB")
-                first_table, *others = components[2::3]
-                if not said and first_table not in others:
+                tables = components[2::3]
+                if not said and tables and tables[0] not in tables[1:]:
                     said.add("YCbCr")
                 break
     except (IndexError, struct.error):

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.utils import image_headers
-from features.utils.image_headers import jpeg_dimensions, jpeg_scan, png_or_webp_dimensions
+from features.utils.image_headers import (
+    jpeg_dimensions,
+    jpeg_scan,
+    jpeg_stores_rgb,
+    png_or_webp_dimensions,
+)
 
 GREY = np.zeros((20, 30), np.uint8)
 JPEG = imagecodecs.jpeg_encode(GREY)
@@ -85,6 +90,15 @@ def test_bare_chunks_and_other_formats_have_no_size(stream: bytes) -> None:
 def test_no_webp_or_png_of_noise_upsets_the_search_for_its_size(noise: bytes, start: bytes) -> None:
     size = png_or_webp_dimensions(start + noise)
     assert size is None or len(size) == 2
+
+
+def test_a_stream_that_is_cut_off_upsets_no_search_for_its_colours() -> None:
+    stream = imagecodecs.jpeg_encode(COLOURS, colorspace="rgb", outcolorspace="ycbcr")
+    assert jpeg_stores_rgb(stream) is False
+    for n_bytes in range(len(stream)):
+        assert jpeg_stores_rgb(stream[:n_bytes]) in (None, False)
+    frame = stream.index(b"\xff\xc0")
+    assert jpeg_stores_rgb(stream[:2] + stream[frame : frame + 9]) is None
 
 
 def test_a_box_of_its_own_hides_no_codestream() -> None:
