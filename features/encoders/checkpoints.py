@@ -72,7 +72,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict):
         raise EncoderError(path, actual=f"a {type(content).__name__}", expected="a state dict")
-    state = _unwrap(content)
+    try:
+        state = _unwrap(content)
+    except RecursionError:  # It holds itself.
+        state = {}
     if not state:
         parts = ", ".join(repr(str(key)) for key in list(content)[:4])
         raise EncoderError(
@@ -109,6 +112,8 @@ def _is_safetensors(path: Path) -> bool:
 
 def _why_unreadable(path: Path, error: Exception) -> tuple[str, str]:
     """Return why a checkpoint could not be read, and what to do."""
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error), ""
     with path.open("rb") as file:
         kind, hint = find_foreign_kind(file.read(START_BYTES))
     if kind:

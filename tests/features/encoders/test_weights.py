@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import re
 from argparse import Namespace
 from pathlib import Path
@@ -87,6 +88,30 @@ def test_a_file_that_is_no_checkpoint_is_called_what_it_is(
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(EncoderError, match=rf"not readable as weights \({words}"):
         load_model(TINY, weights_path=tmp_path / "w.bin")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    save_file(tiny_state(), tmp_path / "w.safetensors")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(EncoderError, match=r"not readable as weights \(Permission denied\)"):
+        read_checkpoint(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("names", [["model"], ["a", "b"]])
+def test_a_checkpoint_that_holds_itself_is_one_message(tmp_path: Path, names: list[str]) -> None:
+    content: dict[str, object] = {}
+    inner = content
+    for name in names[1:]:
+        inner[name] = inner = {}
+    inner[names[0]] = content
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(EncoderError, match="no single state dict under its names"):
+        read_checkpoint(tmp_path / "w.pth")
 
 
 def test_a_checkpoint_is_read_as_what_it_is_whatever_its_name(tmp_path: Path) -> None:
