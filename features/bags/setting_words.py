@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from features.errors import CONTENT_ERRORS
+from features.utils.text import pluralize
 
 __all__ = ["UNKNOWN", "describe_difference"]
 
@@ -56,7 +57,7 @@ def _join(words: tuple[str, ...]) -> str:
         for word in words[:_MOST_SETTINGS]
     ]
     n_more = len(words) - _MOST_SETTINGS
-    return ", ".join(short) + (f" and {n_more} more settings" if n_more > 0 else "")
+    return ", ".join(short) + (f" and {pluralize(n_more, 'more settings')}" if n_more > 0 else "")
 
 
 def _describe_parts(field: str, own: object, other: object) -> list[tuple[str, str]]:
@@ -97,10 +98,11 @@ def _describe_part(field: str, parts: Mapping[str, Any], key: str) -> str:
     if field == "tissue" and key == "windows" and value:
         return "--windows " + ",".join(f"{w['centre_hu']:g}/{w['width_hu']:g}" for w in value)
     option = _OPTIONS.get((field, key))
+    words = option or f"{_PARTS[field]} {key.replace('_', ' ')}"
     if value is None:
-        return f"no {option or key}"
+        return f"no {words}"
     if option is None:
-        return f"{_PARTS[field]} {key} {json.dumps(value)}"
+        return f"{words} {json.dumps(value)}"
     return f"{option} {f'{value:g}' if isinstance(value, float) else value}"
 
 

@@ -38,6 +38,10 @@ def made(**tiles: Any) -> Fingerprint:
             made(target_mpp=1.0, max_tiles=20, min_tissue=0.1, tile_px=128, overlap_px=8),
             ("--tile-px 128, --mpp 1, --overlap 8 and 2 more settings", "--tile-px 224, --mpp 0.5"),
         ),
+        (
+            made(target_mpp=1.0, min_tissue=0.1, tile_px=128, overlap_px=8),
+            ("--tile-px 128, --mpp 1, --overlap 8 and 1 more setting", "--tile-px 224, --mpp 0.5"),
+        ),
         (replace(PLAIN, encoder="a", dim=9), ("--backbone a", "--backbone fake")),
         (replace(PLAIN, weights_sha256="f" * 64), ("weights ffffffffffff", "weights ")),
         (replace(PLAIN, dim=1024), ("embeddings of 1,024 numbers", "embeddings of 8 numbers")),
@@ -64,6 +68,7 @@ def test_settings_that_differ_are_named_by_their_options(
     found = describe_difference(vars(other), vars(PLAIN))
     for text, expected in zip(found, words, strict=True):
         assert text.startswith(expected)
+        assert "1 more settings" not in text
         assert len(text) < 200
     assert describe_difference(vars(PLAIN), vars(other)) == found[::-1]
 
@@ -86,4 +91,4 @@ def test_every_field_of_a_fingerprint_has_words() -> None:
         if other != PLAIN:
             one_words, other_words = describe_difference(vars(other), vars(PLAIN))
             assert one_words != other_words
-            assert "_" not in one_words
+            assert "_" not in one_words + other_words
