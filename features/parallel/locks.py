@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 
 from features.errors import OutputError
-from features.utils.files import make_folder, write_error
+from features.utils.files import make_folder, path_exists, write_error
 
 __all__ = ["FolderLocks", "release_shared_locks", "shared_locks"]
 
@@ -42,7 +42,7 @@ class FolderLocks:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:  # A folder that the user did not name is of no use in a message.
-            raise write_error(folder if folder.exists() else folder.parent, error) from error
+            raise write_error(folder if path_exists(folder) else folder.parent, error) from error
         self._folder = folder
         self._heartbeat_s = heartbeat_s
         self._token = uuid.uuid4().hex

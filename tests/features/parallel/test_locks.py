@@ -31,7 +31,14 @@ def test_a_folder_in_which_none_can_be_made_is_named_and_not_that_of_the_locks(
         if self.name == ".claims":
             raise PermissionError(errno.EACCES, "Permission denied")
 
+    stat = Path.stat
+
+    def refuse_stat(self: Path, **options: bool) -> os.stat_result:
+        refuse(self)
+        return stat(self, **options)
+
     monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "stat", refuse_stat)  # as of a folder that may not be searched
     with pytest.raises(OutputError, match=r"Make the folder writable") as caught:
         FolderLocks(tmp_path / ".claims")
     assert str(caught.value).startswith(f"{tmp_path}: cannot be written (Permission denied)")
