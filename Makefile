@@ -31,7 +31,7 @@ docs: $(READY) ## build the documentation into docs/_build/html; warnings are er
 # Two processes; the one that finishes first takes over tests from the other.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test: $(READY) ## run the tests that every edit should pass (under 5 minutes on 2 cores)
+test: $(READY) ## run the tests that every edit should pass (8 minutes on 2 cores)
 	$(PYTEST)
 
 test-changed: $(READY) ## run only the tests that the edits since the last call affect

@@ -202,9 +202,11 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        is_file = isinstance(error, FileExistsError)
+        reason = "Not a directory" if is_file else error.strerror or error
         raise OutputError(
             path,
-            actual=f"cannot be used as a folder ({error.strerror or error})",
+            actual=f"cannot be used as a folder ({reason})",
             hint="Name another folder, or make this one writable.",
         ) from error
     return path

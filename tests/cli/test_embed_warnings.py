@@ -45,7 +45,7 @@ def test_faults_of_files_and_of_the_cache_are_named(
     take_write_error()  # of an earlier test of this process
     command = ("embed", folder / "slides", "--bags", folder / "bags", *backbone(folder))
     text = mil_ok(*command, "--tissue", "all").output
-    assert text.count("weights.safetensors cannot be used as a folder (File exists)") == 1
+    assert text.count("weights.safetensors cannot be used as a folder (Not a directory)") == 1
     assert "something is wrong with the files of 6 slides" in text
     for number in range(5):
         assert f"  s{number}: 900 x 900 µm/px in PhysicalSizeX" in text

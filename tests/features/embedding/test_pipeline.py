@@ -170,7 +170,7 @@ def test_the_largest_slide_comes_first_and_results_keep_the_order_of_names(
 
     (slides / "s1.tif").rename(slides / "zz.tif")
     with (slides / "zz.tif").open("ab") as file:
-        file.write(bytes(100_000))
+        file.write(bytes((slides / "s0.tif").stat().st_size))
     (slides / "broken.tif").unlink()
     config = replace(SETTINGS, n_workers=1)
     results = run(slides, tmp_path / "bags", encoder, config=config, progress=Watching())
