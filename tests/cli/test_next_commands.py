@@ -202,5 +202,6 @@ def test_what_commands_propose_can_be_typed_until_the_end() -> None:
         "mil combine runs/run-1 runs/same --run runs/combined-2"
     ]
     assert type_next("mil backbones test_vit") == [
-        "mil embed SLIDES --bags bags-new --backbone test_vit"
+        "mil embed SLIDES --bags bags-new --backbone test_vit",
+        "mil embed SLIDES --bags bags-new --backbone test_vit --weights FILE",
     ]
