@@ -23,7 +23,7 @@
 ``seconds``
     How long each part took.
 
-The demo is made (3 minutes) unless ``--demo`` names one; the rest takes 5 minutes.
+The demo is made (3 minutes) unless ``--demo`` names one; the rest takes 3 minutes.
 
     MIL_DATA=data python -m tests.benchmarks.typicality
     MIL_DATA=data python -m tests.benchmarks.typicality --demo demo --seed 1
