@@ -437,7 +437,8 @@ SETTLED = (
 )
 AT_REST = (
     "panes.every(({viewer: {viewport}}) =>"
-    " Math.abs(viewport.getZoom(true) / viewport.getZoom() - 1) < 1e-9)"
+    " Math.abs(viewport.getZoom(true) / viewport.getZoom() - 1) < 1e-9"
+    " && viewport.getCenter(true).distanceTo(viewport.getCenter()) < 1e-9)"
 )
 
 
@@ -594,6 +595,7 @@ def test_in_a_browser_keys_go_through_tiles_overlays_rulers_and_panes(
             tab.press("o")
             assert tab.evaluate("byId('overlay').value") == str(expected)
         tab.press("m")
+        tab.wait_for(AT_REST)  # The slide still moved towards the tile of before.
         x, y = tab.evaluate(
             "(() => { const b = panes[0].box.getBoundingClientRect(); return [b.x, b.y]; })()"
         )
