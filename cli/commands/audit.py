@@ -101,7 +101,8 @@ def audit(
         print_json(report.as_dict())
     else:
         again = given_options(context, "columns", "covariates", "folds", "seed")
-        _print_report(report, train=train, bags=bags, again=again)
+        columns_again = given_options(context, "columns")
+        _print_report(report, train=train, bags=bags, again=again, columns=columns_again)
     if report.leaks:
         raise typer.Exit(_EXIT_LEAK)
     if report.incomplete:
@@ -109,7 +110,12 @@ def audit(
 
 
 def _print_report(
-    report: AuditReport, *, train: Path, bags: Path | None, again: Sequence[str]
+    report: AuditReport,
+    *,
+    train: Path,
+    bags: Path | None,
+    again: Sequence[str],
+    columns: Sequence[str],
 ) -> None:
     print_findings(report.findings)
     if report.shortcut_scores:
@@ -135,7 +141,7 @@ def _print_report(
             f"No leak among what was examined; look at {pluralize(n_warnings, 'warnings')} above "
             "before training.",
         )
-        print_next("mil describe {train}", train=train)
+        print_next("mil describe {train} {columns}", train=train, columns=columns)
     else:
         stdout.print("No leak found.")
         print_next(

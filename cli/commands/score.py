@@ -21,7 +21,7 @@ from cli.options import (
     Seed,
     flag,
 )
-from cli.shared.arguments import parse_columns
+from cli.shared.arguments import given_options, parse_columns
 from cli.shared.multilabel import read_labels, score_label_files
 from cli.shared.output import (
     calibration_as_dict,
@@ -50,6 +50,7 @@ class Average(StrEnum):
 
 
 def score(
+    context: typer.Context,
     *,
     predictions: Annotated[
         list[Path],
@@ -170,7 +171,7 @@ def score(
     _score_files(
         predictions, cohort, columns=names, patients=patients, class_name=class_name,
         average=average, prior=prior, file_prior=file_prior or "balanced", as_json=as_json,
-        **options,
+        again=given_options(context, "columns"), **options,
     )  # fmt: skip
 
 
@@ -185,12 +186,14 @@ def _score_files(
     prior: str,
     file_prior: str,
     as_json: bool,
+    again: Sequence[str],
     **options: Any,
 ) -> None:
     """Score files of one class per patient; ``options`` are those of ``ScoreSettings``."""
     with spinner("scoring"):
         from mil.calibration.priors import parse_prior
         from mil.data.cohort import read_cohort
+        from mil.evaluation.bootstrap import MIN_RESAMPLED_PATIENTS
         from mil.evaluation.cohort_part import part_of_cohort, read_part
         from mil.evaluation.predictions import (
             align_classes,
@@ -247,12 +250,16 @@ def _score_files(
         for kind, described in report.reliability.items():
             print_reliability(name, kind, described)
     _print_notes(labelled, settings, prior=prior)
-    if len(files) > 1:
-        print_next("mil compare {files} --cohort {cohort}", files=files, cohort=cohort)
-    elif page := report_of(files[0]):  # The labels are those that the run was trained on.
-        print_next("open {page}", page=page)
+    page = report_of(files[0])
+    if page and len(files) == 1:  # The labels are those that the run was trained on.
+        command = "open {page}"
+    elif min(counts.values()) < MIN_RESAMPLED_PATIENTS:
+        command = "mil describe {cohort} {again}"
+    elif len(files) > 1:
+        command = "mil compare {files} --cohort {cohort} {again}"
     else:
-        print_next("mil evaluate RUN --cohort {cohort} --bags BAGS", cohort=cohort)
+        command = "mil evaluate RUN --cohort {cohort} --bags BAGS {again}"
+    print_next(command, page=page or "", files=files, cohort=cohort, again=again)
 
 
 def _print_warnings(files: Sequence[Path], tables: Sequence[Predictions]) -> None:

@@ -14,12 +14,12 @@ from mil.arrays import Floats, Ints
 from mil.calibration.priors import balanced, parse_prior, shift_prior
 from mil.data.cohort import Cohort, Patient
 from mil.errors import InputError, PredictionsError, RunError
+from mil.evaluation.bootstrap import MIN_RESAMPLED_PATIENTS
 from mil.evaluation.predictions import predicted_patients, read_predictions
 from mil.evaluation.run_predictions import RunPredictions, read_run_predictions
 from mil.evaluation.scoring import CROSS_FITTED_NOTE, ScoreSettings, calibrate_predictions
 
 __all__ = [
-    "MIN_PATIENTS_PER_CLASS",
     "AlignedModels",
     "ModelPredictions",
     "align_runs",
@@ -28,9 +28,6 @@ __all__ = [
     "same_folds",
     "short_names",
 ]
-
-MIN_PATIENTS_PER_CLASS = 5
-"""Fewest shared patients of each class; the bootstrap of fewer has no meaning."""
 
 N_FOLDS, N_REPEATS = 5, 20
 """Folds and repeats of the cross-fits that calibrate files."""
@@ -124,7 +121,7 @@ def read_models(
         missing = sorted(set(read[0].classes) - set(part.classes))
         raise _too_few(part, missing[0] if missing else part.classes[0], 0)
     for name, count in part.class_counts().items():
-        if count < MIN_PATIENTS_PER_CLASS:
+        if count < MIN_RESAMPLED_PATIENTS:
             raise _too_few(part, name, count)
     settings = ScoreSettings(
         file_prior=parse_prior(file_prior, part.classes, part.class_counts()),
@@ -310,7 +307,7 @@ def _too_few(part: Cohort, name: str, count: int) -> RunError:
     return RunError(
         "shared patients",
         actual=f"{pluralize(count, 'patients')} of class {name!r} among {len(part.patients)}",
-        expected=f"at least {MIN_PATIENTS_PER_CLASS} of each class",
+        expected=f"at least {MIN_RESAMPLED_PATIENTS} of each class",
         hint="Compare models that share more patients.",
     )
 

@@ -27,12 +27,16 @@ from mil.evaluation.metrics import (
 )
 
 __all__ = [
+    "MIN_RESAMPLED_PATIENTS",
     "paired_differences",
     "resampled_confusions",
     "resampled_scores",
     "stratified_bootstrap",
 ]
 
+
+MIN_RESAMPLED_PATIENTS = 5
+"""Fewest patients of each class; the bootstrap of fewer has no meaning."""
 
 _DEFINED_SHARE = 0.95
 """Least share of resamples with a score, for an interval."""

@@ -13,14 +13,13 @@ from mil.arrays import Floats, Ints
 from mil.calibration.priors import balanced, parse_prior
 from mil.data.cohort import Cohort
 from mil.errors import CohortError
-from mil.evaluation.bootstrap import stratified_bootstrap
+from mil.evaluation.bootstrap import MIN_RESAMPLED_PATIENTS, stratified_bootstrap
 from mil.evaluation.metrics import Interval, auroc, weighted_log_loss, wilson_interval
 from mil.evaluation.scoring import ScoreSettings, score_predictions
 from mil.inference.output import describe_typicality, unlike_caveats
 from mil.inference.predict import PatientPrediction
 
 __all__ = [
-    "MIN_PATIENTS_PER_CLASS",
     "ExternalValidation",
     "GroupScores",
     "SetCoverage",
@@ -28,9 +27,6 @@ __all__ = [
     "reason_to_leave_out",
     "validate",
 ]
-
-MIN_PATIENTS_PER_CLASS = 5
-"""Fewest scored patients of each class; the bootstrap of fewer has no meaning."""
 
 _GROUP_METRICS = {"weighted_log_loss": weighted_log_loss, "auroc": auroc}
 _REASONS = {
@@ -261,14 +257,14 @@ def _check_counts(
     cohort: Cohort, classes: Sequence[str], counts: Ints, left_out: Mapping[str, str]
 ) -> None:
     smallest = int(counts.argmin())
-    if counts[smallest] < MIN_PATIENTS_PER_CLASS:
+    if counts[smallest] < MIN_RESAMPLED_PATIENTS:
         few = next(iter(left_out.items()), None)
         why = f"; {len(left_out)} are left out, first {few[0]}: {few[1]}" if few else ""
         raise CohortError(
             cohort.path,
             actual=f"{pluralize(int(counts[smallest]), 'patients')} of class "
             f"{classes[smallest]!r} that can be scored{why}",
-            expected=f"at least {MIN_PATIENTS_PER_CLASS} of each class",
+            expected=f"at least {MIN_RESAMPLED_PATIENTS} of each class",
             hint="Add patients that the run was not trained on, and check --bags.",
         )
 

@@ -74,6 +74,20 @@ def test_the_file_of_a_run_leads_to_its_report_and_others_to_new_patients(
     assert f"Next: open {page}" in score((of_run, tables[1])).output
 
 
+def test_no_command_is_proposed_that_refuses_so_few_patients(tmp_path: Path) -> None:
+    cohort, *predictions = (tmp_path / f"{name}.csv" for name in ("labels", "first", "second"))
+    rows = [(f"p{number}", ("CE", "LAA")[number % 2]) for number in range(9)]
+    cohort.write_text("case,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+    for path in predictions:
+        path.write_text("patient_id,CE,LAA\n" + "".join(f"{name},.6,.4\n" for name, _ in rows))
+    columns = ["--column", "patient=case", "--column", "slide=case"]
+    for n_files in (1, 2):
+        result = mil_ok("score", *predictions[:n_files], "--cohort", cohort, *columns)
+        proposed = result.stderr.split("Next: ")[1].split()
+        assert proposed[:2] == ["mil", "describe"]
+        mil_ok(*proposed[1:], "--out", tmp_path / "page.html")
+
+
 def test_reliability_is_printed_and_given_as_json(tables: tuple[Path, Path]) -> None:
     printed = score(tables, "--reliability").output
     for words in ("reliability of LAA", "promised", "biased upwards", "Brier of LAA"):

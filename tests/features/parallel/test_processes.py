@@ -38,6 +38,14 @@ def process_pool(
     return WorkerPool(transport, start_first_only=start_first_only, on_warning=warnings.append)
 
 
+def run_until_told(pool: WorkerPool, warnings: list[str], n_warnings: int) -> None:
+    """Run jobs until workers that start meanwhile have led to so many warnings, a minute at most."""
+    end = time.monotonic() + 60
+    while len(warnings) < n_warnings:
+        assert time.monotonic() < end, warnings
+        pool.run([1], RecordingListener(), stop=Event())
+
+
 @pytest.mark.parametrize("start_first_only", [False, True])
 def test_processes_share_jobs(start_first_only: bool) -> None:
     listener = RecordingListener()
@@ -93,8 +101,7 @@ def test_a_worker_that_cannot_start_is_left_out_with_a_warning() -> None:
     with process_pool(
         make_toy, raise_error, other, start_first_only=True, warnings=warnings
     ) as executor:
-        while len(warnings) < 2:
-            executor.run([1], RecordingListener(), stop=Event())
+        run_until_told(executor, warnings, 2)
         executor.run([1, 2], listener, stop=Event())
     assert listener.results == {1: 1, 2: 4}
     first, second = sorted(warnings)
@@ -107,8 +114,7 @@ def test_a_worker_that_cannot_start_is_left_out_with_a_warning() -> None:
 def test_a_worker_that_ends_while_it_starts_is_told_each_time_and_then_left_out() -> None:
     warnings: list[str] = []
     with process_pool(make_toy, exit_at_once, warnings=warnings) as executor:
-        while len(warnings) < 3:
-            executor.run([1], RecordingListener(), stop=Event())
+        run_until_told(executor, warnings, 3)
     again = "worker process 1 ended with code 3 while it started; it is started again"
     assert warnings[:2] == [again, again]
     assert warnings[2].startswith("continuing without process 1: worker process 1: ended with code")
