@@ -291,8 +291,9 @@ def read_filter(path: Path) -> TileFilter:
         If the file is missing, damaged, not a filter, or of a later version.
     """
     try:
-        with path.open("rb"):  # its library does not tell a folder
-            pass
+        with path.open("rb") as stream:  # The library does not tell a folder or a table.
+            if (start := stream.read(9)[8:]) and start != b"{":
+                raise FilterError(path, actual="another kind of file", expected=_EXPECTED)
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             if not isinstance(header, dict):

@@ -48,7 +48,8 @@ class BagFormat:
     ``**`` is for programs that write a folder per cohort.
     ``read`` takes a path and an encoder, which chooses among several embeddings of a file;
     ``write``, None if the format can only be read, takes a folder and a bag, which must know the
-    ``required`` fields; ``hint`` says what to do where there is no such bag.
+    ``required`` fields; ``hint`` says what to do where there is no such bag. Files of two patterns
+    that differ in their suffix alone are ``copies`` of each other, or two bags of one slide.
     """
 
     patterns: tuple[str, ...]
@@ -57,6 +58,7 @@ class BagFormat:
     write: Callable[[Path, Bag], None] | None = None
     required: frozenset[str] = frozenset()
     hint: str = CHECK_LAYOUT
+    copies: bool = False
 
     def find(self, source: Path) -> FoundBags:
         """Return the files that match the first pattern with any match, and those left out.
@@ -76,9 +78,15 @@ class BagFormat:
                     hint="Choose one of these folders.",
                 )
             if paths:
-                of_slides = _by_slide(source, paths)
+                of_slides = _by_slide(source, paths if self.copies else self._with_twins(paths))
                 return FoundBags(paths=of_slides, left_out=_list_left_out(source, of_slides))
         raise BagError(source, actual="no such bag in it", expected=self.expected, hint=self.hint)
+
+    def _with_twins(self, paths: Sequence[Path]) -> list[Path]:
+        """Return these files and those beside them that only differ in the suffix of a pattern."""
+        suffixes = {Path(pattern).suffix for pattern in self.patterns}
+        twins = {path.with_suffix(suffix) for path in paths for suffix in suffixes}
+        return sorted({*paths, *filter(Path.is_file, twins)})
 
 
 def _by_slide(source: Path, paths: Sequence[Path]) -> dict[str, Path]:
@@ -149,7 +157,7 @@ BAG_FORMATS: Mapping[str, BagFormat] = MappingProxyType({
     "clam": BagFormat(
         patterns=("h5_files/*.h5", "pt_files/*.pt", "*.h5", "*.pt"),
         expected="h5_files/<slide>.h5 or pt_files/<slide>.pt",
-        read=clam.read, write=clam.write, required=frozenset({"coords"}),
+        read=clam.read, write=clam.write, required=frozenset({"coords"}), copies=True,
     ),
     "trident": BagFormat(
         patterns=("*.h5", "features_*/*.h5", "*/features_*/*.h5"),

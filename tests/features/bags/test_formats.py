@@ -814,6 +814,15 @@ def test_two_bags_of_one_slide_in_subfolders_are_refused(tmp_path: Path) -> None
     assert "one by one" in str(caught.value)
 
 
+def test_two_vectors_of_one_slide_in_files_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    write_h5(tmp_path / "in" / "s1.h5", features=FEATURES[:1])
+    write_pt(tmp_path / "in" / "s1.pt", torch.from_numpy(FEATURES[:1] + 1))
+    with pytest.raises(BagError, match=r"two bags of slide 's1': .*s1\.h5 and .*s1\.pt"):
+        import_all(tmp_path / "in", "slide-vectors")
+    (tmp_path / "in" / "s1.pt").unlink()
+    assert [r.slide_id for r in import_all(tmp_path / "in", "slide-vectors")] == ["s1"]
+
+
 def test_bags_named_after_the_file_of_the_slide_are_imported_under_its_id(tmp_path: Path) -> None:
     write_stamp(tmp_path / "in" / "x.svs.h5")
     assert [r.slide_id for r in import_all(tmp_path / "in", "stamp")] == ["x"]

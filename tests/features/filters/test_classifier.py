@@ -229,9 +229,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(FilterError, match="not readable"):
         read_filter(path)
-    path.write_bytes(b"\x80\x04pickle")
-    with pytest.raises(FilterError, match="not readable"):
-        read_filter(path)
+    for content in (b"\x80\x04a pickle", b"image_id,patient_id,label\n", b"<!DOCTYPE html>"):
+        path.write_bytes(content)
+        with pytest.raises(FilterError, match="another kind of file"):
+            read_filter(path)
+    for content in (b"", b"\x80\x04pickle"):
+        path.write_bytes(content)
+        with pytest.raises(FilterError, match="not readable"):
+            read_filter(path)
 
 
 def test_a_filter_of_other_tiles_is_refused_and_the_field_is_named() -> None:
