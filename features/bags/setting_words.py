@@ -42,6 +42,7 @@ def describe_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tup
             pairs += _describe_parts(name, own, other[name])
         else:
             pairs.append((_WORDS[name](own), _WORDS[name](other[name])))
+    pairs.sort(key=lambda pair: "--" not in "".join(pair))  # what the user states comes first
     own_words, other_words = zip(*pairs, strict=True) if pairs else ((), ())
     return _join(own_words), _join(other_words)
 

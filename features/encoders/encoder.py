@@ -28,7 +28,7 @@ from features.encoders.runtime_cache import EncoderRecord, write_encoder_record
 from features.encoders.runtime_selection import RuntimeTrial, measure_network, select_runtime
 from features.encoders.stored_choice import StoredChoice
 from features.encoders.transfer import DeviceTransfer
-from features.errors import EncoderError
+from features.errors import EncoderError, MilError
 from features.slides.base import RgbArray
 
 __all__ = [
@@ -344,7 +344,7 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
     try:
         with torch.inference_mode():
             output = model(pixels)
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, MilError):
         raise
     except (Exception, SystemExit) as error:  # The code may be that of another package.
         raise EncoderError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import timm
 from torch import nn
 
 from features.encoders.checkpoints import first_line
 from features.encoders.names import split_model_args
+from features.encoders.pathology import find_pathology_encoder
 from features.encoders.preprocessing import Preprocessing, require_colours, require_input
 from features.errors import EncoderError
 
@@ -40,13 +43,15 @@ def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None
     Raises
     ------
     EncoderError
-        If the package fails, or returns something else.
+        If the package fails or returns something else, or the name is that of another encoder too.
     """
     name, model_args = split_model_args(name)
     points = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name]
     if not points:
         return None
-    package = points[0].dist.name if points[0].dist is not None else points[0].value
+    packages = [point.value if point.dist is None else point.dist.name for point in points]
+    package = packages[0]
+    _require_one_encoder(name, packages)
     where = f"backbone {name!r} of {package}"
     try:
         encoder = points[0].load()(weights_path=weights_path, **model_args)
@@ -74,3 +79,19 @@ def find_plugin(name: str, *, weights_path: Path | None) -> PluginEncoder | None
     require_colours(where, vars(encoder.preprocessing), source=encoder.source)
     require_input(where, vars(encoder.preprocessing))
     return encoder
+
+
+def _require_one_encoder(name: str, packages: Sequence[str]) -> None:
+    """Raise EncoderError where a name that packages provide has another meaning too."""
+    others = []
+    if find_pathology_encoder(name) is not None:
+        others.append("the registry of pathology encoders")
+    if timm.is_model(name.partition(".")[0]):
+        others.append("timm")
+    if len(packages) + len(others) > 1:
+        raise EncoderError(
+            f"backbone {name!r}",
+            actual=f"an encoder of {' and of '.join([*packages, *others])}",
+            expected="a name of one encoder",
+            hint=f"Rename the entry point of {packages[-1]}, or uninstall it.",
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -220,7 +220,8 @@ def _train_together(
     ensembles = []
     for index, of_base in enumerate(base_learners):
         own = slice(index * config.n_members, (index + 1) * config.n_members)
-        _normalise(heads[own], cache, range(starts[index], starts[index + 1]))
+        if not _normalise(heads[own], cache, range(starts[index], starts[index + 1])):
+            raise _diverged(config)
         ensembles.append(
             Ensemble(
                 heads=tuple(head.cpu() for head in heads[own]),
@@ -231,10 +232,11 @@ def _train_together(
     return tuple(ensembles)
 
 
-def _normalise(heads: Sequence[Head], cache: FeatureCache, patients: range) -> None:
+def _normalise(heads: Sequence[Head], cache: FeatureCache, patients: range) -> bool:
     """Divide the logits of an ensemble by their spread over its training patients, in place.
 
-    At most 256 evenly spaced tiles of each patient are used; no label is.
+    At most 256 evenly spaced tiles of each patient are used; no label is. Returns whether the
+    logits are finite.
     """
     rows = torch.arange(patients.start, patients.stop, device=cache.lengths.device)
     order = rows[cache.lengths[rows].argsort(descending=True, stable=True)]
@@ -251,6 +253,19 @@ def _normalise(heads: Sequence[Head], cache: FeatureCache, patients: range) -> N
     scale = logit_spread(logits.cpu().numpy())
     for head in heads:
         head.logit_scale.fill_(scale)
+    return bool(logits.isfinite().all())
+
+
+def _diverged(config: TrainConfig) -> RunError:
+    default = replace(config, learning_rate=None)
+    return RunError(
+        "training",
+        actual=f"logits of NaN or infinity, with learning_rate {config.effective_learning_rate:g} "
+        f"and weight_decay {config.weight_decay:g}",
+        expected="finite logits",
+        hint=f"Give values nearer to the defaults, {default.effective_learning_rate:g} and "
+        f"{TrainConfig.weight_decay:g}.",
+    )
 
 
 def _fit_base_learners(

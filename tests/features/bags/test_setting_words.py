@@ -82,6 +82,17 @@ def test_views_and_masks_of_the_same_kind_are_told_apart() -> None:
     assert describe_difference(vars(older), vars(newer)) == words
 
 
+def test_options_come_before_what_follows_from_them() -> None:
+    own, other = PLAIN, replace(
+        PLAIN, weights_sha256="f" * 64, dim=PLAIN.dim + 1, transform=as_json(input_px=8),
+        tile_px=999, overlap_px=7, filter_sha256="e" * 64,
+    )  # fmt: skip
+    for text in describe_difference(vars(own), vars(other)):
+        shown, _, counted = text.partition(" and ")
+        assert shown.count("--") == 3
+        assert counted.endswith("more settings")
+
+
 def test_every_field_of_a_fingerprint_has_words() -> None:
     for field in fields(Fingerprint):
         value = getattr(PLAIN, field.name)

@@ -110,7 +110,7 @@ def test_a_truncated_download_is_refused_with_advice(
         load_model("hf-hub:someone/else")
 
 
-def write_package(folder: Path, code: str) -> None:
+def write_package(folder: Path, code: str, *, name: str = "my-encoder") -> None:
     """Write an installed package with an entry point, as ``pip install`` leaves it."""
     example = Path(__file__).parents[2] / "data" / "encoder_package"
     shutil.copytree(example, folder, dirs_exist_ok=True)
@@ -119,15 +119,15 @@ def write_package(folder: Path, code: str) -> None:
     info = folder / "my_encoder-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-encoder\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mil.encoders]\nmy-encoder = my_encoder:load\n")
+    (info / "entry_points.txt").write_text(f"[mil.encoders]\n{name} = my_encoder:load\n")
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     import sys
 
-    def install(code: str = "") -> None:
-        write_package(tmp_path / "site", code)
+    def install(code: str = "", *, name: str = "my-encoder") -> None:
+        write_package(tmp_path / "site", code, name=name)
         monkeypatch.syspath_prepend(str(tmp_path / "site"))
         monkeypatch.delitem(sys.modules, "my_encoder", raising=False)
 
@@ -141,13 +141,29 @@ def test_an_installed_package_provides_an_encoder(package: Any) -> None:
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"), [("uni", "the registry of pathology encoders"), ("resnet18", "timm")]
+)
+def test_a_package_does_not_take_the_name_of_another_encoder(
+    package: Any, name: str, other: str
+) -> None:
+    package(name=name)
+    message = f"backbone {name!r}: an encoder of my-encoder and of {other}; .*Rename the entry"
+    with pytest.raises(EncoderError, match=message):
+        load_model(name)
+
+
 PLUGIN = """
 from dataclasses import replace
 from torch import nn
+from features.errors import EncoderError
 from features.encoders.plugins import PluginEncoder
 from features.encoders.preprocessing import Preprocessing
 
 GIVEN = Preprocessing(input_px=8, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+def refuse():
+    raise EncoderError("backbone 'my-encoder'", actual="licence not accepted")
 
 class Network(nn.Module):
     def forward(self, images):
@@ -163,6 +179,7 @@ def load(weights_path):
     [
         ("{}['x']", "cannot take an image of 8 px .'x'"),
         ("exit(3)", "cannot take an image of 8 px"),
+        ("refuse()", "licence not accepted$"),
         ("vectors[:, :0]", r"shape \(1, 0\).*expected one vector per tile"),
         ("vectors.int()", r"shape \(1, 3\) and torch.int32"),
         ("vectors + 1j", r"shape \(1, 3\) and torch.complex64"),

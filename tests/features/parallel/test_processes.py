@@ -39,7 +39,7 @@ def process_pool(
 
 
 def run_until_told(pool: WorkerPool, warnings: list[str], n_warnings: int) -> None:
-    """Run jobs until workers that start meanwhile have led to so many warnings, a minute at most."""
+    """Run jobs until workers have led to so many warnings, a minute at most."""
     end = time.monotonic() + 60
     while len(warnings) < n_warnings:
         assert time.monotonic() < end, warnings

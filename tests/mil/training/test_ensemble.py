@@ -13,7 +13,7 @@ from features.errors import BagError
 from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import patient_folds
-from mil.errors import SplitError
+from mil.errors import RunError, SplitError
 from mil.evaluation.metrics import auroc, weighted_log_loss
 from mil.heads import whitening
 from mil.heads.ensemble import predict_members
@@ -177,6 +177,14 @@ def test_embeddings_too_large_to_be_whitened_are_refused() -> None:
     tiles = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     with pytest.raises(BagError, match="squares are beyond float32"):
         fit_pca_whitening({"a": tiles * np.float32(1e25)}, ["a"], 2)
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 1e30}, {"weight_decay": 1e30}])
+def test_training_that_diverges_is_refused_with_the_settings(setting: dict[str, float]) -> None:
+    bags, cohort = noise_cohort(12, seed=0)
+    config = replace(FAST, **setting)
+    with pytest.raises(RunError, match=r"1e\+30.*nearer to the defaults, 0.001 and 0.01"):
+        train_ensemble(bags, labels_of(cohort), seed=(1,), n_classes=2, config=config)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_leaves_the_global_stream_alone() -> None:
