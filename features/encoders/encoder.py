@@ -143,7 +143,7 @@ class TimmEncoder(Encoder):
             padded[:n_tiles] = tiles
             tiles = padded
         with torch.inference_mode():
-            output = self._network(self._prepare(self._transfer.send(tiles)))
+            output = self._run_network(self._prepare(self._transfer.send(tiles)))
             if output.shape != (len(tiles), self.dim):
                 raise EncoderError(
                     f"backbone {self.name!r}",
@@ -151,6 +151,18 @@ class TimmEncoder(Encoder):
                     expected=f"({len(tiles)}, {self.dim}), one vector per tile",
                 )
             return self._transfer.fetch(output[:n_tiles])
+
+    def _run_network(self, pixels: Tensor) -> Tensor:
+        try:
+            return self._network(pixels)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # The code may be that of another package.
+            raise EncoderError(
+                f"backbone {self.name!r}",
+                actual=f"it fails on a batch of {len(pixels)} tiles ({first_line(error)})",
+                expected="one vector per tile, for any number of tiles",
+            ) from error
 
     def _halve_batch(self, error: Exception) -> None:
         """Halve the batch size from now on."""
@@ -356,10 +368,12 @@ def measure_dim(model: nn.Module, name: str, pixels: Tensor) -> int:
     shape = f"a {type(output).__name__}"
     if isinstance(output, Tensor):
         is_vector = output.ndim == 2 and len(output) == len(pixels) and output.shape[1]
-        if is_vector and output.is_floating_point():
+        is_dense = output.layout == torch.strided
+        if is_vector and is_dense and output.is_floating_point():
             return int(output.shape[1])
         dtype = "" if output.is_floating_point() else f" and {output.dtype}"
-        shape = f"an output of shape {tuple(output.shape)}{dtype}"
+        layout = "" if is_dense else " (sparse)"
+        shape = f"an output of shape {tuple(output.shape)}{dtype}{layout}"
     raise EncoderError(
         f"backbone {name!r}",
         actual=f"{shape} for one tile",

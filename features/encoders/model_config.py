@@ -180,7 +180,7 @@ def _beside(config: ModelConfig) -> Path | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read_json(path)
     except CONTENT_ERRORS:
         return path  # Reading it says what is wrong with it.
     return None if isinstance(content, dict) and "architecture" not in content else path
@@ -229,13 +229,18 @@ def _from_folder(config: ModelConfig, folder: Path, beside: Path | None) -> Mode
     return replace(stated, weights_path=weights)
 
 
+def _read_json(path: Path) -> Any:
+    # Editors on Windows put a byte order mark before UTF-8.
+    return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
 def _from_json(config: ModelConfig, path: Path) -> ModelConfig:
     """Read timm's ``config.json``."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read_json(path)
         architecture = content["architecture"]
         stated = content.get("pretrained_cfg", content)
-        file = stated.get("hf_hub_filename") or stated.get("file")
+        file = Path(stated.get("hf_hub_filename") or stated.get("file") or "").name
         preprocessing = {
             "mean": stated.get("mean"), "std": stated.get("std"),
             "interpolation": stated.get("interpolation"),
@@ -267,7 +272,7 @@ def _from_json(config: ModelConfig, path: Path) -> ModelConfig:
         architecture=str(architecture).removesuffix(f".{tag}") if tag else str(architecture),
         model_args=model_args | ({"global_pool": pooling} if pooling is not None else {}),
         preprocessing={key: value for key, value in preprocessing.items() if value},
-        weights_files=[Path(file).name, *WEIGHT_FILES] if file else WEIGHT_FILES,
+        weights_files=[file, *WEIGHT_FILES] if file else WEIGHT_FILES,
         source=path.name,
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -137,6 +138,35 @@ def test_a_model_that_returns_maps_is_refused(n_maps: int, output: str) -> None:
     )
     with pytest.raises(EncoderError, match=f"backbone 'maps'.*{output}.*one vector per tile"):
         TimmEncoder(Maps(n_maps), name="maps", preprocessing=preprocessing, device=CPU)
+
+
+class Function(nn.Module):
+    """Model that returns the value of a function of the pixels."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.function(pixels)
+
+
+def of_function(function: Callable[[torch.Tensor], torch.Tensor]) -> TimmEncoder:
+    preprocessing = Preprocessing(
+        input_px=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    return TimmEncoder(Function(function), name="own", preprocessing=preprocessing, device=CPU)
+
+
+def test_a_model_that_takes_single_tiles_only_is_one_message() -> None:
+    encoder = of_function(lambda pixels: pixels.reshape(1, 3 * 32 * 32))
+    with pytest.raises(EncoderError, match=r"backbone 'own': it fails on a batch of 2 tiles \("):
+        encoder.embed(random_tiles(2))
+
+
+def test_a_sparse_vector_is_refused() -> None:
+    with pytest.raises(EncoderError, match=r"shape \(1, 3072\) \(sparse\) for one tile"):
+        of_function(lambda pixels: pixels.flatten(1).to_sparse())
 
 
 @pytest.mark.parametrize("execution", ["eager", pytest.param("onnx", marks=pytest.mark.ci)])

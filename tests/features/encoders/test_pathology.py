@@ -382,13 +382,25 @@ def test_layers_of_a_configuration_are_called_as_timm_calls_them(
     np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_configuration_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine")
+    path = tmp_path / "mine" / "config.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert resolve_model_config(f"local-dir:{tmp_path / 'mine'}").preprocessing["input_px"] == 64
+
+
 def test_a_configuration_that_timm_cannot_build_is_to_be_corrected(tmp_path: Path) -> None:
     write_folder(tmp_path / "mine", model_args={"num_heads": 0})
     with pytest.raises(EncoderError, match=r"cannot build it.* Correct the model_args of its conf"):
         load_model(f"local-dir:{tmp_path / 'mine'}")
 
 
-@pytest.mark.parametrize("content", ["", "[1, 2]", "{}", '{"architecture": 3, "model_args": 7}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1, 2]", "{}", '{"architecture": 3, "model_args": 7}',
+     json.dumps({"architecture": TINY, "pretrained_cfg": {"hf_hub_filename": 1}}),
+     json.dumps({"architecture": TINY, "pretrained_cfg": {"file": ["model.safetensors"]}})],
+)  # fmt: skip
 def test_a_folder_with_another_configuration_is_refused(content: str, tmp_path: Path) -> None:
     write_folder(tmp_path / "mine")
     (tmp_path / "mine" / "config.json").write_text(content, encoding="utf-8")
