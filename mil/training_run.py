@@ -198,7 +198,7 @@ def train_run(
     failures: Mapping[str, str] | None = None,
     executor: ExecutorFactory = local_fold_executor,
     n_resamples: int = 1000,
-    report: bool = True,
+    report: bool | Callable[[Path], object] = True,
     settings: str = "",
     on_head: Callable[[int, int], None] = _no_progress,
     on_step: Callable[[str], None] = _no_progress,
@@ -258,7 +258,8 @@ def train_run(
     n_resamples
         Bootstrap resamples for the 95 % intervals of scores.
     report
-        Draw the report, ``report.html``.
+        Draw the report, ``report.html``; or a function that draws it into a folder, which becomes
+        the run afterwards.
     settings
         Text of ``settings.toml``, from which ``mil train --config`` trains the same run; empty for
         no such file.
@@ -366,8 +367,7 @@ def train_run(
         data = collect_report_data(cohort, bags, oof, proba, notes=notes, failures=failures or {})
         write_report_data(temporary, data)
         save_bundle(replace(bundle, path=temporary))
-        if report:
-            write_report(temporary, name=run_dir.name)
+        _draw_report(temporary, report=report, name=run_dir.name)
     checkpoints.discard()
     sets = cross_fitted_sets(
         proba["calibrated"][0], oof.labels, oof.fold[0], coverage=COVERAGE
@@ -385,6 +385,13 @@ def train_run(
         notes=notes,
         learners=learner_weights(bundle),
     )
+
+
+def _draw_report(folder: Path, *, report: bool | Callable[[Path], object], name: str) -> None:
+    if callable(report):
+        report(folder)
+    elif report:
+        write_report(folder, name=name)
 
 
 def _sorted_cohort(

@@ -287,13 +287,11 @@ def train(
             unlabelled=unlabelled,
             image_labels=image_labels,
             folds_of=folds_of,
-            report=False,
+            report=partial(draw_report, bags=bags, name=run_dir.name),
             on_head=lambda done, total: bars.update(task, completed=done, total=total),
             on_step=lambda step: bars.update(task, description=step),
             **options,
         )
-        bars.update(task, description="drawing the report")
-        draw_report(run_dir, bags)
     log_run(run_dir)
     for note in summary.notes:
         print_warning(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,9 +70,9 @@ def train_labels(
             bars.update(tasks[label], description=f"{label}: {what}")
 
         summary = train_labels(
-            table, bags, run_dir, on_head=on_head, on_step=on_step, report=False, **options
-        )
-        draw_report(run_dir, Path(bags_dir))
+            table, bags, run_dir, on_head=on_head, on_step=on_step,
+            report=partial(draw_report, bags=Path(bags_dir), name=run_dir.name), **options,
+        )  # fmt: skip
     for note in dict.fromkeys(note for label in summary.labels.values() for note in label.notes):
         warn(f"note: {note}")
     if as_json:

@@ -37,11 +37,17 @@ _TILE_PX = 160
 
 
 def draw_report(
-    run: Path, bags: Path, *, slides: Path | None = None, explanations: Path | None = None
+    run: Path,
+    bags: Path,
+    *,
+    name: str | None = None,
+    slides: Path | None = None,
+    explanations: Path | None = None,
 ) -> Path:
     """Write ``report.html`` of a run, or of each label of one, and return the path of its page.
 
-    Slides are those of a folder, or the files that ``embed.csv`` beside the bags names.
+    Slides are those of a folder, or the files that ``embed.csv`` beside the bags names. The title
+    of the run is ``name``, by default that of the folder.
 
     Raises
     ------
@@ -55,22 +61,22 @@ def draw_report(
     paths = _reachable_slides(bags, slides)
     show = _slide_pictures(paths) if paths else None
     if not is_multilabel_bundle(run):
-        return write_report(run, explanations=explanations, bags=bags, show_slide=show)
+        return write_report(run, name=name, explanations=explanations, bags=bags, show_slide=show)
     overview = run / "report.html"
     labels = load_multilabel_bundle(run)
     tissue: dict[str, Sequence[PatientTissue]] = {}
-    for name, bundle in labels.bundles.items():
+    for label, bundle in labels.bundles.items():
         write_report(
             bundle.path, overview=overview, explanations=explanations, bags=bags, show_slide=show
         )
         if show:
             data = read_report_data(bundle.path, classes=bundle.classes)
-            tissue[name] = show_best(bundle, data, bags, show, class_index=1)
+            tissue[label] = show_best(bundle, data, bags, show, class_index=1)
     shown = [patient.patient_id for patients in tissue.values() for patient in patients]
     counts = next(iter(labels.bundles.values())).cohort_counts
     write_label_page(
-        overview, run.resolve().name, labels.scores,
-        {name: int(bundle.cohort_counts[1]) for name, bundle in labels.bundles.items()},
+        overview, name or run.resolve().name, labels.scores,
+        {label: int(bundle.cohort_counts[1]) for label, bundle in labels.bundles.items()},
         n_patients=int(sum(counts)), tissue=tissue,
         links=patient_links(run, explanations, shown), explained=index_link(run, explanations),
     )  # fmt: skip

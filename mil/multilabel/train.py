@@ -122,7 +122,7 @@ def train_labels(
     failures: Mapping[str, str] | None = None,
     image_labels: Mapping[str, InstanceLabels] | None = None,
     settings: str = "",
-    report: bool = True,
+    report: bool | Callable[[Path], object] = True,
 ) -> LabelSummary:
     """Train, calibrate and write one run per label, with the same folds for all.
 
@@ -145,7 +145,8 @@ def train_labels(
     settings
         Text of ``settings.toml``; empty for no such file.
     report
-        Write the report of each label.
+        Write the report of each label; or a function that writes the reports of all, as for that
+        function.
 
     Raises
     ------
@@ -178,13 +179,14 @@ def train_labels(
             summary = train_run(
                 cohort, label_bags, label_dir, folds=folds, executor=executor,
                 on_head=partial(on_head, name), on_step=partial(on_step, name),
-                n_resamples=n_resamples, report=report, **options,
+                n_resamples=n_resamples, report=report is True, **options,
             )  # fmt: skip
             finished.write(name, summary, config_hash=config_hash)
         summaries[name] = summary
     _remove_others(temporary / _FOLDER, table.names)
     result = _summarize(usable, temporary, run_dir, summaries, n_resamples=n_resamples, seed=seed)
-    scores = result.as_dict() | {"run": run_dir.name}
+    # Without the folders above it, the run has the same bytes elsewhere.
+    scores = _with_path(result, Path(run_dir.name)).as_dict()
     counts = dict(zip(table.names, map(int, usable.truth.sum(axis=0)), strict=True))
     write_label_page(
         temporary / "report.html", run_dir.name, scores, counts, n_patients=len(usable.truth)
@@ -200,6 +202,8 @@ def train_labels(
         "scores": scores,
     }  # fmt: skip
     write_json(temporary / _FILE, with_digests(described, temporary))
+    if callable(report):
+        report(temporary)
     finished.discard()
     _move(temporary, run_dir)
     return result
@@ -301,10 +305,15 @@ def _summarize(
         for kind, values in kinds.items()
     }
     # The runs are still in a temporary folder; the summary names their final one.
+    return _with_path(LabelSummary(path=run_dir, losses=losses, labels=summaries), run_dir)
+
+
+def _with_path(summary: LabelSummary, run_dir: Path) -> LabelSummary:
     labels = {
-        name: replace(summary, path=run_dir / _FOLDER / name) for name, summary in summaries.items()
+        name: replace(label, path=run_dir / _FOLDER / name)
+        for name, label in summary.labels.items()
     }
-    return LabelSummary(path=run_dir, losses=losses, labels=labels)
+    return replace(summary, path=run_dir, labels=labels)
 
 
 def _write_out_of_fold(path: Path, table: LabelTable, proba: Floats) -> None:

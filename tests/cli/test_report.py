@@ -36,6 +36,35 @@ def test_a_page_that_was_deleted_is_written_again_as_it_was(run: Path) -> None:
     assert json.loads(mil("report", run, "--json").stdout) == {"report": str(run / "report.html")}
 
 
+@pytest.mark.parametrize("options", [(), ("--labels", "any,left")], ids=["classes", "labels"])
+def test_a_training_killed_while_it_draws_the_report_goes_on_there(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_cohort(tmp_path, n_patients=20, shift=0.8)
+    rows = pd.read_csv(table, dtype=str)
+    number = rows["patient_id"].astype(int)
+    rows.assign(any=number % 2, left=number // 2 % 2).to_csv(table, index=False)
+
+    def train(folder: str) -> int:
+        return mil(
+            "train", "--cohort", table, "--bags", tmp_path / "bags", "--run",
+            tmp_path / folder / "run", "--folds", 2, "--head", "mean", *options,
+        ).exit_code  # fmt: skip
+
+    def killed(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    assert train("whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("cli.shared.report_tissue.write_report", killed)
+        assert train("killed") != 0
+    assert not (tmp_path / "killed" / "run").exists()
+    assert train("killed") == 0
+    for path in (tmp_path / "whole").rglob("*.*"):
+        twin = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+        assert twin.read_bytes() == path.read_bytes()
+
+
 def test_a_folder_in_the_way_of_the_page_is_moved_away(run: Path, tmp_path: Path) -> None:
     page = run / "report.html"
     page.rename(tmp_path / "before.html")
