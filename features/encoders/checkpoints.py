@@ -40,6 +40,10 @@ _PREFIXES = (
 """Prefixes of keys that wrappers of the network leave behind."""
 
 
+_LEAST_BYTES = 2
+"""Bytes of a number of half precision; fewer change embeddings."""
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, or of a torch file; nothing in it is executed.
 
@@ -53,13 +57,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         If the file is missing, truncated, unreadable, or holds no named tensors.
     """
     if not path.is_file():
-        is_folder = path_exists(path)
+        is_folder = path_exists(path) and path.is_dir()
         raise EncoderError(
             path,
-            actual="a folder, no file" if is_folder else "there is no such file",
+            actual="a folder, no file" if is_folder
+            else "no regular file" if path_exists(path)
+            else "there is no such file",
             expected="a checkpoint",
             hint="Name the file in it, or give it with --backbone local-dir:FOLDER." * is_folder,
-        )
+        )  # fmt: skip
     try:
         content = load_file(path) if _is_safetensors(path) else safe_torch_load(path)
     except Exception as error:  # The unpickler raises errors of any type on damaged data.
@@ -86,6 +92,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         )
     state = convert_transformers_keys(_without_chunks(_strip_prefixes(state)))
     for key, value in state.items():
+        if value.is_floating_point() and value.element_size() < _LEAST_BYTES:
+            raise EncoderError(
+                path,
+                actual=f"{key!r} is of {value.dtype}",
+                expected="weights of 16 bits or more",
+                hint="Use a checkpoint that is not quantised.",
+            )
         if value.layout != torch.strided or value.is_meta:
             raise EncoderError(
                 path,
@@ -115,7 +128,10 @@ def _why_unreadable(path: Path, error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError):
         return error.strerror or first_line(error), ""
     with path.open("rb") as file:
-        kind, hint = find_foreign_kind(file.read(START_BYTES))
+        start = file.read(START_BYTES)
+    kind, hint = find_foreign_kind(start)
+    if start.lstrip().startswith(b"{"):
+        kind, hint = "JSON", "Give the file of the weights; join those of several into one."
     if kind:
         return kind, hint
     if "TorchScript" in str(error):

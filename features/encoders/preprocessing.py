@@ -26,6 +26,8 @@ __all__ = [
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
 """Ways to scale tiles to the side of the input."""
+_LARGEST_INPUT_PX = 4096
+"""No encoder takes larger images; a batch of them would not fit into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +111,11 @@ def require_input(where: str, stated: Mapping[str, Any]) -> None:
     ``where`` is the beginning of the message.
     """
     side, interpolation = stated.get("input_px", 1), stated.get("interpolation", "bicubic")
-    if type(side) is not int or side < 1:
+    if type(side) is not int or not 1 <= side <= _LARGEST_INPUT_PX:
         raise EncoderError(
-            where, actual=f"input_px {side!r}", expected="a whole number of px, e.g. 224"
+            where,
+            actual=f"input_px {side!r}",
+            expected=f"a whole number of px up to {_LARGEST_INPUT_PX}, e.g. 224",
         )
     if interpolation not in _INTERPOLATIONS:
         raise EncoderError(

@@ -286,6 +286,7 @@ def test_arguments_state_what_no_file_does(tmp_path: Path) -> None:
         (TINY, ["pooling="], "not KEY=VALUE"),
         (f"{TINY}?pooling", [], r"not KEY=VALUE \(pooling="),
         (TINY, ["input_px=x"], "input_px 'x'; expected a whole number of px"),
+        (TINY, ["input_px=99999"], "input_px 99999; expected a whole number of px up to 4096"),
         (TINY, ["input_px=0"], "input_px 0; expected a whole number of px"),
         (TINY, ["input_px=224.5"], "input_px 224.5; expected a whole number of px"),
         (TINY, ["interpolation=cubic"], "interpolation 'cubic'; expected bicubic or bilinear"),

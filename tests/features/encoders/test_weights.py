@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from argparse import Namespace
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path, name: str, conten
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.*git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page.*Download it again"),
         (b"\x1f\x8b\x08", "an archive.*Unpack it"),
+        (b'{"weight_map": {}}', "JSON.*join those of several"),
         (b"x", "no file of torch.*Fetch it again"),
     ],
 )
@@ -172,6 +174,18 @@ def test_a_state_dict_under_several_unknown_names_is_found(tmp_path: Path) -> No
 def test_a_folder_of_weights_is_called_one(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"a folder, no file.*local-dir:FOLDER"):
         load_model(TINY, weights_path=tmp_path)
+
+
+def test_a_device_is_no_checkpoint() -> None:
+    with pytest.raises(EncoderError, match=r"no regular file; expected a checkpoint$"):
+        load_model(TINY, weights_path=Path(os.devnull))
+
+
+def test_weights_of_eight_bits_are_refused(tmp_path: Path) -> None:
+    state = {key: value.to(torch.float8_e4m3fn) for key, value in tiny_state().items()}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(EncoderError, match=r"float8_e4m3fn; expected weights of 16 bits or more"):
+        load_model(TINY, weights_path=tmp_path / "w.pth")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
