@@ -10,7 +10,10 @@ from features.utils.text import list_names, normalize_name, pluralize
 from mil.data.cohort import without_suffix
 from mil.errors import CohortError
 
-__all__ = ["InstanceLabels", "describe_unmatched", "read_instance_labels"]
+__all__ = ["ZERO_OR_ONE", "InstanceLabels", "describe_unmatched", "read_instance_labels"]
+
+ZERO_OR_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+"""Meaning of cells of a label, in small letters; pandas writes 1.0 where a column had gaps."""
 
 InstanceLabels = Mapping[tuple[str, str], int]
 """1 for positive images, 0 for negative ones, by bag and source, both composed (NFC)."""
@@ -33,7 +36,8 @@ def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, st
     bag = find_column(table, ["slide_id", "bag_id", "scan_id"], where=path, what="bag ids")
     source = find_column(table, ["source", "path", "file"], where=path, what="files of images")
     column = find_column(table, names, where=path, what="0 or 1 for each image")
-    invalid = ~table[column].isin(["0", "1"])
+    values = table[column].str.lower().map(ZERO_OR_ONE)
+    invalid = values.isna()
     if invalid.any():
         row = int(table.index[invalid][0])
         raise CohortError(
@@ -42,7 +46,7 @@ def read_instance_labels(path: Path, names: Sequence[str]) -> dict[tuple[str, st
         )  # fmt: skip
     labels: dict[tuple[str, str], int] = {}
     keys = zip(table[bag].map(without_suffix), table[source].map(normalize_name), strict=True)
-    for row, key, label in zip(table.index, keys, table[column].astype(int).tolist(), strict=True):
+    for row, key, label in zip(table.index, keys, values.astype(int).tolist(), strict=True):
         if labels.setdefault(key, label) != label:
             raise CohortError(
                 f"{path}, row {row + 2}", actual=f"{column} of image {key[1]!r} is 0 and 1",

@@ -14,6 +14,7 @@ from features.utils.tables import find_column, read_table
 from mil.arrays import Floats, Ints
 from mil.data.cohort import Cohort, Columns, Patient, id_order, read_slide_rows
 from mil.data.cohort_checks import check_one_value
+from mil.data.instance_labels import ZERO_OR_ONE
 from mil.errors import CohortError
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "read_label_table",
 ]
 
-_MEANING = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _RESERVED = {
     "bag_id", "center_id", "image_id", "order", "path", "patient_id", "slide_id", "source",
 }  # fmt: skip
@@ -135,7 +135,7 @@ def read_label_table(
 
 
 def _zeros_and_ones(path: Path, column: pd.Series[str], name: str) -> pd.Series[int]:
-    values = column.str.lower().map(_MEANING)
+    values = column.str.lower().map(ZERO_OR_ONE)
     if values.isna().any():
         row = int(values.index[values.isna()][0])
         raise CohortError(

@@ -35,6 +35,8 @@ def test_labels_are_read_from_a_column_of_the_class_or_of_that_name(tmp_path: Pa
     (tmp_path / "a.csv").write_text("bag_id,path,any,label\ns,x/1.dcm,1,0\n")
     assert read_instance_labels(tmp_path / "a.csv", ["any", "label"]) == {("s", "x/1.dcm"): 1}
     assert read_instance_labels(tmp_path / "a.csv", ["ill", "label"]) == {("s", "x/1.dcm"): 0}
+    (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,1.0\ns,x/2.dcm,False\n")
+    assert list(read_instance_labels(tmp_path / "a.csv", ["label"]).values()) == [1, 0]
     (tmp_path / "a.csv").write_text("bag_id,path,label\ns,x/1.dcm,yes\n")
     with pytest.raises(CohortError, match="row 2: label is 'yes'"):
         read_instance_labels(tmp_path / "a.csv", ["label"])
