@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -173,7 +175,20 @@ def run_lock(run_dir: Path) -> Iterator[None]:
                 expected="one at a time",
                 hint="Wait until it has ended, or name another folder with --run.",
             )
+        _remove_unfinished(run_dir)
         yield
+
+
+def _remove_unfinished(run_dir: Path) -> None:
+    """Remove folders that trainings killed while they wrote the run have left beside it."""
+    of_run = re.compile(rf"\.{re.escape(run_dir.name)}\.\d+\.part")
+    parent = run_dir.parent
+    for path in list(parent.iterdir()) if os.access(parent, os.R_OK) else []:
+        if not of_run.fullmatch(path.name):
+            continue
+        # A run named with a dot and a number has checkpoints, tensors only, under such a name.
+        if any(file.suffix == ".csv" for file in path.glob("*")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _as_table(logits: Mapping[str, Floats]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from mil.data.bags import PatientBags, load_patient_bags
 from mil.data.cohort import Cohort, read_cohort
 from mil.data.splits import Fold, patient_folds
 from mil.training import checkpoints, cross_validation, fold_jobs
-from mil.training.checkpoints import Checkpoints
+from mil.training.checkpoints import Checkpoints, run_lock
 from mil.training.config import TrainConfig
 from mil.training.cross_validation import cross_validate
 from mil.training.ensemble import train_ensemble, train_ensembles
@@ -227,3 +227,17 @@ def test_heads_read_from_checkpoints_are_counted(tmp_path: Path) -> None:
         counts.append(len(heads))
     assert counts == [6, 6]
     assert results[0].logits.tobytes() == results[1].logits.tobytes()
+
+
+def test_what_a_killed_training_left_half_written_is_removed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    names = (".run.5.part", ".run.part", ".run.6.part", ".other.5.part", "run.5.part")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.safetensors").touch()
+        if name != ".run.6.part":  # checkpoints of a run named run.6
+            (tmp_path / name / "folds.csv").touch()
+    with run_lock(tmp_path / "run"):
+        kept = {path.name for path in tmp_path.iterdir()}
+    assert set(names) - kept == {".run.5.part"}
