@@ -155,7 +155,7 @@ class TimmEncoder(Encoder):
     def _run_network(self, pixels: Tensor) -> Tensor:
         try:
             return self._network(pixels)
-        except torch.cuda.OutOfMemoryError:
+        except (torch.cuda.OutOfMemoryError, MilError):
             raise
         except Exception as error:  # The code may be that of another package.
             raise EncoderError(
