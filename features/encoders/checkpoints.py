@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 path,
                 actual=f"{key!r} is of {value.dtype}",
                 expected="weights of 16 bits or more",
-                hint="Use a checkpoint that is not quantised.",
+                hint="Use the checkpoint of another epoch, or one that is not quantised.",
             )
         if value.layout != torch.strided or value.is_meta:
             raise EncoderError(

@@ -293,7 +293,10 @@ def read_filter(path: Path) -> TileFilter:
     try:
         with path.open("rb") as stream:  # The library does not tell a folder or a table.
             if (start := stream.read(9)[8:]) and start != b"{":
-                raise FilterError(path, actual="another kind of file", expected=_EXPECTED)
+                raise FilterError(
+                    path, actual="another kind of file", expected=_EXPECTED,
+                    hint="Name that file, or fit it again with 'mil filter fit'.",
+                )  # fmt: skip
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             if not isinstance(header, dict):

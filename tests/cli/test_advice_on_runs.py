@@ -151,6 +151,9 @@ def test_advice_on_usage_is_usage_that_works(
 @pytest.mark.parametrize(
     ("wrong", "advice", "then"),
     [
+        (f"{MEAN} --cohort train.csv --set learning_rate=1e30",
+         "Give values nearer to the defaults, 0.001 and 0.01.",
+         f"{MEAN} --cohort train.csv --set learning_rate=0.001"),
         (f"{TRAIN} --head mean --cohort centre.csv --by centre", "Use --by patient.",
          f"{MEAN} --cohort centre.csv --by patient"),
         (f"{TRAIN} --head mean --cohort confounded.csv --by centre",

@@ -16,6 +16,7 @@ NOT_FOLLOWED = {
     ),
     "Install what is missing with pip, or download it.": "it needs the network",
     "Look at them on the page": "the page of mil preview is for the eyes",
+    "Rename the entry point of …, or uninstall it.": "no package is installed in the tests",
     "The first: …": "an example of a finding that has no advice of its own",
     "The first: ….": "an example of a finding that has no advice of its own",
     ", but it ranks patients better than chance: see 'mil recalibrate'": (
